@@ -1,0 +1,80 @@
+"""Neural networks as plain functions on plain pytrees, every gradient formula proven.
+
+    import funcnet as fn
+
+    params = fn.linear.init(key, 64, 10)
+    y = fn.linear.apply(params, x)
+
+Names are imported when they are first used; importing funcnet itself only sets the XLA guard.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from funcnet import backend as _backend
+
+if TYPE_CHECKING:
+    from funcnet import backend, errors, nets, ops, rules, tasks, train, verifier
+    from funcnet.ops import (
+        attention,
+        avg_pool,
+        batch_norm,
+        binary_cross_entropy,
+        conv,
+        cross_entropy,
+        dropout,
+        embedding,
+        gelu,
+        group_norm,
+        layer_norm,
+        linear,
+        matmul,
+        max_pool,
+        mse,
+        multihead,
+        relu,
+        rms_norm,
+        sigmoid,
+        silu,
+        softmax,
+        tanh,
+    )
+    from funcnet.rules import autodiff
+    from funcnet.store import load, save
+    from funcnet.verifier import verify, verify_model
+
+__version__ = "0.1.0"
+
+_OPERATIONS = (
+    "attention", "avg_pool", "batch_norm", "binary_cross_entropy", "conv", "cross_entropy", "dropout",
+    "embedding", "gelu", "group_norm", "layer_norm", "linear", "matmul", "max_pool", "mse", "multihead",
+    "relu", "rms_norm", "sigmoid", "silu", "softmax", "tanh",
+)  # fmt: skip
+_PACKAGES = ("backend", "errors", "nets", "ops", "rules", "store", "tasks", "train", "verifier")
+_FUNCTIONS = {
+    "autodiff": "rules",
+    "load": "store",
+    "save": "store",
+    "verify": "verifier",
+    "verify_model": "verifier",
+}
+__all__ = [*_OPERATIONS, *_PACKAGES, *_FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]
+
+_backend.guard()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OPERATIONS:
+        value = importlib.import_module(f"funcnet.ops.{name}")
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"funcnet.{name}")
+    elif name in _FUNCTIONS:
+        value = getattr(importlib.import_module(f"funcnet.{_FUNCTIONS[name]}"), name)
+    else:
+        raise AttributeError(f"module 'funcnet' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

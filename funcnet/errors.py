@@ -1,0 +1,86 @@
+"""The errors that funcnet raises: typed, complete, and with a hint only when a condition proves it.
+
+Every one carries what its text says, as attributes: ``path`` (the argument or leaf), ``expected``,
+``actual`` and ``hint``. They are raised when a function is traced, so the text is the same under
+`jax.jit`, `jax.vmap` and `jax.grad`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "DTypeError",
+    "FileFormatError",
+    "FuncnetError",
+    "MissingExtraError",
+    "ShapeError",
+    "StructureError",
+    "ValueRangeError",
+    "describe",
+]
+
+
+class FuncnetError(Exception):
+    """The base of funcnet's errors; catch the subclasses, or the built-in types that they extend.
+
+    Args:
+        problem: one sentence, "where: what is wrong".
+        path: the argument or leaf at fault, as the user wrote it: ``x``, ``params["w"]``.
+        expected: what was wanted, in full, with the source of each number.
+        actual: what came.
+        hint: what to do, given only when a condition proves it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | None = None,
+        expected: str | None = None,
+        actual: str | None = None,
+        hint: str | None = None,
+    ):
+        self.path, self.expected, self.actual, self.hint = path, expected, actual, hint
+        rows = [("expected", expected), ("got", actual), ("hint", hint)]
+        super().__init__("\n".join([problem, *(f"  {name:<8}  {text}" for name, text in rows if text)]))
+
+
+class ShapeError(FuncnetError, ValueError):
+    """An array has the wrong rank or sizes."""
+
+
+class DTypeError(FuncnetError, TypeError):
+    """A value has the wrong type, or an array the wrong element type."""
+
+
+class ValueRangeError(FuncnetError, ValueError):
+    """A value lies outside the range in which it means something."""
+
+
+class StructureError(FuncnetError, ValueError):
+    """A pytree has missing, unexpected or misplaced parts."""
+
+
+class FileFormatError(FuncnetError, ValueError):
+    """A file is damaged, of another format, or does not hold what it should."""
+
+
+class MissingExtraError(FuncnetError, ImportError):
+    """A feature needs an optional dependency; the text names the extra that brings it."""
+
+
+def describe(value: Any) -> str:
+    """`value` in a few characters: ``float32[7, 3]`` for an array, never its elements.
+
+    >>> describe(np.zeros((7, 3), np.float32))
+    'float32[7, 3]'
+    >>> describe(0.5)
+    '0.5 (float)'
+    """
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{dtype}[{', '.join(map(str, shape))}]"
+    if value is None or isinstance(value, bool | int | float | str):
+        return f"{value!r} ({type(value).__name__})"
+    return f"a {type(value).__name__}"
