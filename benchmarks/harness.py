@@ -1,0 +1,171 @@
+"""Fair timing in one process, and the tables that it makes.
+
+Candidates are timed in turn, A B C, B C A, C A B ..., so that a machine that slows down slows all of them.
+What is published is the median with its range, and the ratio as the median of the ratios *within* a round.
+The numbers mean something only beside the machine, the versions, the flags and the load: `header`.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: median, minimum and maximum over the rounds; ratio to the first candidate."""
+
+    median: float
+    low: float
+    high: float
+    ratio: float
+
+    def __str__(self) -> str:
+        scale, unit = next(p for p in _UNITS if self.median >= p[0] or p is _UNITS[-1])
+        median, low, high = (f"{value / scale:.3g}" for value in (self.median, self.low, self.high))
+        return f"{median} {unit} ({low}–{high}) ×{self.ratio:.3f}"
+
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """One result: rows of named cells (text, numbers, `Timing`s; columns as they appear) and notes."""
+
+    title: str
+    rows: Sequence[Mapping[str, object]]
+    notes: str = ""
+
+    def markdown(self) -> str:
+        """The table under its title, with its notes."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = [columns, ["---"] * len(columns)]
+        lines += [[_cell(row.get(name, "")) for name in columns] for row in self.rows]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return "\n\n".join(part for part in (f"## {self.title}", body, self.notes) if part)
+
+
+def compare(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    warmup: int = 3,
+    sample_seconds: float = 0.02,
+) -> dict[str, Timing]:
+    """Time functions of no arguments against each other; the first is the one that ratios refer to.
+
+    Args:
+        candidates: name to function. It returns arrays (any pytree), which are waited for after every call.
+        rounds: samples per candidate, taken in turn.
+        warmup: calls of each before anything is timed (compilation, caches).
+        sample_seconds: a sample repeats its call until it lasts about this long, the same number for all.
+    """
+    for call in candidates.values():
+        _seconds(call, warmup)
+    calls = max(1, round(sample_seconds / max(_seconds(call, 1) for call in candidates.values())))
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(_seconds(candidates[name], calls) / calls)
+    return summarise(samples)
+
+
+def summarise(samples: Mapping[str, Sequence[float]]) -> dict[str, Timing]:
+    """Samples in seconds, one per round and candidate, as timings; for rounds that span several processes."""
+    baseline = next(iter(samples.values()))
+    return {
+        name: Timing(
+            statistics.median(values),
+            min(values),
+            max(values),
+            statistics.median(value / base for value, base in zip(values, baseline, strict=True)),
+        )
+        for name, values in samples.items()
+    }
+
+
+def header() -> dict[str, object]:
+    """The machine, the versions, the flags and the load, as they are now."""
+    versions = {name: metadata.version(name) for name in ("funcnet", "jax", "jaxlib", "numpy", "optax")}
+    facts: dict[str, object] = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "commit": _commit(),
+        "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("XLA_", "JAX_", "FUNCNET_"))},
+        "load": [round(load, 2) for load in os.getloadavg()],
+    }
+    if "jax" in sys.modules:
+        facts["devices"] = sorted({device.device_kind for device in sys.modules["jax"].devices()})
+    return facts
+
+
+def result_name(name: str) -> str:
+    """The stem of a benchmark's result files: every figure belongs to one version of JAX."""
+    return f"{name}-jax{metadata.version('jax')}"
+
+
+def report(name: str, title: str, tables: Sequence[Table], facts: Mapping[str, object]) -> str:
+    """A run as a Markdown page: command, header, tables."""
+    lines = [f"{key}: {value}" for key, value in {"command": f"python -m benchmarks {name}", **facts}.items()]
+    head = "\n".join(["```", *lines, "```"])
+    return "\n\n".join([f"# {name}: {title}", head, *(table.markdown() for table in tables)]) + "\n"
+
+
+def write(name: str, title: str, tables: Sequence[Table], facts: Mapping[str, object]) -> list[Path]:
+    """Write results/NAME-jaxVERSION.json and .md, and return their paths."""
+    RESULTS.mkdir(exist_ok=True)
+    stem = result_name(name)
+    data = {"benchmark": name, "header": facts, "tables": [asdict(table) for table in tables]}
+    texts = {
+        f"{stem}.json": json.dumps(data, indent=1) + "\n",
+        f"{stem}.md": report(name, title, tables, facts),
+    }
+    for file, text in texts.items():
+        (RESULTS / file).write_text(text, encoding="utf-8")
+    return [RESULTS / file for file in texts]
+
+
+def _seconds(call: Callable[[], object], calls: int) -> float:
+    """Wall time of `calls` calls, each waited for."""
+    import jax  # here, so that a benchmark of processes does not pay for it
+
+    start = time.perf_counter()
+    for _ in range(calls):
+        jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor() or "unknown"
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _commit() -> str:
+    """The commit, with a plus if the tree has changed since."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
