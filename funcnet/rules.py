@@ -1,0 +1,382 @@
+"""How a hand-derived gradient runs in place of autodiff's, with every transform of JAX still working.
+
+`jax.custom_vjp` would do for reverse mode, but it forbids forward mode. Two ways allow both:
+
+- `call(vjp, *args, **options)`, for any operation: a `jax.custom_jvp` whose tangent is one linear
+  primitive. Its transpose is the pullback that `vjp` returns, its forward is the `jax.linear_transpose`
+  of that pullback. Reverse mode saves exactly the residuals that the pullback holds.
+- `bilinear(name, product)` and `close`, for products such as T(w)x: primitives whose transposes are each
+  other, so that no order of differentiation ever leaves the set.
+
+`with autodiff("jax"):` runs the same forwards without their rules, for study and for doubt.
+`operation` marks the functions that users call, so that `record` can list the calls in a traced program.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Hashable, Iterator
+from types import ModuleType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.tree_util import Partial, PyTreeDef
+
+from funcnet.errors import ValueRangeError
+
+__all__ = ["Call", "autodiff", "bilinear", "bind", "call", "close", "operation", "products_saveable", "record"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Contexts of JAX's own kind: they are part of its cache keys. A global or a ContextVar would be ignored
+# by every function that is already traced.
+_rule = jax.make_user_context("hand")
+_tape = jax.make_user_context(None)
+
+
+@contextlib.contextmanager
+def autodiff(rule: str) -> Iterator[None]:
+    """Choose what differentiates funcnet's operations inside the context.
+
+    Args:
+        rule: ``"jax"``: the same forwards, differentiated by JAX; ``"hand"``: by their own formulas.
+
+    Raises:
+        ValueRangeError: another name.
+    """
+    if rule not in ("hand", "jax"):
+        raise ValueRangeError(
+            f'autodiff: rule is {rule!r}, but there are "hand" and "jax".', path="rule", actual=repr(rule)
+        )
+    with _rule(rule):
+        yield
+
+
+class Call(NamedTuple):
+    """One call of an operation in a traced program: shapes and dtypes, no values."""
+
+    operation: ModuleType
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class _Tape:
+    """A list that hashes by identity, as a context of JAX must."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+
+def operation(apply: Callable[P, R]) -> Callable[P, R]:
+    """Mark `apply` as an operation: inside `record`, its calls are noted. Otherwise nothing changes."""
+
+    @functools.wraps(apply)
+    def marked(*args: P.args, **options: P.kwargs) -> R:
+        if (tape := _tape.value) is not None:
+            tape.calls.append(Call(sys.modules[apply.__module__], _shapes(args), _shapes(options)))
+        return apply(*args, **options)
+
+    return marked
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Call]]:
+    """List the operations called by whatever is traced inside the context, in order.
+
+    The context is part of JAX's cache keys, so functions that were traced before are traced again.
+    A `jax.lax.scan` or `jax.vmap` body is traced once and so counts once, with the shapes it sees.
+    """
+    tape = _Tape()
+    with _tape(tape):
+        yield tape.calls
+
+
+def _shapes(tree: Any) -> Any:
+    def shape(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
+
+    return jax.tree.map(shape, tree)
+
+
+def same_variance(*arrays: Any) -> list[jax.Array]:
+    """Cast every operand to vary over the union of their manual mesh axes, as jnp does for its operations.
+
+    Without it, a primitive under `jax.shard_map` returns the first shard's gradient of a replicated operand.
+    """
+    cast = [jnp.asarray(a) for a in arrays]
+    varying = [jax.typeof(a).manual_axis_type.varying for a in cast]
+    union = frozenset().union(*varying)
+    return [
+        jax.lax.pcast(a, tuple(union - v), to="varying") if union - v else a
+        for a, v in zip(cast, varying, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=None, typed=True)
+def bind(function: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
+    """`functools.partial(function, **static)`, the same object each time.
+
+    A fresh partial would give every pullback a pytree structure of its own: consumers would retrace,
+    and the branches of `jax.lax.cond` would not match.
+    """
+    return functools.partial(function, **static)
+
+
+# ---- any operation: a tangent that is the transpose of its pullback ---------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """`vjp` as a function of flat leaves; hashable, so that equal calls share JAX's caches."""
+
+    vjp: Callable[..., Any]
+    args: PyTreeDef
+    traced: PyTreeDef
+    static: tuple[tuple[str, Hashable], ...]
+
+    def __call__(self, leaves: list[jax.Array]) -> tuple[Any, Partial]:
+        args = jax.tree.unflatten(self.args, leaves[: self.args.num_leaves])
+        traced = jax.tree.unflatten(self.traced, leaves[self.args.num_leaves :])
+        return self.vjp(*args, **traced, **dict(self.static))
+
+
+def call(vjp: Callable[..., tuple[Any, Partial]], *args: Any, **options: Any) -> Any:
+    """``vjp(*args, **options)[0]``, differentiated by the pullback that `vjp` returns.
+
+    Args:
+        vjp: a module-level function ``(*args, **options) -> (y, pullback)``; ``pullback(dy)`` gives one
+            cotangent tree per positional argument, None where there is no gradient.
+        args: pytrees of arrays.
+        options: without gradient: hashable statics, or pytrees of arrays (masks, keys).
+    """
+    traced = {name: value for name, value in options.items() if _holds_arrays(value)}
+    static = tuple(sorted((name, value) for name, value in options.items() if name not in traced))
+    arg_leaves, arg_tree = jax.tree.flatten(args)
+    traced_leaves, traced_tree = jax.tree.flatten(traced)
+    rule = _Rule(vjp, arg_tree, traced_tree, static)
+    leaves = same_variance(*arg_leaves, *traced_leaves)
+    return rule(leaves)[0] if _rule.value == "jax" else _call(rule, leaves)
+
+
+def _holds_arrays(value: Any) -> bool:
+    return any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _call(rule: _Rule, leaves: list[jax.Array]) -> Any:
+    return rule(leaves)[0]
+
+
+@_call.defjvp
+def _call_jvp(rule: _Rule, primals: Any, tangents: Any) -> Any:
+    (leaves,), (dleaves,) = primals, tangents
+    y, pullback = rule(leaves)
+    residuals, pullback_tree = jax.tree.flatten(pullback)
+    y_leaves, y_tree = jax.tree.flatten(y)
+    moving = tuple(i for i in range(rule.args.num_leaves) if jnp.issubdtype(leaves[i].dtype, jnp.inexact))
+    linear = _Linear(
+        pullback_tree, rule.args, y_tree, moving, tuple(jax.typeof(v).to_tangent_aval() for v in y_leaves)
+    )
+    operands = same_variance(*residuals, *(dleaves[i] for i in moving))
+    dy = _linear_p.bind(*operands, linear=linear, known=len(residuals))
+    return y, jax.tree.unflatten(y_tree, dy)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linear:
+    """The linear map from tangents to dy, given residuals, and its transpose; flat lists throughout."""
+
+    pullback: PyTreeDef
+    args: PyTreeDef
+    y: PyTreeDef
+    moving: tuple[int, ...]  # the leaves of args that have a tangent
+    dy: tuple[Any, ...]  # abstract values
+
+    def pull(self, residuals: list[Any], dy: list[Any]) -> list[Any]:
+        grads = jax.tree.unflatten(self.pullback, residuals)(jax.tree.unflatten(self.y, dy))
+        leaves: list[Any] = []
+
+        def spread(grad: Any, arg: Any) -> None:  # None may stand for a whole argument
+            leaves.extend([grad] if grad is not None else [None] * len(jax.tree.leaves(arg)))
+
+        skeleton = jax.tree.unflatten(self.args, range(self.args.num_leaves))
+        jax.tree.map(spread, grads, skeleton, is_leaf=lambda v: v is None)
+        return [leaves[i] for i in self.moving]
+
+    def push(self, residuals: list[Any], tangents: list[Any]) -> list[Any]:
+        zeros = same_variance(*residuals, *(jnp.zeros(v.shape, v.dtype) for v in self.dy))
+        return _transpose_of_pull(self, residuals, zeros[len(residuals) :], tangents)
+
+    def out_avals(self, *_: Any) -> tuple[Any, ...]:
+        return self.dy
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batched:
+    """`inner` over a batch: residuals along `axes` (None: shared), tangents and cotangents along axis 0."""
+
+    inner: "_Linear | _Batched"
+    axes: tuple[int | None, ...]
+    size: int
+
+    def pull(self, residuals: list[Any], dy: list[Any]) -> list[Any]:
+        return jax.vmap(self.inner.pull, (list(self.axes), 0), axis_size=self.size)(residuals, dy)
+
+    def push(self, residuals: list[Any], tangents: list[Any]) -> list[Any]:
+        return jax.vmap(self.inner.push, (list(self.axes), 0), axis_size=self.size)(residuals, tangents)
+
+    def out_avals(self, residuals: list[Any], tangents: list[Any]) -> tuple[Any, ...]:
+        return tuple(jax.make_jaxpr(self.push)(residuals, tangents).out_avals)
+
+
+def _transpose_of_pull(linear: _Linear, residuals: Any, dy: Any, tangents: Any) -> list[Any]:
+    pull = functools.partial(linear.pull, residuals)
+    grads = jax.eval_shape(pull, dy)
+    tangents = [None if g is None else t for g, t in zip(grads, tangents, strict=True)]
+    if all(t is None for t in tangents):
+        return dy
+    (out,) = jax.linear_transpose(pull, dy)(tangents)
+    return out
+
+
+_linear_p = Primitive("hand_linear")
+_linear_p.multiple_results = True
+
+
+def _push(*operands: Any, linear: _Linear | _Batched, known: int) -> list[Any]:
+    return linear.push(list(operands[:known]), list(operands[known:]))
+
+
+@_linear_p.def_abstract_eval
+def _(*operands: Any, linear: _Linear | _Batched, known: int) -> tuple[Any, ...]:
+    return linear.out_avals(list(operands[:known]), list(operands[known:]))
+
+
+_linear_p.def_impl(jax.jit(_push, static_argnames=("linear", "known")))
+mlir.register_lowering(_linear_p, mlir.lower_fun(_push, multiple_results=True))
+
+
+def _linear_jvp(operands: Any, tangents: Any, *, linear: Any, known: int) -> tuple[list[Any], list[Any]]:
+    """Linear in the tangents that it is given; in the residuals, what JAX derives from the formula."""
+    out = _linear_p.bind(*operands, linear=linear, known=known)
+    residuals, arguments = list(operands[:known]), list(operands[known:])
+    dout = [jnp.zeros_like(o) for o in out]
+    if any(type(t) is not ad.Zero for t in tangents[known:]):
+        moved = [ad.instantiate_zeros(t) for t in tangents[known:]]
+        dout = _linear_p.bind(*same_variance(*residuals, *moved), linear=linear, known=known)
+    moving = [
+        i
+        for i in range(known)
+        if type(tangents[i]) is not ad.Zero and jnp.issubdtype(residuals[i].dtype, jnp.inexact)
+    ]
+    if moving:
+
+        def of_residuals(moved: list[Any]) -> list[Any]:
+            replaced = dict(zip(moving, moved, strict=True))
+            return linear.push([replaced.get(i, r) for i, r in enumerate(residuals)], arguments)
+
+        _, more = jax.jvp(of_residuals, ([residuals[i] for i in moving],), ([tangents[i] for i in moving],))
+        dout = [a + b for a, b in zip(dout, more, strict=True)]
+    return out, dout
+
+
+def _linear_transpose(dy: Any, *operands: Any, linear: Any, known: int) -> list[Any]:
+    dy = [ad.instantiate_zeros(c) for c in dy]
+    grads = linear.pull(list(operands[:known]), dy)
+    wanted = operands[known:]
+    return [None] * known + [
+        None if not ad.is_undefined_primal(a) else ad.Zero(a.aval) if g is None else g
+        for g, a in zip(grads, wanted, strict=True)
+    ]
+
+
+def _linear_batch(operands: Any, dims: Any, *, linear: Any, known: int) -> tuple[list[Any], list[int]]:
+    size = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
+    tangents = [
+        batching.bdim_at_front(a, d, size) for a, d in zip(operands[known:], dims[known:], strict=True)
+    ]
+    batched = _Batched(linear, tuple(dims[:known]), size)
+    out = _linear_p.bind(*operands[:known], *tangents, linear=batched, known=known)
+    return out, [0] * len(out)
+
+
+ad.primitive_jvps[_linear_p] = _linear_jvp
+ad.primitive_transposes[_linear_p] = _linear_transpose
+batching.primitive_batchers[_linear_p] = _linear_batch
+
+
+# ---- bilinear products: a set of primitives closed under transposition ------------------------------------
+
+_products: set[Any] = set()
+
+
+class Bilinear:
+    """A product (a, b) -> c, linear in each operand, as a primitive; call it like the function it wraps."""
+
+    def __init__(self, name: str, product: Callable[..., jax.Array], static: tuple[str, ...]):
+        self.product, self.primitive = product, Primitive(name)
+        self.primitive.def_impl(jax.jit(product, static_argnames=static))
+        self.primitive.def_abstract_eval(self._abstract)
+        mlir.register_lowering(self.primitive, mlir.lower_fun(product, multiple_results=False))
+        _products.add(self.primitive)
+
+    def _abstract(self, *operands: Any, **static: Hashable) -> Any:
+        # From the traced forward, so that shardings and varying axes come out as JAX has them.
+        return jax.make_jaxpr(functools.partial(self.product, **static))(*operands).out_avals[0]
+
+    def __call__(self, a: jax.Array, b: jax.Array, **static: Hashable) -> jax.Array:
+        """The product; `static` are the hashable keyword arguments of the wrapped function."""
+        if _rule.value == "jax":
+            return self.product(a, b, **static)
+        return self.primitive.bind(*same_variance(a, b), **static)
+
+
+def bilinear(name: str, product: Callable[..., jax.Array], *static: str) -> Bilinear:
+    """Make a primitive of ``product(a, b, **static)``; `close` then gives its transposes.
+
+    Args:
+        name: as it appears in jaxprs.
+        product: plain JAX code, linear in `a` and in `b`.
+        static: the names of its keyword arguments.
+    """
+    return Bilinear(name, product, static)
+
+
+def close(
+    product: Bilinear,
+    *,
+    to_a: Callable[..., jax.Array],
+    to_b: Callable[..., jax.Array],
+    batch: Callable[..., tuple[jax.Array, int]],
+) -> None:
+    """Give `product` its transposes and its batching rule.
+
+    Args:
+        product: what `bilinear` returned.
+        to_a: ``(dc, b, **static) -> da``.
+        to_b: ``(dc, a, **static) -> db``.
+        batch: ``(a, b, a_axis, b_axis, **static) -> (c, c_axis)``; an axis is None where the operand is shared.
+    """
+
+    def batcher(operands: Any, dims: Any, **static: Hashable) -> tuple[jax.Array, int]:
+        return batch(*operands, *dims, **static)
+
+    ad.defbilinear(
+        product.primitive,
+        lambda dc, _, b, **static: to_a(dc, b, **static),
+        lambda dc, a, _, **static: to_b(dc, a, **static),
+    )
+    batching.primitive_batchers[product.primitive] = batcher
+
+
+def products_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy for `jax.checkpoint`: keep the results of products, recompute the rest.
+
+    `jax.checkpoint_policies.dots_saveable` does not know funcnet's primitives; this one does.
+    """
+    return primitive in _products or primitive.name in ("dot_general", "conv_general_dilated")
