@@ -28,7 +28,17 @@ from jax.tree_util import Partial, PyTreeDef
 
 from funcnet.errors import ValueRangeError
 
-__all__ = ["Call", "autodiff", "bilinear", "bind", "call", "close", "operation", "products_saveable", "record"]
+__all__ = [
+    "Call",
+    "autodiff",
+    "bilinear",
+    "bind",
+    "call",
+    "close",
+    "operation",
+    "products_saveable",
+    "record",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -360,7 +370,7 @@ def close(
         product: what `bilinear` returned.
         to_a: ``(dc, b, **static) -> da``.
         to_b: ``(dc, a, **static) -> db``.
-        batch: ``(a, b, a_axis, b_axis, **static) -> (c, c_axis)``; an axis is None where the operand is shared.
+        batch: ``(a, b, a_axis, b_axis, **static) -> (c, c_axis)``; an axis is None where shared.
     """
 
     def batcher(operands: Any, dims: Any, **static: Hashable) -> tuple[jax.Array, int]:

@@ -150,7 +150,9 @@ def _walk(node: Any, parts: tuple[str, ...], leaves: dict[str, Any], problems: l
     for (entry,), child in children:
         if isinstance(entry, jax.tree_util.DictKey):
             if not isinstance(entry.key, str):
-                problems.append(f"{place}: the dict key {entry.key!r} is {_a(type(entry.key))}, not a str")
+                problems.append(
+                    f"{place}: the dict key {entry.key!r} is {_a(type(entry.key).__name__)}, not a str"
+                )
             elif not _is_text(entry.key):
                 problems.append(f"{place}: the dict key {entry.key!r} is not valid Unicode")
         part = jax.tree_util.keystr((entry,), simple=True)
@@ -190,7 +192,7 @@ def _array_and_note(leaf: Any) -> tuple[Any, dict[str, str]]:
             raise DTypeError("this Python int does not fit into 64 bits") from None
         return array, {"python": type(leaf).__name__}
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        raise DTypeError(f"a leaf must be an array, a key or a number, not {_a(type(leaf))}")
+        raise DTypeError(f"a leaf must be an array, a key or a number, not {_a(type(leaf).__name__)}")
     if leaf.dtype.name not in _CODE_OF and leaf.dtype.name not in _AS_BYTES:
         raise DTypeError(f"elements of type {leaf.dtype} cannot be stored")
     return leaf, {}
@@ -450,7 +452,7 @@ def _template(info: dict[str, Any], tensors: dict[str, _Tensor], source: str) ->
             case {"tuple": list(items), **rest} if not rest:
                 return tuple(rebuild(item, (*parts, str(i))) for i, item in enumerate(items))
             case {"node": str(kind), **rest} if not rest:
-                nodes.append(f"{_place(parts)}: a {kind}")
+                nodes.append(f"{_place(parts)}: {_a(kind)}")
                 return None
         raise _refusal(source, f"the tree in the header is malformed at {_place(parts)}.")
 
@@ -477,7 +479,7 @@ def _refuse_64_bits(tensors: dict[str, _Tensor], source: str) -> None:
         raise DTypeError(
             _listing(f"load: {source} holds 64-bit arrays, and JAX's 64-bit mode is off", wide),
             path=source,
-            hint="load it under `with jax.enable_x64(True):`, or as NumPy arrays by NumPy arrays in `like`",
+            hint="load it within jax.enable_x64(True), or give `like` NumPy arrays to get such",
         )
 
 
@@ -550,8 +552,8 @@ def _is_text(key: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in key)  # a lone surrogate
 
 
-def _a(kind: type) -> str:
-    return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
+def _a(noun: str) -> str:
+    return f"{'an' if noun[:1] in tuple('aeiouAEIOU') else 'a'} {noun}"
 
 
 def _say(leaf: jax.ShapeDtypeStruct | type) -> str:

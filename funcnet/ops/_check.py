@@ -1,0 +1,178 @@
+"""Checks of arguments that the operations share. Each raises at trace time, in the user's words."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
+
+__all__ = [
+    "concrete",
+    "features",
+    "floating",
+    "one_of",
+    "parameter",
+    "positive",
+    "rank",
+    "rate",
+    "same_shape",
+]
+
+
+def floating(where: str, path: str, x: Any) -> jax.Array:
+    """`x` as a floating-point array."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+        return jnp.asarray(x)
+    if dtype is None:
+        problem, hint = f"{path} is not an array", "wrap it: jnp.asarray(...)."
+    else:
+        problem, hint = (
+            f"{path} has dtype {dtype}, but a float is needed",
+            f"cast it: {path}.astype(jnp.float32)",
+        )
+        hint += ", divided by 255 if it is an image of bytes." if dtype == jnp.uint8 else "."
+    raise DTypeError(
+        f"{where}: {problem}.",
+        path=path,
+        expected=f"{path}: float[...]",
+        actual=f"{path}: {describe(x)}",
+        hint=hint,
+    )
+
+
+def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> jax.Array:
+    """The leaf `name` of a dict of parameters, floating-point, of rank `ndim` if that is given."""
+    path = f'params["{name}"]'
+    if not isinstance(params, Mapping):
+        hint = "the parameters come first: apply(params, x)." if hasattr(params, "dtype") else None
+        raise StructureError(
+            f"{where}: params is not a dict.",
+            path="params",
+            expected=f'params: a dict with the key "{name}"',
+            actual=f"params: {describe(params)}",
+            hint=hint,
+        )
+    if params.get(name) is None:
+        keys = ", ".join(f'"{k}"' for k in params) or "none"
+        inside = next((k for k, v in params.items() if isinstance(v, Mapping) and name in v), None)
+        raise StructureError(
+            f'{where}: params has no "{name}".',
+            path=path,
+            expected=f'the key "{name}"',
+            actual=f"keys: {keys}",
+            hint=f'one level down there is one: pass params["{inside}"].' if inside is not None else None,
+        )
+    w = floating(where, path, params[name])
+    if ndim is not None and w.ndim != ndim:
+        raise ShapeError(
+            f"{where}: {path} has {w.ndim} axes, but {ndim} are needed.",
+            path=path,
+            expected=f"{path}: {ndim} axes",
+            actual=f"{path}: {describe(w)}",
+        )
+    return w
+
+
+def rank(where: str, path: str, x: jax.Array, least: int, dims: str) -> None:
+    """`x` has at least `least` axes; `dims` names them for the message."""
+    if x.ndim < least:
+        raise ShapeError(
+            f"{where}: {path} has {x.ndim} {'axis' if x.ndim == 1 else 'axes'}, but at least {least} are needed.",
+            path=path,
+            expected=f"{path}: float[{dims}]",
+            actual=f"{path}: {describe(x)}",
+            hint="is an axis missing? x[None] adds a batch, x[..., None] a channel axis."
+            if x.ndim == least - 1
+            else None,
+        )
+
+
+def features(where: str, x: jax.Array, size: int, source: str, *, dims: str = "*n", path: str = "x") -> None:
+    """The last axis of `x` has `size`, the number that `source` (text) fixes."""
+    rank(where, path, x, 1, f"{dims}, {size}")
+    if x.shape[-1] == size:
+        return
+    hint = None
+    if x.ndim == 2 and x.shape[0] == size:
+        hint = f"its transpose fits: {path}.T."
+    elif x.ndim > 2 and x.shape[-2] == size:
+        hint = f"its last two axes, swapped, fit: {path}.mT."
+    elif math.prod(x.shape[1:]) == size:
+        hint = f"flattened it fits: {path}.reshape({x.shape[0]}, -1)."
+    raise ShapeError(
+        f"{where}: {path} has {x.shape[-1]} features in its last axis, but {source} takes {size}.",
+        path=path,
+        expected=f"{path}: float[{dims}, {size}]",
+        actual=f"{path}: {describe(x)}",
+        hint=hint,
+    )
+
+
+def same_shape(where: str, path: str, x: jax.Array, like_path: str, like: jax.Array) -> None:
+    """`x` has the shape of `like`, without broadcasting."""
+    if x.shape == like.shape:
+        return
+    hint = None
+    if x.size == like.size and [s for s in x.shape if s != 1] == [s for s in like.shape if s != 1]:
+        hint = f"they differ by an axis of size 1: {path}.reshape({', '.join(map(str, like.shape))}) fits."
+    elif x.shape == like.shape[::-1]:
+        hint = f"its transpose fits: {path}.T."
+    raise ShapeError(
+        f"{where}: {path} and {like_path} have different shapes.",
+        path=path,
+        expected=f"{path}: {describe(like)}     (the shape of {like_path})",
+        actual=f"{path}: {describe(x)}",
+        hint=hint,
+    )
+
+
+def positive(where: str, name: str, value: Any) -> int:
+    """`value` as an int of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise DTypeError(
+            f"{where}: {name} is not an integer.",
+            path=name,
+            expected=f"{name}: int",
+            actual=f"{name}: {describe(value)}",
+        )
+    if value.__index__() < 1:
+        raise ValueRangeError(
+            f"{where}: {name} is {value}, but at least 1 is needed.",
+            path=name,
+            expected=f"{name} ≥ 1",
+            actual=f"{name} = {value}",
+        )
+    return value.__index__()
+
+
+def rate(where: str, name: str, value: float) -> float:
+    """`value` as a probability in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueRangeError(
+            f"{where}: {name} is {value}, outside [0, 1).",
+            path=name,
+            expected=f"0 ≤ {name} < 1",
+            actual=f"{name} = {value}",
+            hint=f"{name} is a fraction, not per cent: {value / 100:g}." if 1 < value < 100 else None,
+        )
+    return value
+
+
+def one_of(where: str, name: str, value: Any, choices: Sequence[Any]) -> None:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise ValueRangeError(
+            f"{where}: {name} is {value!r}.",
+            path=name,
+            expected=f"{name}: {', '.join(map(repr, choices))}",
+            actual=f"{name} = {value!r}",
+        )
+
+
+def concrete(x: Any) -> bool:
+    """Whether the values of `x` can be looked at: it is not being traced."""
+    return not isinstance(x, jax.core.Tracer)

@@ -1,0 +1,31 @@
+"""What a forward pass costs, by formula."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+__all__ = ["Cost", "traffic"]
+
+
+class Cost(NamedTuple):
+    """The cost of one forward pass.
+
+    Attributes:
+        flops: 2 x multiply-adds of its products; padding is counted, additions of a bias are not.
+        bytes: every input and output, once.
+    """
+
+    flops: int
+    bytes: int
+
+
+def traffic(function: Callable[..., Any], *args: Any, **options: Any) -> int:
+    """Bytes of every array in `args`, `options` and the output of `function`; nothing is computed."""
+    out = jax.eval_shape(functools.partial(function, **options), *args)
+    return sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves((args, options, out))
+        if hasattr(leaf, "dtype")
+    )

@@ -1,0 +1,95 @@
+"""Sliding windows: stride, dilation and padding of convolutions and pools, as full tuples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.ops import _check
+
+__all__ = ["Padding", "out_size", "pads", "per_axis"]
+
+Padding = str | Sequence[tuple[int, int]]
+
+
+def per_axis(where: str, name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """`value`, one positive int or one per spatial axis, as a tuple of `ndim`.
+
+    >>> per_axis("conv.apply", "stride", 2, 3)
+    (2, 2, 2)
+    """
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * ndim
+    if len(values) != ndim:
+        raise ShapeError(
+            f"{where}: {name} has {len(values)} entries, but there are {ndim} spatial axes.",
+            path=name,
+            expected=f"{name}: an int, or {ndim} of them",
+            actual=f"{name} = {values}",
+        )
+    return tuple(_check.positive(where, name, v) for v in values)
+
+
+def pads(
+    where: str,
+    padding: Padding,
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[tuple[int, int], ...]:
+    """`padding` as one (low, high) pair per spatial axis.
+
+    ``"same"`` is XLA's: ⌈size / stride⌉ outputs, the odd element of padding at the end; ``"valid"`` is none;
+    ``"causal"`` puts dilation · (kernel − 1) at the start, so that no output sees what comes after it.
+
+    >>> pads("conv.apply", "same", (7,), (4,), (2,), (1,))
+    ((1, 2),)
+    """
+    if isinstance(padding, str):
+        _check.one_of(where, "padding", padding, ("same", "valid", "causal"))
+        pairs = []
+        for n, k, s, d in zip(sizes, kernel, stride, dilation, strict=True):
+            reach = d * (k - 1)
+            total = max((-(-n // s) - 1) * s + reach + 1 - n, 0)
+            low = {"same": total // 2, "valid": 0, "causal": reach}[padding]
+            pairs.append((low, total - low if padding == "same" else 0))
+        return tuple(pairs)
+    return _explicit(where, padding, len(sizes))
+
+
+def _explicit(where: str, padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
+    expected = f'padding: "same", "valid", "causal", or {ndim} pair{"s" if ndim > 1 else ""} (low, high)'
+    if not isinstance(padding, Sequence) or any(not isinstance(p, Sequence) or len(p) != 2 for p in padding):
+        raise DTypeError(
+            f"{where}: padding is not a name and not a sequence of pairs.",
+            path="padding",
+            expected=expected,
+            actual=f"padding = {padding!r}" if isinstance(padding, int | Sequence) else describe(padding),
+            hint=f"for {padding} on both sides of every axis: padding={((padding, padding),) * ndim}."
+            if isinstance(padding, int)
+            else None,
+        )
+    if len(padding) != ndim:
+        raise ShapeError(
+            f"{where}: padding has {len(padding)} pairs, but there are {ndim} spatial axes.",
+            path="padding",
+            expected=expected,
+            actual=f"padding = {padding!r}",
+        )
+    if any(p.__index__() < 0 for pair in padding for p in pair):
+        raise ValueRangeError(
+            f"{where}: padding is negative.",
+            path="padding",
+            expected=expected + ", each ≥ 0",
+            actual=f"padding = {padding!r}",
+            hint="to crop, slice the input.",
+        )
+    return tuple((low.__index__(), high.__index__()) for low, high in padding)
+
+
+def out_size(size: int, kernel: int, stride: int, dilation: int, pair: tuple[int, int]) -> int:
+    """The number of window positions; 0 where the window is longer than the padded signal.
+
+    >>> out_size(7, 3, 2, 1, (1, 1))
+    4
+    """
+    return max((size + sum(pair) - dilation * (kernel - 1) - 1) // stride + 1, 0)

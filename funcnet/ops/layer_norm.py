@@ -1,0 +1,100 @@
+"""Layer normalisation: y = w · x̂ + b with x̂ = (x − mean) / √(variance + eps), over the last axis.
+
+Dimensions: *n any leading axes, d features: x, y [*n, d], w, b [d]. The variance is the biased one (1/d).
+Source: Ba, Kiros and Hinton, "Layer Normalization", arXiv 1607.06450. Statistics are in float32 or wider.
+"""
+
+from typing import NotRequired, TypedDict
+
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from funcnet import rules
+from funcnet.errors import describe
+from funcnet.ops import _bias, _check
+from funcnet.ops._cost import Cost, traffic
+from funcnet.ops._dtype import common, narrow, wide
+
+__all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
+
+
+class Params(TypedDict):
+    """Gain w [d]; offset b [d], absent for a norm without offset."""
+
+    w: Float[Array, " d"]
+    b: NotRequired[Float[Array, " d"]]
+
+
+def init(key: PRNGKeyArray, d: int, *, bias: bool = True) -> Params:
+    """w = 1, b = 0; the key is not used.
+
+    >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3))
+    {'b': (3,), 'w': (3,)}
+    """
+    del key
+    w = jnp.ones((_check.positive("layer_norm.init", "d", d),))
+    return {"w": w, "b": jnp.zeros_like(w)} if bias else {"w": w}
+
+
+def reference(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Float[Array, "*n d"]:
+    """y = w · (x − mean) / √(variance + eps) + b, as it is written."""
+    w, x = common(params["w"], x)
+    h = x.astype(wide(x.dtype))
+    mean = h.mean(-1, keepdims=True)
+    variance = ((h - mean) ** 2).mean(-1, keepdims=True)
+    return _bias.add(w * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params)
+
+
+@rules.operation
+def apply(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Float[Array, "*n d"]:
+    """Normalise the last axis of x, then scale it by w and shift it by b.
+
+    Differentiated by `vjp`, which keeps x, the mean and 1/σ; JAX's own rule keeps several arrays of x's size.
+
+    Args:
+        params: w [d] and, unless absent, b [d].
+        x: [*n, d].
+        eps: added to the variance.
+
+    Returns:
+        y [*n, d], in the dtype that holds both w and x.
+
+    Raises:
+        ShapeError: x does not have d features.
+        DTypeError: x or a parameter is not floating-point.
+        StructureError: params has no "w".
+    """
+    w = _check.parameter("layer_norm.apply", params, "w", ndim=1)
+    x = _check.floating("layer_norm.apply", "x", x)
+    _check.features("layer_norm.apply", x, w.shape[0], f'params["w"] ({describe(w)})')
+    _bias.check("layer_norm.apply", params, w.shape[0])
+    return rules.call(vjp, params, x, eps=eps)
+
+
+def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> tuple[Float[Array, "*n d"], Partial]:
+    """y and its pullback: with g = w · dy, dx = (g − mean(g) − x̂ · mean(g · x̂)) / σ.
+
+    dw = Σ dy · x̂, db = Σ dy; the means are over the last axis, Σ over the leading ones.
+    """
+    w, x_ = common(params["w"], x)
+    h = x_.astype(wide(x_.dtype))
+    mean = h.mean(-1, keepdims=True)
+    rstd = lax.rsqrt(((h - mean) ** 2).mean(-1, keepdims=True) + eps)
+    y = _bias.add(w.astype(h.dtype) * ((h - mean) * rstd), params)
+    return y.astype(x_.dtype), Partial(_pullback, params, x, mean, rstd)
+
+
+def _pullback(params: Params, x: Array, mean: Array, rstd: Array, dy: Array) -> tuple[dict, Array]:
+    n = tuple(range(x.ndim - 1))
+    dy = dy.astype(rstd.dtype)
+    xhat = (x.astype(rstd.dtype) - mean) * rstd
+    g = params["w"].astype(rstd.dtype) * dy
+    dx = rstd * (g - g.mean(-1, keepdims=True) - xhat * (g * xhat).mean(-1, keepdims=True))
+    return {"w": narrow((dy * xhat).sum(n), params["w"]), **_bias.gradient(params, dy)}, narrow(dx, x)
+
+
+def cost(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Cost:
+    """No products: 0 flops, and the bytes of params, x and y."""
+    return Cost(0, traffic(reference, params, x, eps=eps))

@@ -1,0 +1,109 @@
+"""The affine map y = x W + b.
+
+Dimensions: *n any leading axes (batch), d_in and d_out features. x [*n, d_in], w [d_in, d_out],
+b [d_out], y [*n, d_out]. Examples are rows; textbooks that write y = Wx with columns hold the transpose
+of this w (docs/derivations/linear.md).
+"""
+
+import math
+from typing import NotRequired, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from funcnet import rules
+from funcnet.errors import ShapeError, describe
+from funcnet.ops import _bias, _check
+from funcnet.ops._cost import Cost, traffic
+from funcnet.ops._dtype import common, narrow, wide
+
+__all__ = ["Params", "apply", "cost", "init", "matrix", "reference", "vjp"]
+
+
+class Params(TypedDict):
+    """w [d_in, d_out]; b [d_out], absent for a linear map without bias."""
+
+    w: Float[Array, "d_in d_out"]
+    b: NotRequired[Float[Array, " d_out"]]
+
+
+def init(key: PRNGKeyArray, d_in: int, d_out: int, *, bias: bool = True) -> Params:
+    """Draw w from N(0, 1/d_in), so that features of unit variance give outputs of unit variance; b = 0.
+
+    Source: LeCun, Bottou, Orr and Müller, "Efficient BackProp", 1998, §4.6.
+
+    >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3, 5))
+    {'b': (5,), 'w': (3, 5)}
+    """
+    d_in, d_out = _check.positive("linear.init", "d_in", d_in), _check.positive("linear.init", "d_out", d_out)
+    w = jax.random.normal(key, (d_in, d_out)) / math.sqrt(d_in)
+    return {"w": w, "b": jnp.zeros((d_out,), w.dtype)} if bias else {"w": w}
+
+
+def reference(params: Params, x: Float[Array, "*n d_in"]) -> Float[Array, "*n d_out"]:
+    """y = x W + b, as it is written."""
+    w, x = common(params["w"], x)
+    return _bias.add(x @ w, params)
+
+
+@rules.operation
+def apply(params: Params, x: Float[Array, "*n d_in"]) -> Float[Array, "*n d_out"]:
+    """Map the last axis of x: y = x W + b.
+
+    XLA's own derivative of this program is the formula of `vjp`, so nothing is attached to it.
+
+    Args:
+        params: w [d_in, d_out] and, unless absent, b [d_out].
+        x: [*n, d_in].
+
+    Returns:
+        y [*n, d_out], in the dtype that holds both w and x; sums are in float32 or wider.
+
+    Raises:
+        ShapeError: x does not have d_in features, or b not d_out.
+        DTypeError: x or a parameter is not floating-point.
+        StructureError: params has no "w".
+    """
+    w = _check.parameter("linear.apply", params, "w", ndim=2)
+    x = _check.floating("linear.apply", "x", x)
+    _check.features("linear.apply", x, w.shape[0], f'params["w"] ({describe(w)})')
+    _bias.check("linear.apply", params, w.shape[1])
+    return _affine(params, x)
+
+
+def _affine(params: Params, x: Array) -> Array:
+    w, x = common(params["w"], x)
+    return _bias.add(jnp.matmul(x, w, preferred_element_type=wide(x.dtype)), params).astype(x.dtype)
+
+
+def vjp(params: Params, x: Float[Array, "*n d_in"]) -> tuple[Float[Array, "*n d_out"], Partial]:
+    """y and its pullback: dX = dY Wᵀ, dW = Xᵀ dY, db = Σ dY, the sums over every leading axis."""
+    return _affine(params, x), Partial(_pullback, params, x)
+
+
+def _pullback(params: Params, x: Array, dy: Array) -> tuple[dict, Array]:
+    n = tuple(range(x.ndim - 1))
+    sums = wide(dy.dtype)
+    wx, xw = common(params["w"], x)
+    dx = jnp.matmul(dy, wx.T, preferred_element_type=sums)
+    dw = jnp.tensordot(xw, dy, (n, n), preferred_element_type=sums)
+    return {"w": narrow(dw, params["w"]), **_bias.gradient(params, dy)}, narrow(dx, x)
+
+
+def matrix(params: Params, in_shape: tuple[int, ...]) -> Float[Array, "d_out d_in"]:
+    """Wᵀ [d_out, d_in]: the matrix that maps one example, as a column, to x W."""
+    if tuple(in_shape) != params["w"].shape[:1]:
+        raise ShapeError(
+            f'linear.matrix: in_shape is {tuple(in_shape)}, but params["w"] takes ({params["w"].shape[0]},).',
+            path="in_shape",
+            expected=f"({params['w'].shape[0]},)",
+            actual=str(tuple(in_shape)),
+        )
+    return params["w"].T
+
+
+def cost(params: Params, x: Float[Array, "*n d_in"]) -> Cost:
+    """2 · n · d_in · d_out flops."""
+    return Cost(2 * math.prod(x.shape) * params["w"].shape[1], traffic(reference, params, x))

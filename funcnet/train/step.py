@@ -1,0 +1,142 @@
+"""The training step: one jitted function from a state and a batch to the next state and metrics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.train.state import State
+
+
+def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
+    """One training step, jitted: `state, metrics = step(state, batch)`.
+
+    What comes back is the `jax.jit` function itself, so `step.lower`, `step.trace` and the like are there,
+    and `step.loss` is the loss that it was made of. The state is donated: its memory becomes that of the new
+    state, and the old one is deleted. `metrics` is the loss's own, and its value under "loss".
+
+    Args:
+        loss: `loss(params, batch, key)` gives the scalar to minimise, or `(scalar, metrics)` with a dict of
+            arrays. In a run that has a model state, `loss(params, model_state, batch, key)` gives
+            `(scalar, (model_state, metrics))`. The key is a new one in each step.
+        optimizer: any optax optimizer; those that ask for the loss's value (`reduce_on_plateau`) get it.
+
+    Raises:
+        ShapeError, DTypeError, StructureError: when the step is traced, if the loss returns anything else, or
+            if a leaf of the state would change its shape or its type.
+
+    >>> def loss(params, batch, key):
+    ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
+    >>> from funcnet.train import init
+    >>> optimizer = optax.sgd(0.1)
+    >>> state = init({"w": jnp.zeros(2)}, optimizer, key=jax.random.key(0))
+    >>> step = make_step(loss, optimizer)
+    >>> state, metrics = step(state, jnp.eye(2))
+    >>> int(state.step), state.params["w"].tolist(), float(metrics["loss"])
+    (1, [0.10000000149011612, 0.10000000149011612], 1.0)
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def step(state: State, batch: PyTree) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+
+        def objective(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Array]]]:
+            if state.model_state is None:
+                return _plain(loss(params, batch, key))
+            return _stateful(loss(params, state.model_state, batch, key))
+
+        (value, (model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value)
+        params = optax.apply_updates(state.params, updates)
+        new = State(state.step + 1, params, opt_state, state.key, model_state)
+        return _like(state, new), {"loss": value, **metrics}
+
+    step.loss = loss  # jax.jit hands attributes on
+    return jax.jit(step, donate_argnums=0)
+
+
+def _plain(result: Any) -> tuple[Float[Array, ""], tuple[None, dict[str, Array]]]:
+    """What a loss without a model state returned, checked."""
+    if not isinstance(result, tuple):
+        return _scalar(result), (None, {})
+    if len(result) != 2 or not isinstance(result[1], dict):
+        stateful = len(result) == 2 and isinstance(result[1], tuple) and len(result[1]) == 2
+        raise StructureError(
+            "make_step: the loss returned a tuple that is not (scalar, metrics).",
+            path="loss",
+            expected="a scalar, or (scalar, dict of metrics)",
+            actual=_outline(result),
+            hint="give train.init the model_state that this loss returns" if stateful else None,
+        )
+    return _scalar(result[0]), (None, _metrics(result[1]))
+
+
+def _stateful(result: Any) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Array]]]:
+    """What a loss with a model state returned, checked."""
+    match result:
+        case (value, (model_state, dict() as metrics)):
+            return _scalar(value), (model_state, _metrics(metrics))
+    raise StructureError(
+        "make_step: the loss of a run with a model state must return that state.",
+        path="loss",
+        expected="(scalar, (model_state, dict of metrics))",
+        actual=_outline(result),
+    )
+
+
+def _scalar(value: Any) -> Float[Array, ""]:
+    if value is None or not isinstance(value, jax.typing.ArrayLike):
+        raise DTypeError(
+            f"make_step: the loss returned {describe(value)}, not a number.",
+            path="loss",
+            expected="a floating-point scalar",
+            actual=describe(value),
+            hint="the function has no return statement" if value is None else None,
+        )
+    value = jnp.asarray(value)
+    if value.shape:
+        raise ShapeError(
+            "make_step: the loss is not a scalar.",
+            path="loss",
+            expected=f"{value.dtype}[]",
+            actual=describe(value),
+            hint="average the losses of the examples: .mean()",
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise DTypeError(
+            "make_step: the loss is not a real floating-point number, so it has no gradient to follow.",
+            path="loss",
+            expected="a floating-point scalar",
+            actual=describe(value),
+        )
+    return value
+
+
+def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    if "loss" in metrics:
+        raise StructureError(
+            'make_step: the metrics contain "loss", which the step itself adds.',
+            path='metrics["loss"]',
+            expected='names other than "loss"',
+            actual=", ".join(map(repr, metrics)),
+            hint="leave it out, or give it a name of its own",
+        )
+    return metrics
+
+
+def _like(old: State, new: State) -> State:
+    """`new`, of which every leaf is known to have the shape and type of its leaf in `old`.
+
+    Otherwise its memory could not be reused, and the next step would compile again.
+    """
+    (leaves, tree), (new_leaves, new_tree) = map(jax.tree_util.tree_flatten_with_path, (old, new))
+    if tree != new_tree:
+        changed = {jax.tree_util.keystr(path) for path, _ in leaves} ^ {
+            jax.tree_util.keystr(path) for path, _ in new_leaves
+        }
+        ...
+    return new
