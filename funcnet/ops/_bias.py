@@ -25,7 +25,7 @@ def add(y: jax.Array, params: Mapping[str, Any]) -> jax.Array:
 
 
 def gradient(params: Mapping[str, Any], dy: jax.Array) -> dict[str, jax.Array | None]:
-    """{"b": db}, db = Σ dy over every leading axis; with the structure that params has where there is no bias."""
+    """{"b": db}, db = Σ dy over every leading axis; without a bias, what params has in its place."""
     if params.get("b") is None:
         return {"b": None} if "b" in params else {}
     return {"b": narrow(dy.sum(tuple(range(dy.ndim - 1)), dtype=wide(dy.dtype)), params["b"])}

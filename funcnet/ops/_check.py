@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
@@ -81,7 +82,7 @@ def rank(where: str, path: str, x: jax.Array, least: int, dims: str) -> None:
     """`x` has at least `least` axes; `dims` names them for the message."""
     if x.ndim < least:
         raise ShapeError(
-            f"{where}: {path} has {x.ndim} {'axis' if x.ndim == 1 else 'axes'}, but at least {least} are needed.",
+            f"{where}: {path} has rank {x.ndim}, but at least {least} is needed.",
             path=path,
             expected=f"{path}: float[{dims}]",
             actual=f"{path}: {describe(x)}",

@@ -235,7 +235,7 @@ def matrix(
     group = jnp.repeat(jnp.eye(groups, dtype=w.dtype), c_out // groups, 1)  # [g, c_out]: is j in group g?
     taps = jnp.einsum("...ij,gj->...jgi", w, group).reshape(*window.kernel, c_out, x.shape[-1])
     for axis in range(d):  # the leading kernel axis becomes a pair (out, size) at the end
-        seen = _selection(*(entry[axis] for entry in window), padding_mode=padding_mode)
+        seen = _selection(window, axis, padding_mode)
         taps = jnp.einsum("kop,k...->...op", seen.astype(w.dtype), taps)
     rows, columns = range(2, 2 + 2 * d, 2), range(3, 3 + 2 * d, 2)
     return taps.transpose(*rows, 0, *columns, 1).reshape(math.prod(window.out) * c_out, math.prod(in_shape))
@@ -371,12 +371,10 @@ def _fold_border(dx: Array, window: Window, padding_mode: str) -> Array:
     return dx
 
 
-def _selection(
-    size: int, kernel: int, stride: int, dilation: int, pair: tuple[int, int], *, padding_mode: str
-) -> Array:
+def _selection(window: Window, axis: int, padding_mode: str) -> Array:
     """S [kernel, out, size] of one axis: whether output o sees input p through tap k."""
-    out = out_size(size, kernel, stride, dilation, pair)
-    seen = jnp.arange(out) * stride + jnp.arange(kernel)[:, None] * dilation - pair[0]
+    size, reach = window.sizes[axis], jnp.arange(window.kernel[axis]) * window.dilation[axis]
+    seen = jnp.arange(window.out[axis]) * window.stride[axis] + reach[:, None] - window.padding[axis][0]
     if padding_mode == "circular":
         seen = seen % max(size, 1)
     elif padding_mode == "reflect":
@@ -471,7 +469,7 @@ def _batch(
         a: Array, b: Array, a_axis: int | None, b_axis: int | None, *, window: Window
     ) -> tuple[Array, int]:
         into_a, into_b, into_c = only_a if b_axis is None else only_b if a_axis is None else groups
-        size = a.shape[a_axis] if a_axis is not None else b.shape[b_axis]
+        size = next(x.shape[axis] for x, axis in ((a, a_axis), (b, b_axis)) if axis is not None)
         a = a if a_axis is None else _join(a, a_axis, into_a)
         b = b if b_axis is None else _join(b, b_axis, into_b)
         c = product(a, b, window=window)
