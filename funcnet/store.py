@@ -520,23 +520,24 @@ def _json_bytes(value: Any) -> bytes:
 
 def _parse_json(text: bytes | str, what: str, source: str) -> Any:
     """JSON as the standard has it: UTF-8, no NaN, no key twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise ValueError(f"the key {key!r} is there twice")
-            result[key] = value
-        return result
-
-    def number(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        return json.loads(text, object_pairs_hook=unique, parse_constant=number)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _refusal(source, f"{what} is not valid JSON: {error}.") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} is there twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _are_sizes(value: Any, most: int) -> bool:
