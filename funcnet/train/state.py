@@ -75,7 +75,7 @@ def init(
 
 
 def _copy(leaf: Any) -> Array:
-    # The explicit dtype makes weak types (those of Python numbers) strong: a step returns strong ones, and the
+    # The explicit dtype makes weak types (those of Python numbers) strong, as a step returns them: else the
     # second call would compile again.
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 

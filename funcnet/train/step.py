@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.train.log import RESERVED
 from funcnet.train.state import State
 
 
@@ -50,12 +52,14 @@ def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation)
             return _stateful(loss(params, state.model_state, batch, key))
 
         (value, (model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value)
-        params = optax.apply_updates(state.params, updates)
+        # Strict promotion is a promise of the model; optax's optimizers mix integer counts with floats.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value)
+            params = optax.apply_updates(state.params, updates)
         new = State(state.step + 1, params, opt_state, state.key, model_state)
         return _like(state, new), {"loss": value, **metrics}
 
-    step.loss = loss  # jax.jit hands attributes on
+    step.loss = loss  # pyright: ignore[reportFunctionMemberAccess]  (jax.jit hands attributes on)
     return jax.jit(step, donate_argnums=0)
 
 
@@ -66,7 +70,7 @@ def _plain(result: Any) -> tuple[Float[Array, ""], tuple[None, dict[str, Array]]
     if len(result) != 2 or not isinstance(result[1], dict):
         stateful = len(result) == 2 and isinstance(result[1], tuple) and len(result[1]) == 2
         raise StructureError(
-            "make_step: the loss returned a tuple that is not (scalar, metrics).",
+            "train.make_step: the loss returned a tuple that is not (scalar, metrics).",
             path="loss",
             expected="a scalar, or (scalar, dict of metrics)",
             actual=_outline(result),
@@ -81,7 +85,7 @@ def _stateful(result: Any) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Ar
         case (value, (model_state, dict() as metrics)):
             return _scalar(value), (model_state, _metrics(metrics))
     raise StructureError(
-        "make_step: the loss of a run with a model state must return that state.",
+        "train.make_step: the loss of a run with a model state must return that state.",
         path="loss",
         expected="(scalar, (model_state, dict of metrics))",
         actual=_outline(result),
@@ -89,9 +93,9 @@ def _stateful(result: Any) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Ar
 
 
 def _scalar(value: Any) -> Float[Array, ""]:
-    if value is None or not isinstance(value, jax.typing.ArrayLike):
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int | complex):
         raise DTypeError(
-            f"make_step: the loss returned {describe(value)}, not a number.",
+            f"train.make_step: the loss returned {describe(value)}, not a number.",
             path="loss",
             expected="a floating-point scalar",
             actual=describe(value),
@@ -100,7 +104,7 @@ def _scalar(value: Any) -> Float[Array, ""]:
     value = jnp.asarray(value)
     if value.shape:
         raise ShapeError(
-            "make_step: the loss is not a scalar.",
+            "train.make_step: the loss is not a scalar.",
             path="loss",
             expected=f"{value.dtype}[]",
             actual=describe(value),
@@ -108,7 +112,7 @@ def _scalar(value: Any) -> Float[Array, ""]:
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise DTypeError(
-            "make_step: the loss is not a real floating-point number, so it has no gradient to follow.",
+            "train.make_step: the loss is not a real floating-point number, so it has no gradient to follow.",
             path="loss",
             expected="a floating-point scalar",
             actual=describe(value),
@@ -117,26 +121,58 @@ def _scalar(value: Any) -> Float[Array, ""]:
 
 
 def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    if "loss" in metrics:
-        raise StructureError(
-            'make_step: the metrics contain "loss", which the step itself adds.',
-            path='metrics["loss"]',
-            expected='names other than "loss"',
-            actual=", ".join(map(repr, metrics)),
-            hint="leave it out, or give it a name of its own",
-        )
+    for name in RESERVED:
+        if name in metrics:
+            raise StructureError(
+                f'train.make_step: the loss returned a metric named "{name}", which training records itself.',
+                path=f'metrics["{name}"]',
+                expected=f"names other than {', '.join(RESERVED)}",
+                actual=", ".join(metrics),
+            )
     return metrics
 
 
 def _like(old: State, new: State) -> State:
-    """`new`, of which every leaf is known to have the shape and type of its leaf in `old`.
+    """`new`, once every leaf is known to have the shape and the type that it has in `old`.
 
-    Otherwise its memory could not be reused, and the next step would compile again.
+    Otherwise the memory of `old` could not be reused, and the next step would compile again.
     """
-    (leaves, tree), (new_leaves, new_tree) = map(jax.tree_util.tree_flatten_with_path, (old, new))
-    if tree != new_tree:
-        changed = {jax.tree_util.keystr(path) for path, _ in leaves} ^ {
-            jax.tree_util.keystr(path) for path, _ in new_leaves
+    before, after = (
+        {
+            f"state{jax.tree_util.keystr(path)}": leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        ...
-    return new
+        for tree in (old, new)
+    )
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        lost, added = (", ".join(sorted(names)) for names in (before.keys() - after, after.keys() - before))
+        changes = [text for text, names in ((f"without {lost}", lost), (f"with {added}", added)) if names]
+        raise StructureError(
+            "train.make_step: the step changes the structure of the state.",
+            path="state",
+            expected="the structure that it had",
+            actual=" and ".join(changes) or f"{jax.tree.structure(new)} for {jax.tree.structure(old)}",
+        )
+    for path, leaf in after.items():
+        was = before[path]
+        if jnp.shape(leaf) == was.shape and jnp.result_type(leaf) == was.dtype:
+            continue
+        kind = DTypeError if jnp.shape(leaf) == was.shape else ShapeError
+        raise kind(
+            f"train.make_step: the step changes {path}.",
+            path=path,
+            expected=describe(was),
+            actual=describe(leaf),
+        )
+    # The explicit dtype makes weak types strong, as in train.init.
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=jnp.result_type(leaf)), new)
+
+
+def _outline(value: Any) -> str:
+    """A returned value, with its tuples opened and its dicts reduced to their names."""
+    match value:
+        case tuple():
+            return f"({', '.join(map(_outline, value))})"
+        case dict():
+            return f"{{{', '.join(f'{name!r}: ...' for name in value)}}}"
+    return describe(value)

@@ -1,0 +1,8 @@
+"""Training: a state, a jitted step, batches and a loop; each works without the others."""
+
+from funcnet.train.data import batches, in_order
+from funcnet.train.loop import NonFiniteError, evaluate, fit
+from funcnet.train.state import State, init
+from funcnet.train.step import make_step
+
+__all__ = ["NonFiniteError", "State", "batches", "evaluate", "fit", "in_order", "init", "make_step"]

@@ -1,0 +1,134 @@
+"""Batches from arrays that fit in memory."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from funcnet.errors import ShapeError, StructureError, ValueRangeError, describe
+
+
+def batches(
+    arrays: PyTree, size: int, *, seed: int, epochs: int | None = None, drop_remainder: bool = True
+) -> Iterator[PyTree]:
+    """Shuffled batches for training.
+
+    The order is a function of `seed` and the number of the epoch alone: the same in every process, on every
+    machine and version of NumPy, and independent of how many batches were taken before. Within an epoch no
+    example comes twice.
+
+    If `size` does not divide the number of examples, the remainder of an epoch is left out: a smaller batch
+    at its end would make a jitted step compile again. The next epoch, in another order, leaves out others.
+
+    Args:
+        arrays: a pytree of NumPy or JAX arrays, whose first axes are equally long: one entry per example.
+            JAX arrays are taken to the host once.
+        size: examples per batch.
+        seed: of the order; not negative.
+        epochs: how often to go through the examples; None: without end.
+        drop_remainder: False keeps the smaller batch at the end of each epoch.
+
+    Returns:
+        An iterator of pytrees like `arrays`, of NumPy arrays whose first axis has length `size`. It can be
+        used once; `fit` called again goes on where it stopped.
+
+    Raises:
+        StructureError: there is no array in `arrays`.
+        ShapeError: first axes differ, or an array has none.
+        ValueRangeError: no examples, or a size, seed or number of epochs that makes no sense.
+
+    >>> [batch.tolist() for batch in batches(np.arange(7), 3, seed=0, epochs=2)]
+    [[1, 4, 5], [6, 2, 0], [6, 2, 3], [1, 0, 4]]
+    """
+    arrays, n = _examples("batches", arrays)
+    _at_least("batches", "size", size, 1)
+    _at_least("batches", "seed", seed, 0)
+    if epochs is not None:
+        _at_least("batches", "epochs", epochs, 0)
+    if size > n and drop_remainder:
+        raise ValueRangeError(
+            f"train.batches: a batch of {size} cannot be filled with {n} examples.",
+            path="size",
+            expected=f"at most {n}",
+            actual=str(size),
+            hint=f"size={n}, or drop_remainder=False for a smaller batch",
+        )
+    stop = n - n % size if drop_remainder else n
+
+    def generate() -> Iterator[PyTree]:
+        for epoch in count() if epochs is None else range(epochs):
+            order = _order(n, seed, epoch)
+            for start in range(0, stop, size):
+                rows = order[start : min(start + size, stop)]
+                yield jax.tree.map(lambda array, rows=rows: array[rows], arrays)
+
+    return generate()
+
+
+def in_order(arrays: PyTree, size: int) -> Iterator[PyTree]:
+    """Every example once, in the order given, for `evaluate`; the last batch may be smaller.
+
+    Arguments and errors are those of `batches`.
+
+    >>> [batch.tolist() for batch in in_order(np.arange(7), 3)]
+    [[0, 1, 2], [3, 4, 5], [6]]
+    """
+    arrays, n = _examples("in_order", arrays)
+    _at_least("in_order", "size", size, 1)
+    return (
+        jax.tree.map(lambda array, start=start: array[start : start + size], arrays)
+        for start in range(0, n, size)
+    )
+
+
+def _order(n: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
+    """A permutation of n examples."""
+    # Generator.permutation may change from one NumPy to the next; the raw bits are promised not to.
+    bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+    return np.argsort(bits.random_raw(n), kind="stable")
+
+
+def _examples(name: str, arrays: PyTree) -> tuple[PyTree, int]:
+    """The arrays in NumPy, and how many examples they hold."""
+    arrays = jax.tree.map(np.asarray, arrays)
+    leaves = [
+        (f"arrays{jax.tree_util.keystr(p)}", leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    ]
+    if not leaves:
+        raise StructureError(
+            f"train.{name}: there is no array in arrays.",
+            path="arrays",
+            expected="a pytree of arrays",
+            actual=describe(arrays),
+        )
+    first_path, first = leaves[0]
+    for path, leaf in leaves:
+        if leaf.ndim == 0 or leaf.shape[0] != first.shape[0]:
+            raise ShapeError(
+                f"train.{name}: {path} does not have one entry per example.",
+                path=path,
+                expected=f"a first axis of length {len(first)}, that of {first_path}"
+                if first.ndim
+                else "[n, ...]",
+                actual=describe(leaf),
+            )
+    if not len(first):
+        raise ValueRangeError(
+            f"train.{name}: there are no examples.",
+            path=first_path,
+            expected="a first axis of length 1 or more",
+            actual=describe(first),
+        )
+    return arrays, len(first)
+
+
+def _at_least(name: str, argument: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueRangeError(
+            f"train.{name}: {argument} is {value}.",
+            path=argument,
+            expected=f"{least} or more",
+            actual=str(value),
+        )

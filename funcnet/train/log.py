@@ -1,0 +1,94 @@
+"""Where the metrics of a run go: a file of JSON lines, and the terminal."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+Record = dict[str, Any]
+
+# What `make_step` and `fit` put into every record beside the metrics.
+RESERVED = ("loss", "step", "steps_per_second", "seconds")
+
+
+@contextmanager
+def metrics_file(folder: str | Path | None) -> Iterator[Callable[[Record], None]]:
+    """Open FOLDER/metrics.jsonl for appending; what is given is called with each record.
+
+    A line is one JSON object; a number that is not finite becomes null. Each line is handed to the operating
+    system as soon as it is complete, so that a process that is killed leaves all but the current one.
+    """
+    if folder is None:
+        yield _ignore
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / "metrics.jsonl", "a", buffering=1, encoding="utf-8") as file:
+        yield lambda record: print(json.dumps(_finite(record), allow_nan=False), file=file)
+
+
+@contextmanager
+def terminal(
+    steps: int | None, progress: bool
+) -> Iterator[tuple[Callable[[Record], None], Callable[[str], None]]]:
+    """Show records on standard output: a bar if that is a terminal and rich is installed, else plain lines.
+
+    Gives two functions: one shows a record, the other prints a message. Plain lines come for the first
+    record, for those with an evaluation, and every ten seconds.
+    """
+    if not progress:
+        yield _ignore, _ignore
+    elif sys.stdout.isatty() and find_spec("rich"):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        with Progress(*columns) as bar:
+            task = bar.add_task("", total=steps)
+            yield lambda record: bar.update(task, advance=1, description=line(record)), bar.console.print
+    else:
+        shown = -math.inf
+
+        def show(record: Record) -> None:
+            nonlocal shown
+            evaluated = any(name.startswith("eval_") for name in record)
+            if evaluated or time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
+                shown = time.monotonic()
+                print(line(record), flush=True)
+
+        yield show, lambda message: print(message, flush=True)
+
+
+def line(record: Record) -> str:
+    """A record in one line: the step, the loss, the other numbers, the speed.
+
+    >>> line({"step": 20, "loss": 0.25, "accuracy": 0.9375, "steps_per_second": 312.5, "seconds": 1.0})
+    'step 20  loss 0.25  accuracy 0.9375  312 steps/s'
+    """
+    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    step, speed = numbers.pop("step"), numbers.pop("steps_per_second")
+    del numbers["seconds"]
+    return "  ".join(
+        [f"step {step}", *(f"{name} {value:.4g}" for name, value in numbers.items()), f"{speed:.3g} steps/s"]
+    )
+
+
+def _ignore(_: Any) -> None:
+    """Take something and do nothing."""
+
+
+def _finite(value: Any) -> Any:
+    """`value` for strict JSON, which has no NaN and no infinity."""
+    match value:
+        case dict():
+            return {name: _finite(entry) for name, entry in value.items()}
+        case list():
+            return [_finite(entry) for entry in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value

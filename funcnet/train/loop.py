@@ -1,0 +1,272 @@
+"""The loops: training over batches, and averages over a data set."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from funcnet.errors import FuncnetError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.train.interrupt import ctrl_c
+from funcnet.train.log import Record, metrics_file, terminal
+from funcnet.train.state import State
+
+
+class NonFiniteError(FuncnetError, ArithmeticError):
+    """A loss was infinite or not a number.
+
+    Attributes:
+        step: the number of the step, the first being 1.
+        batch: its batch.
+        state: a state from before, the newest that was kept and gave a finite loss; `state.step` says after
+            how many steps. (The state just before may hold a NaN already, from a gradient.)
+    """
+
+    def __init__(self, problem: str, *, step: int, batch: PyTree, state: State, **details: str):
+        super().__init__(problem, path="loss", **details)
+        self.step, self.batch, self.state = step, batch, state
+
+
+def fit(
+    step: Callable[[State, PyTree], tuple[State, Mapping[str, Any]]],
+    state: State,
+    batches: Iterable[PyTree],
+    *,
+    steps: int | None = None,
+    log: str | Path | None = None,
+    evaluate: Callable[[State], Mapping[str, Any]] | None = None,
+    every: int | None = None,
+    progress: bool = True,
+) -> tuple[State, list[Record]]:
+    """Train: one step per batch, with progress shown and metrics written down.
+
+    The metrics of a step are read when the next one is on its way, so that the device never waits for them.
+    Before the first step the loss (`step.loss`, which `make_step` sets) runs once without jit on the first
+    batch, so that operations can check values that jit hides: labels and ids in range.
+
+    Ctrl-C ends the training after the step that is running and returns as usual, with `state.step` below what
+    was asked for; a second Ctrl-C is raised at once.
+
+    Args:
+        step: from `make_step`, or any function like it; its metrics contain "loss".
+        state: from `init`, or where an earlier run ended. The first step deletes it.
+        batches: any iterable of batches; see `train.batches`.
+        steps: take this many steps; None: as many as there are batches.
+        log: a folder, made if need be, where each step appends a line to metrics.jsonl.
+        evaluate: `evaluate(state)` gives a dict of numbers, as `train.evaluate` makes it; they are recorded
+            as "eval_...". The state is deleted by the next step, so it should not be kept.
+        every: evaluate after every so many steps; in any case after the last one.
+        progress: whether to print anything.
+
+    Returns:
+        The state, and one record per step, as written to metrics.jsonl: "step" (the first is 1), "loss" and
+        the other metrics (of the parameters before the update), "steps_per_second", "seconds" since the
+        start, and the evaluation if there was one.
+
+    Raises:
+        NonFiniteError: a loss was infinite or not a number; it holds the step, the batch, and a good state,
+            which was copied to host memory while training (this takes at most a hundredth of the time).
+        ShapeError: a batch is empty.
+        ValueRangeError: there was no batch, or `steps` or `every` makes no sense.
+
+    >>> import optax
+    >>> from funcnet.train import batches, init, make_step
+    >>> loss = lambda params, batch, key: jnp.mean((batch - params) ** 2)
+    >>> state = init(jnp.zeros(()), optax.sgd(0.5), key=jax.random.key(0))
+    >>> data = batches(np.ones((8, 1), np.float32), 4, seed=0)
+    >>> state, history = fit(make_step(loss, optax.sgd(0.5)), state, data, steps=3, progress=False)
+    >>> [record["loss"] for record in history], float(state.params)
+    ([1.0, 0.0, 0.0], 1.0)
+    """
+    for name, value, least in (("steps", steps, 0), ("every", every, 1)):
+        if value is not None and value < least:
+            raise ValueRangeError(
+                f"train.fit: {name} is {value}.", path=name, expected=f"{least} or more", actual=str(value)
+            )
+    first = done = int(state.step)
+    history: list[Record] = []
+    pending: tuple[int, PyTree, Mapping[str, Any]] | None = None  # a step whose metrics are yet to be read
+    copies: list[State] = []  # on the host; the first is good, a second one waits until a loss came of it
+    clock = time.perf_counter
+    start = last = clock()
+
+    def keep() -> float:
+        """Copy the state to the host; the time from which a next copy costs no more than a hundredth."""
+        began = clock()
+        copies.append(_to_host(state))
+        return clock() + max(1.0, 100 * (clock() - began))
+
+    def note(number: int, batch: PyTree, metrics: Mapping[str, Any], evaluate: Any = None) -> None:
+        """Wait for the metrics of a step, and write them down."""
+        nonlocal last
+        values = {name: np.asarray(value).tolist() for name, value in jax.device_get(dict(metrics)).items()}
+        if not math.isfinite(values["loss"]):
+            raise _non_finite(number, values["loss"], batch, copies[0], state)
+        if copies[-1].step < number:
+            del copies[:-1]
+        now = clock()
+        record = {"step": number, "loss": values.pop("loss"), **values}
+        record |= {"steps_per_second": 1 / (now - last), "seconds": now - start}
+        if evaluate is not None:
+            record |= {f"eval_{name}": np.asarray(value).tolist() for name, value in evaluate(state).items()}
+        last = clock()
+        history.append(record)
+        write(record)
+        show(record)
+
+    with metrics_file(log) as write, terminal(steps, progress) as (show, say), ctrl_c() as (until, pressed):
+        copy_at = keep()
+        for batch in until(itertools.islice(batches, steps)):
+            _refuse_empty(batch, done + 1)
+            if done == first:
+                _check_values(step, state, batch)
+            state, metrics = step(state, batch)
+            done += 1
+            if done == first + 1:
+                say(f"first step on its way after {clock() - start:.1f} s: values checked, step compiled")
+            if pending is not None:
+                note(*pending)
+            pending = (done, batch, metrics)
+            if evaluate is not None and every is not None and done % every == 0:
+                note(*pending, evaluate)
+                pending = None
+            if clock() >= copy_at and len(copies) == 1:
+                copy_at = keep()
+        if pending is not None:
+            note(*pending, None if pressed() else evaluate)
+        if pressed():
+            say(f"interrupted: the state after step {done} is returned")
+        elif done == first and steps != 0:
+            raise ValueRangeError(
+                "train.fit: there was no batch.",
+                path="batches",
+                expected="one batch or more",
+                actual="none",
+                hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
+            )
+    return state, history
+
+
+def evaluate(
+    metrics: Callable[..., Mapping[str, Any]],
+    params: PyTree,
+    batches: Iterable[PyTree],
+    *,
+    model_state: PyTree = None,
+) -> dict[str, float]:
+    """Average metrics over the examples of a data set.
+
+    Each batch counts by its number of examples, so that a smaller last one, as `in_order` gives it, has its
+    right weight; sums are in float64. `metrics` is jitted, once per shape of a batch; pass the same function
+    object each time, since a lambda made anew is compiled anew.
+
+    Args:
+        metrics: `metrics(params, batch)`, or `metrics(params, model_state, batch)` if there is a model state,
+            gives a dict of arrays: each a mean over the batch, or one value per example, or per token.
+        params: the parameters, `state.params`.
+        batches: any finite iterable of batches whose arrays have one entry per example; see `in_order`.
+        model_state: what the model keeps without a gradient, `state.model_state`.
+
+    Returns:
+        The mean of each metric over all examples.
+
+    Raises:
+        ValueRangeError: there was no batch.
+        ShapeError: the arrays of a batch do not agree on the number of examples.
+        StructureError: `metrics` did not return a dict.
+
+    >>> from funcnet.train import in_order
+    >>> evaluate(lambda params, batch: {"mean": batch * params}, 2.0, in_order(np.arange(5.0), 2))
+    {'mean': 4.0}
+    """
+    compiled = jax.jit(metrics)
+    state = () if model_state is None else (model_state,)
+    results, sizes = [], []
+    for batch in batches:
+        sizes.append(_size(batch))
+        results.append(compiled(params, *state, batch))  # read after the loop: the device is not kept waiting
+        if not isinstance(results[-1], dict):
+            raise StructureError(
+                "train.evaluate: metrics did not return a dict.",
+                path="metrics",
+                expected="a dict of arrays",
+                actual=describe(results[-1]),
+            )
+    if not sum(sizes):
+        raise ValueRangeError(
+            "train.evaluate: there was no example.",
+            path="batches",
+            expected="one batch or more",
+            actual="none",
+            hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
+        )
+    means = [
+        {name: np.asarray(value).mean(dtype=np.float64) for name, value in result.items()}
+        for result in results
+    ]
+    return {name: float(np.average([mean[name] for mean in means], weights=sizes)) for name in means[0]}
+
+
+def _check_values(step: Any, state: State, batch: PyTree) -> None:
+    """Run the loss once, not jitted: operations check values, such as labels, wherever they can see them."""
+    loss = getattr(step, "loss", None)
+    if loss is not None:
+        model_state = () if state.model_state is None else (state.model_state,)
+        loss(state.params, *model_state, batch, jax.random.fold_in(state.key, state.step))
+
+
+def _refuse_empty(batch: PyTree, number: int) -> None:
+    if all(np.shape(leaf)[:1] != (0,) for leaf in jax.tree.leaves(batch)):
+        return
+    raise ShapeError(
+        f"train.fit: the batch of step {number} is empty.",
+        path="batch",
+        expected="one example or more",
+        actual=", ".join(map(describe, jax.tree.leaves(batch))),
+    )
+
+
+def _size(batch: PyTree) -> int:
+    """The number of examples in a batch: the length of its first axis."""
+    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.shape(leaf)}
+    if len(sizes) != 1:
+        raise ShapeError(
+            "train.evaluate: the arrays of a batch do not agree on the number of examples.",
+            path="batch",
+            expected="arrays whose first axes are equally long",
+            actual=", ".join(map(describe, jax.tree.leaves(batch))),
+        )
+    return sizes.pop()
+
+
+def _to_host(state: State) -> State:
+    """A copy that outlives the donation of `state` and takes no memory on the device."""
+
+    def copy(leaf: jax.Array) -> Any:
+        return leaf.copy() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)
+
+    return jax.tree.map(copy, state)
+
+
+def _non_finite(number: int, loss: float, batch: PyTree, good: State, state: State) -> NonFiniteError:
+    """The error of step `number`, with the good state put where the present one is."""
+
+    def put(leaf: Any, like: jax.Array) -> jax.Array:
+        return jax.device_put(leaf, like.sharding if like.committed else None)
+
+    return NonFiniteError(
+        f"train.fit: the loss of step {number} is {loss}.",
+        step=number,
+        batch=batch,
+        state=jax.tree.map(put, good, state),
+        expected="a finite loss",
+        actual=str(loss),
+        hint=f"error.state is the state after step {good.step}, error.batch the batch of step {number}; "
+        "`with jax.debug_nans(True):` names the operation",
+    )
