@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-__all__ = ["Cost", "traffic"]
+__all__ = ["Abstract", "Cost", "traffic"]
+
+Abstract = jax.Array | jax.ShapeDtypeStruct  # a cost is known without values
 
 
 class Cost(NamedTuple):

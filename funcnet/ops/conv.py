@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet import rules
 from funcnet.errors import ShapeError, ValueRangeError, describe
 from funcnet.ops import _bias, _check
-from funcnet.ops._cost import Cost, traffic
+from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._window import Padding, out_size, pads, per_axis
 
@@ -243,7 +243,7 @@ def matrix(
 
 def cost(
     params: Params,
-    x: Float[Array, "*n_and_size c_in"],
+    x: Float[Abstract, "*n_and_size c_in"],
     *,
     stride: int | Sequence[int] = 1,
     padding: Padding = "same",

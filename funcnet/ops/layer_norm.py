@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet import rules
 from funcnet.errors import describe
 from funcnet.ops import _bias, _check
-from funcnet.ops._cost import Cost, traffic
+from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
@@ -95,6 +95,6 @@ def _pullback(params: Params, x: Array, mean: Array, rstd: Array, dy: Array) -> 
     return {"w": narrow((dy * xhat).sum(n), params["w"]), **_bias.gradient(params, dy)}, narrow(dx, x)
 
 
-def cost(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Cost:
+def cost(params: Params, x: Float[Abstract, "*n d"], eps: float = 1e-5) -> Cost:
     """No products: 0 flops, and the bytes of params, x and y."""
     return Cost(0, traffic(reference, params, x, eps=eps))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet import rules
 from funcnet.errors import ShapeError, describe
 from funcnet.ops import _bias, _check
-from funcnet.ops._cost import Cost, traffic
+from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 
 __all__ = ["Params", "apply", "cost", "init", "matrix", "reference", "vjp"]
@@ -104,6 +104,6 @@ def matrix(params: Params, in_shape: tuple[int, ...]) -> Float[Array, "d_out d_i
     return params["w"].T
 
 
-def cost(params: Params, x: Float[Array, "*n d_in"]) -> Cost:
+def cost(params: Params, x: Float[Abstract, "*n d_in"]) -> Cost:
     """2 · n · d_in · d_out flops."""
     return Cost(2 * math.prod(x.shape) * params["w"].shape[1], traffic(reference, params, x))

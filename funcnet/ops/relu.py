@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from funcnet import rules
 from funcnet.ops import _check
-from funcnet.ops._cost import Cost, traffic
+from funcnet.ops._cost import Abstract, Cost, traffic
 
 __all__ = ["apply", "cost", "reference", "vjp"]
 
@@ -47,6 +47,6 @@ def _pullback(y: Array, dy: Array) -> tuple[Array]:
     return (jnp.where(y > 0, dy, 0),)
 
 
-def cost(x: Float[Array, "*n"]) -> Cost:
+def cost(x: Float[Abstract, "*n"]) -> Cost:
     """No products: 0 flops, and the bytes of x and y."""
     return Cost(0, traffic(reference, x))
