@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -71,19 +72,50 @@ def compare(
         sample_seconds: a sample repeats its call until it lasts about this long, the same number for all.
     """
     for call in candidates.values():
-        _seconds(call, warmup)
-    calls = max(1, round(sample_seconds / max(_seconds(call, 1) for call in candidates.values())))
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
+        seconds(call, warmup)
+    calls = max(1, round(sample_seconds / max(seconds(call, 1) for call in candidates.values())))
+    samplers = {name: partial(seconds, call, calls) for name, call in candidates.items()}
+    return summarise(interleave(samplers, rounds))
+
+
+def seconds(call: Callable[[], object], calls: int) -> float:
+    """Wall time of one call, as the mean of `calls` calls, each waited for."""
+    import jax  # here, so that a benchmark of processes does not pay for it
+
+    start = time.perf_counter()
+    for _ in range(calls):
+        jax.block_until_ready(call())
+    return (time.perf_counter() - start) / calls
+
+
+def interleave(samplers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Ask samplers, each giving seconds, in turn; a round waits for quiet, and starts with the next one."""
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    names = list(samplers)
     for turn in range(rounds):
+        wait_for_quiet()
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(_seconds(candidates[name], calls) / calls)
-    return summarise(samples)
+            samples[name].append(samplers[name]())
+    return samples
+
+
+def wait_for_quiet(limit: float = 3.0) -> bool:
+    """Wait until the processors were 90 % idle for a fifth of a second, at most `limit` seconds."""
+    stat, end = Path("/proc/stat"), time.monotonic() + limit
+    while stat.exists() and time.monotonic() < end:
+        before = [int(count) for count in stat.read_text().split(None, 9)[1:9]]
+        time.sleep(0.2)
+        spent = [
+            int(count) - old for count, old in zip(stat.read_text().split(None, 9)[1:9], before, strict=True)
+        ]
+        if spent[3] >= 0.9 * sum(spent):  # user, nice, system, idle, ...
+            return True
+    return not stat.exists()
 
 
 def summarise(samples: Mapping[str, Sequence[float]]) -> dict[str, Timing]:
-    """Samples in seconds, one per round and candidate, as timings; for rounds that span several processes."""
+    """Samples in seconds, one per round and candidate, as timings; ratios are to the first candidate."""
     baseline = next(iter(samples.values()))
     return {
         name: Timing(
@@ -138,16 +170,6 @@ def write(name: str, title: str, tables: Sequence[Table], facts: Mapping[str, ob
     for file, text in texts.items():
         (RESULTS / file).write_text(text, encoding="utf-8")
     return [RESULTS / file for file in texts]
-
-
-def _seconds(call: Callable[[], object], calls: int) -> float:
-    """Wall time of `calls` calls, each waited for."""
-    import jax  # here, so that a benchmark of processes does not pay for it
-
-    start = time.perf_counter()
-    for _ in range(calls):
-        jax.block_until_ready(call())
-    return time.perf_counter() - start
 
 
 def _cell(value: object) -> str:
