@@ -243,8 +243,9 @@ def _replace_file(target: str, chunks: Iterable[Any]) -> None:
 def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     """Read the tree that `save` wrote to `path`.
 
-    Every byte is checked: a file that is damaged, cut short or crafted gives an error, never wrong numbers,
-    and nothing in it is executed or used as a path. Nothing is cast, padded or left out.
+    Every byte is checked: a damaged or malformed file gives an error, never wrong numbers. Nothing is cast,
+    padded or left out. Nothing in the file is executed or used as a path, so that a hostile file can hold
+    wrong numbers (whoever can write it can write its checksums too) and do no other harm.
 
     A safetensors file of another program gives a flat dict from tensor names to arrays, or the tree `like`
     where the names fit. Such a file has no checksums, so damage to its numbers cannot be seen.
@@ -419,11 +420,20 @@ def _match(like: Any, tensors: dict[str, _Tensor], source: str) -> dict[str, Any
     unexpected = [
         f"unexpected  {name!r}: {_say(tensors[name].leaf)}" for name in sorted(tensors) if name not in wanted
     ]
-    if missing or mismatched or unexpected:
-        raise StructureError(
-            _listing(f"load: {source} does not fit `like`", [*missing, *unexpected, *mismatched]), path="like"
-        )
-    return wanted
+    if not missing and not mismatched and not unexpected:
+        return wanted
+    shapes_fit = all(
+        getattr(types[name], "shape", None) == getattr(tensors[name].leaf, "shape", None)
+        for name in wanted
+        if name in tensors
+    )
+    raise StructureError(
+        _listing(f"load: {source} does not fit `like`", [*missing, *unexpected, *mismatched]),
+        path="like",
+        hint="only dtypes differ: give `like` those of the file, and cast what you load"
+        if shapes_fit and not missing and not unexpected
+        else None,
+    )
 
 
 def _type_of(leaf: Any) -> jax.ShapeDtypeStruct | type:
@@ -452,7 +462,7 @@ def _template(info: dict[str, Any], tensors: dict[str, _Tensor], source: str) ->
             case {"tuple": list(items), **rest} if not rest:
                 return tuple(rebuild(item, (*parts, str(i))) for i, item in enumerate(items))
             case {"node": str(kind), **rest} if not rest:
-                nodes.append(f"{_place(parts)}: {_a(kind)}")
+                nodes.append(f"{_place(parts)}: {kind!r}")
                 return None
         raise _refusal(source, f"the tree in the header is malformed at {_place(parts)}.")
 
