@@ -21,10 +21,11 @@ from types import ModuleType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.tree_util import Partial, PyTreeDef
+from jax.tree_util import Partial
 
 from funcnet.errors import ValueRangeError
 
@@ -42,6 +43,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Tree = Any  # a jax.tree_util.PyTreeDef, which type checkers take for a variable
 
 # Contexts of JAX's own kind: they are part of its cache keys. A global or a ContextVar would be ignored
 # by every function that is already traced.
@@ -68,7 +70,7 @@ def autodiff(rule: str) -> Iterator[None]:
 
 
 class Call(NamedTuple):
-    """One call of an operation in a traced program: shapes and dtypes, no values."""
+    """One call of an operation: its arrays, or where it was traced their `jax.ShapeDtypeStruct`s."""
 
     operation: ModuleType
     args: tuple[Any, ...]
@@ -88,7 +90,7 @@ def operation(apply: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(apply)
     def marked(*args: P.args, **options: P.kwargs) -> R:
         if (tape := _tape.value) is not None:
-            tape.calls.append(Call(sys.modules[apply.__module__], _shapes(args), _shapes(options)))
+            tape.calls.append(Call(sys.modules[apply.__module__], *_untraced((args, options))))
         return apply(*args, **options)
 
     return marked
@@ -106,11 +108,11 @@ def record() -> Iterator[list[Call]]:
         yield tape.calls
 
 
-def _shapes(tree: Any) -> Any:
-    def shape(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
+def _untraced(tree: Any) -> Any:
+    def leaf(v: Any) -> Any:
+        return jax.ShapeDtypeStruct(v.shape, v.dtype) if isinstance(v, jax.core.Tracer) else v
 
-    return jax.tree.map(shape, tree)
+    return jax.tree.map(leaf, tree)
 
 
 def same_variance(*arrays: Any) -> list[jax.Array]:
@@ -145,8 +147,8 @@ class _Rule:
     """`vjp` as a function of flat leaves; hashable, so that equal calls share JAX's caches."""
 
     vjp: Callable[..., Any]
-    args: PyTreeDef
-    traced: PyTreeDef
+    args: Tree
+    traced: Tree
     static: tuple[tuple[str, Hashable], ...]
 
     def __call__(self, leaves: list[jax.Array]) -> tuple[Any, Partial]:
@@ -201,9 +203,9 @@ def _call_jvp(rule: _Rule, primals: Any, tangents: Any) -> Any:
 class _Linear:
     """The linear map from tangents to dy, given residuals, and its transpose; flat lists throughout."""
 
-    pullback: PyTreeDef
-    args: PyTreeDef
-    y: PyTreeDef
+    pullback: Tree
+    args: Tree
+    y: Tree
     moving: tuple[int, ...]  # the leaves of args that have a tangent
     dy: tuple[Any, ...]  # abstract values
 

@@ -1,0 +1,19 @@
+"""Models: a frozen `Config`, `init(key, config)`, `apply(params, x, config)`, `specs(config)`."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from funcnet.nets import convnet, mlp, spec, transformer
+
+__all__ = ["convnet", "mlp", "spec", "transformer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"funcnet.nets.{name}")
+    raise AttributeError(f"module 'funcnet.nets' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,112 @@
+"""A convolutional classifier of images: stages of convolutions, each halving the image, then linear maps."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from funcnet.errors import ShapeError
+from funcnet.errors import describe as describe_value
+from funcnet.nets.spec import describe
+from funcnet.ops import conv, dropout, linear, max_pool, relu
+
+__all__ = ["Config", "apply", "init", "specs"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The shape of the model.
+
+    Attributes:
+        image: height, width and channels of an image.
+        channels: of each stage; a stage is `depth` convolutions with rectifiers, then 2 x 2 max pooling.
+        depth: convolutions in a stage.
+        hidden: features of the hidden linear map.
+        classes: number of outputs.
+        dropout: rate before the last map, in training.
+    """
+
+    image: tuple[int, int, int]
+    channels: tuple[int, ...] = (32, 64)
+    depth: int = 1
+    hidden: int = 128
+    classes: int = 10
+    dropout: float = 0.0
+
+
+def _flat(config: Config) -> int:
+    height, width, _ = config.image
+    return math.prod(side >> len(config.channels) for side in (height, width)) * config.channels[-1]
+
+
+def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
+    """{"stages": [[{"w", "b"}, ...], ...], "hidden": {"w", "b"}, "head": {"w", "b"}}."""
+    if not _flat(config):
+        raise ShapeError(
+            f"convnet.init: {len(config.channels)} stages halve the image to nothing.",
+            path="config.channels",
+            expected=f"at most {min(config.image[:2]).bit_length() - 1} stages for image {config.image}",
+            actual=f"channels = {config.channels}",
+        )
+    key_hidden, key_head, key_stages = jax.random.split(key, 3)
+    stages, c_in = [], config.image[-1]
+    for stage_key, c in zip(jax.random.split(key_stages, len(config.channels)), config.channels, strict=True):
+        sizes = [c_in] + [c] * (config.depth - 1)
+        keys = jax.random.split(stage_key, config.depth)
+        stages.append([conv.init(k, size, c, kernel=(3, 3)) for k, size in zip(keys, sizes, strict=True)])
+        c_in = c
+    return {
+        "stages": stages,
+        "hidden": linear.init(key_hidden, _flat(config), config.hidden),
+        "head": linear.init(key_head, config.hidden, config.classes),
+    }
+
+
+def apply(
+    params: dict[str, Any],
+    images: Float[Array, "*n h w c"],
+    config: Config,
+    *,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "*n classes"]:
+    """Logits of images.
+
+    Args:
+        params: from `init`.
+        images: [*n, *config.image].
+        config: the model's.
+        key: for dropout; None in evaluation.
+
+    Raises:
+        ShapeError: the images do not have the shape config.image.
+    """
+    if images.shape[-3:] != config.image:
+        raise ShapeError(
+            "convnet.apply: images have another shape than the model was made for.",
+            path="images",
+            expected=f"images: float[*n, {', '.join(map(str, config.image))}]     (config.image)",
+            actual=f"images: {describe_value(images)}",
+            hint="is the channel axis missing? images[..., None] adds it."
+            if (*images.shape[-2:], 1) == config.image
+            else None,
+        )
+    x = images
+    for stage in params["stages"]:
+        for layer in stage:
+            x = relu.apply(conv.apply(layer, x))
+        x = max_pool.apply(x, kernel=(2, 2))
+    x = relu.apply(linear.apply(params["hidden"], x.reshape(*x.shape[:-3], -1)))
+    return linear.apply(params["head"], dropout.apply(x, rate=config.dropout, key=key))
+
+
+def specs(config: Config) -> dict[str, Any]:
+    """The parallel tree of `spec.Spec`."""
+    kernel, matrix = {"w": "h w c_in c_out", "b": "c_out"}, {"w": "d_in d_out", "b": "d_out"}
+    return describe(
+        init,
+        config,
+        {"stages": [[kernel] * config.depth for _ in config.channels], "hidden": matrix, "head": matrix},
+    )

@@ -1,0 +1,63 @@
+"""A multilayer perceptron: linear maps with rectifiers between them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from funcnet.errors import ValueRangeError
+from funcnet.nets.spec import describe
+from funcnet.ops import linear, relu
+
+__all__ = ["Config", "apply", "init", "specs"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The shape of the model.
+
+    Attributes:
+        sizes: features of the input, of each hidden layer and of the output.
+        bias: whether the linear maps have one.
+    """
+
+    sizes: tuple[int, ...]
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) < 2:
+            raise ValueRangeError(
+                f"mlp.Config: sizes has {len(self.sizes)} entries, but at least 2 are needed.",
+                path="sizes",
+                expected="(d_in, *hidden, d_out)",
+                actual=f"sizes = {self.sizes}",
+            )
+
+
+def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
+    """{"layers": [{"w", "b"}, ...]}.
+
+    >>> params = init(jax.random.key(0), Config((3, 5, 2)))
+    >>> [layer["w"].shape for layer in params["layers"]]
+    [(3, 5), (5, 2)]
+    """
+    pairs = list(zip(config.sizes, config.sizes[1:], strict=False))
+    keys = jax.random.split(key, len(pairs))
+    return {"layers": [linear.init(k, *pair, bias=config.bias) for k, pair in zip(keys, pairs, strict=True)]}
+
+
+def apply(params: dict[str, Any], x: Float[Array, "*n d_in"], config: Config) -> Float[Array, "*n d_out"]:
+    """x [*n, sizes[0]] to [*n, sizes[-1]]; no rectifier after the last map."""
+    del config
+    *hidden, last = params["layers"]
+    for layer in hidden:
+        x = relu.apply(linear.apply(layer, x))
+    return linear.apply(last, x)
+
+
+def specs(config: Config) -> dict[str, Any]:
+    """The parallel tree of `spec.Spec`."""
+    layer = {"w": "d_in d_out", "b": "d_out"} if config.bias else {"w": "d_in d_out"}
+    return describe(init, config, {"layers": [layer] * (len(config.sizes) - 1)})

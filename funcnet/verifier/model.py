@@ -1,0 +1,76 @@
+"""Every gradient formula in a model, verified on the model's own shapes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet import rules
+from funcnet.verifier.compare import verify
+from funcnet.verifier.report import Report, Row
+
+__all__ = ["verify_model"]
+
+
+def verify_model(
+    loss: Any, params: Any, batch: Any, *, key: Any = None, model_state: Any = None, seed: int = 0
+) -> Report:
+    """Verify the formula of every operation that `loss` calls, at the shapes at which it calls it.
+
+    The loss is run once, unjitted, and the calls are noted; nothing is listed by hand, so it works for any
+    model made of funcnet's operations. A call with values is verified on them; one inside `jax.jit`,
+    `jax.lax.scan` or `jax.vmap` on random arguments of its shapes. Each formula is compared with `jax.vjp`
+    of the operation's `reference`, in float64.
+
+    Args:
+        loss: ``loss(params, batch, key)``, or with a model_state ``loss(params, model_state, batch, key)``.
+        params: the model's.
+        batch: one batch, as the loss takes it.
+        key: a random key for the loss.
+        model_state: batch-norm statistics and the like.
+        seed: of the cotangents and of the random arguments.
+
+    Returns:
+        A `Report` with one row per operation and set of shapes: its worst leaf, and its number of calls.
+    """
+    args = (params, batch, key) if model_state is None else (params, model_state, batch, key)
+    with rules.record() as calls:
+        loss(*args)
+    distinct: dict[Any, list[rules.Call]] = {}
+    for call in calls:
+        if hasattr(call.operation, "vjp"):
+            distinct.setdefault(_signature(call), []).append(call)
+    return Report(tuple(_worst(same, seed) for same in distinct.values()))
+
+
+def _signature(call: rules.Call) -> Any:
+    """Equal for calls of one operation with the same shapes and options."""
+    leaves, tree = jax.tree.flatten((call.args, call.options))
+    kinds = tuple((v.shape, str(v.dtype)) if hasattr(v, "dtype") else repr(v) for v in leaves)
+    return call.operation.__name__, kinds, tree
+
+
+def _worst(calls: list[rules.Call], seed: int) -> Row:
+    fill = functools.partial(_fill, np.random.default_rng(seed))
+    args, options = jax.tree.map_with_path(fill, (calls[0].args, calls[0].options))
+    report = verify(calls[0].operation, args, static=options, seed=seed)
+    worst = max(report.rows, key=lambda row: (not row.ok, row.error))
+    return dataclasses.replace(worst, count=len(calls))
+
+
+def _fill(rng: np.random.Generator, path: Any, leaf: Any) -> Any:
+    """Values for an argument that was traced: standard normal floats, and integers that are in range."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(int(rng.integers(2**31))), leaf.shape)
+    if leaf.dtype == jnp.bool_:
+        return jnp.asarray(rng.random(leaf.shape) < 0.5)
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        return jnp.asarray(rng.integers(0, 2, leaf.shape), leaf.dtype)  # a label or an id of anything
+    values = rng.standard_normal(leaf.shape)
+    is_variance = any(getattr(entry, "key", None) == "var" for entry in path)
+    return jnp.asarray(np.abs(values) + 0.1 if is_variance else values, leaf.dtype)

@@ -1,0 +1,408 @@
+"""The laws of the contract (docs/contract.md), each a function of an operation, its arguments and options.
+
+A law raises AssertionError where it is broken. The truth is always `reference`, itself held by a naive loop
+in NumPy and by finite differences; never the function that a rule is attached to.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+import funcnet as fn
+from tests.cases import Case
+
+EXACT = 1e-10  # float64, relative to the largest element of the leaf
+NOISE = 1e-12  # what cancellation leaves of a gradient that is zero
+
+
+def close(got: Any, want: Any, tolerance: float = EXACT, noise: float = NOISE) -> None:
+    """Equal leaf by leaf, each measured against its own size."""
+    got, want = jax.tree.leaves_with_path(got), jax.tree.leaves_with_path(want)
+    assert [p for p, _ in got] == [p for p, _ in want]
+    for (path, g), (_, w) in zip(got, want, strict=True):
+        g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+        assert g.shape == w.shape, f"{jax.tree_util.keystr(path)}: shape {g.shape}, not {w.shape}"
+        if w.size:
+            assert np.isfinite(w).all(), f"{jax.tree_util.keystr(path)}: the truth is not finite"
+            error, scale = np.abs(g - w).max(), np.abs(w).max()
+            assert error <= tolerance * scale + noise, f"{jax.tree_util.keystr(path)}: error {error:.1e} at scale {scale:.1e}"
+
+
+def is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def floats(args: Any) -> tuple[list[Any], Any]:
+    """The float leaves of args, and the function that puts others in their place."""
+    leaves, tree = jax.tree.flatten(args)
+    moving = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+    def rebuild(values: list[Any]) -> Any:
+        replaced = dict(zip(moving, values, strict=True))
+        return jax.tree.unflatten(tree, [replaced.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    return [leaves[i] for i in moving], rebuild
+
+
+def on_floats(f: Any, args: Any, options: Any) -> tuple[Any, list[Any]]:
+    """f as a function of the float leaves of its arguments, and those leaves."""
+    values, rebuild = floats(args)
+    return lambda *v: f(*rebuild(list(v)), **options), values
+
+
+def normal_like(tree: Any, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda v: jnp.asarray(rng.standard_normal(v.shape), v.dtype), tree)
+
+
+def loss_of(f: Any) -> Any:
+    """A scalar with a curved, uneven dependence on every output."""
+
+    def loss(*values: Any) -> Any:
+        leaves = jax.tree.leaves(f(*values))
+        return sum(jnp.sum(jnp.sin(y + jnp.arange(y.size, dtype=y.dtype).reshape(y.shape))) for y in leaves)
+
+    return loss
+
+
+def cotangents(y: Any) -> list[Any]:
+    return [normal_like(y, 1), normal_like(y, 2), jax.tree.map(jnp.ones_like, y)]
+
+
+def with_zeros(grads: Any, args: Any) -> list[Any]:
+    """The cotangents of the float leaves, None (state) read as zeros."""
+    out: list[Any] = []
+
+    def visit(grad: Any, arg: Any) -> None:
+        for leaf in jax.tree.leaves(arg):
+            if is_float(leaf):
+                out.append(jnp.zeros_like(leaf) if grad is None else grad)
+            else:
+                assert grad is None, "a cotangent for an integer, boolean or key"
+
+    jax.tree.map(visit, grads, args, is_leaf=lambda v: v is None)
+    return out
+
+
+# ---- the definition ---------------------------------------------------------------------------------------
+
+
+def naive(case: Case, op: Any, args: Any, options: Any) -> None:
+    """reference = the loop in tests/naive, and what comes out is an array of the right dtype."""
+    loop = getattr(__import__(f"tests.naive.{case.op}", fromlist=["_"]), case.op)
+    plain = lambda v: v if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)  # noqa: E731
+    close(op.reference(*args, **options), loop(*jax.tree.map(plain, args), **jax.tree.map(lambda v: plain(v) if hasattr(v, "dtype") else v, options)))
+
+
+def finite_differences(case: Case, op: Any, args: Any, options: Any) -> None:
+    """⟨dy, J t⟩ by jax.vjp(reference) = the central difference along t."""
+    f, values = on_floats(op.reference, args, options)
+    y, pull = jax.vjp(f, *values)
+    dy, t, h = normal_like(y, 3), normal_like(values, 4), 1e-6
+    if case.op == "batch_norm":  # the state is an argument without gradient, not a constant
+        t = [jnp.zeros_like(v) if not jnp.any(g) else v for v, g in zip(t, pull(dy), strict=True)]
+        dy = (dy[0], jax.tree.map(jnp.zeros_like, dy[1]))
+    dot = lambda a, b: sum(float(jnp.vdot(u, v)) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))  # noqa: E731
+    ahead = f(*(v + h * u for v, u in zip(values, t, strict=True)))
+    behind = f(*(v - h * u for v, u in zip(values, t, strict=True)))
+    want = dot(dy, jax.tree.map(lambda a, b: (a - b) / (2 * h), ahead, behind))
+    got = dot(list(pull(dy)), t)
+    scale = math.sqrt(dot(dy, dy) * dot(t, t)) + 1.0
+    assert abs(got - want) < 1e-7 * scale, f"jax.vjp(reference) says {got}, differences say {want}"
+
+
+# ---- the fast form and its gradient -----------------------------------------------------------------------
+
+
+def forward(case: Case, op: Any, args: Any, options: Any) -> None:
+    """apply = reference, eagerly and jitted; the first output of vjp too."""
+    want = op.reference(*args, **options)
+    close(op.apply(*args, **options), want)
+    f, values = on_floats(op.apply, args, options)
+    close(jax.jit(f)(*values), want)
+    close(op.vjp(*args, **options)[0], want)
+    assert jax.tree.map(lambda v: v.dtype, want) == jax.tree.map(lambda v: v.dtype, op.apply(*args, **options))
+
+
+def formula(case: Case, op: Any, args: Any, options: Any) -> None:
+    """vjp = jax.vjp(reference) on every leaf, for random and constant cotangents, eagerly and jitted."""
+    f, values = on_floats(op.reference, args, options)
+    y, pull = jax.vjp(f, *values)
+    _, pullback = op.vjp(*args, **options)
+    jitted = jax.jit(lambda p, dy: p(dy))
+    for i, dy in enumerate(cotangents(y)):
+        want = list(pull(dy))
+        grads = pullback(dy)
+        close(with_zeros(grads, args), want)
+        if i != 1:
+            close(with_zeros(jitted(pullback, dy), args), want)
+        assert isinstance(grads, tuple)
+        assert [g.dtype for g in with_zeros(grads, args)] == [v.dtype for v in values]
+
+
+def attached(case: Case, op: Any, args: Any, options: Any) -> None:
+    """jax.vjp(apply) = jax.vjp(reference), eagerly and jitted, with our rule and with JAX's."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    y, pull = jax.vjp(f, *values)
+    dy = normal_like(y, 5)
+    want = list(pull(dy))
+    close(list(jax.vjp(g, *values)[1](dy)), want)
+    close(list(jax.jit(lambda v, dy: jax.vjp(g, *v)[1](dy))(values, dy)), want)
+    with fn.autodiff("jax"):
+        close(list(jax.vjp(g, *values)[1](dy)), want)
+
+
+def no_retrace(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Equal calls give pullbacks of equal structure, so that what consumes them is traced once."""
+    traces = []
+
+    @jax.jit
+    def consume(pullback: Any, dy: Any) -> Any:
+        traces.append(1)
+        return [v for v in jax.tree.leaves(pullback(dy))]
+
+    for _ in range(2):
+        y, pullback = op.vjp(*args, **options)
+        consume(pullback, y)
+    assert len(traces) == 1, "the pullback has a new structure on each call"
+
+
+# ---- JAX's transforms -------------------------------------------------------------------------------------
+
+
+def forward_mode(case: Case, op: Any, args: Any, options: Any) -> None:
+    """jvp and linearize."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    t = normal_like(values, 6)
+    want = jax.jvp(f, values, t)
+    close(jax.jit(lambda v, t: jax.jvp(g, v, t))(values, t), want)
+    y, lin = jax.linearize(g, *values)
+    close((y, lin(*t)), want)
+
+
+def second_order(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Forward over reverse (a product with the Hessian), and reverse over reverse."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    t, every = normal_like(values, 7), tuple(range(len(values)))
+
+    def product(h: Any) -> Any:
+        return jax.jit(lambda v, t: jax.jvp(lambda *v: jax.grad(loss_of(h), every)(*v), v, t)[1])
+
+    def squared(h: Any) -> Any:
+        return jax.jit(jax.grad(lambda *v: sum(jnp.sum(u**2) for u in jax.grad(loss_of(h), every)(*v)), every))
+
+    if every:
+        close(product(g)(values, t), product(f)(values, t), 1e-9, 1e-10)
+        close(squared(g)(*values), squared(f)(*values), 1e-9, 1e-10)
+
+
+def jacobians(case: Case, op: Any, args: Any, options: Any) -> None:
+    """jacfwd = jacrev = those of reference; the Hessian too, where it is small."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    every = tuple(range(len(values)))
+    if not values or sum(v.size for v in values) > 150:
+        return
+    want = jax.jit(jax.jacrev(f, every))(*values)
+    close(jax.jit(jax.jacfwd(g, every))(*values), want)
+    close(jax.jit(jax.jacrev(g, every))(*values), want)
+    if sum(v.size for v in values) <= 40:
+        close(jax.jit(jax.hessian(loss_of(g), every))(*values), jax.jit(jax.hessian(loss_of(f), every))(*values), 1e-9, 1e-10)
+
+
+def batching(case: Case, op: Any, args: Any, options: Any) -> None:
+    """vmap over every argument alone and over all at once = a loop, values and gradients."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    every = tuple(range(len(values)))
+    if not values:
+        return
+    many = [jnp.stack([v, v * 0.5 + 0.1, -v]) for v in values]
+
+    def both(h: Any) -> Any:
+        return lambda *v: (h(*v), jax.grad(loss_of(h), every)(*v))
+
+    for axes in {tuple(0 if j == i else None for j in every) for i in every} | {(0,) * len(every)}:
+        mixed = [m if a == 0 else v for m, v, a in zip(many, values, axes, strict=True)]
+        got = jax.jit(jax.vmap(both(g), in_axes=axes))(*mixed)
+        one = jax.jit(both(f))
+        rows = [one(*(m[i] if a == 0 else m for m, a in zip(mixed, axes, strict=True))) for i in range(3)]
+        close(got, jax.tree.map(lambda *r: jnp.stack(r), *rows), 1e-9, 1e-10)
+
+
+def control_flow(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Gradients through scan and checkpoint, also with funcnet's policy."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    every = tuple(range(len(values)))
+    if not values:
+        return
+
+    def scanned(h: Any) -> Any:
+        def loss(*v: Any) -> Any:
+            body = lambda total, scale: (total + loss_of(h)(*(u * scale for u in v)), None)  # noqa: E731
+            return jax.lax.scan(body, jnp.zeros((), v[0].dtype), jnp.asarray([0.5, 1.0], v[0].dtype))[0]
+
+        return jax.jit(jax.grad(loss, every))
+
+    close(scanned(g)(*values), scanned(f)(*values))
+    want = jax.grad(loss_of(f), every)(*values)
+    for policy in (None, fn.rules.products_saveable):
+        close(jax.jit(jax.grad(jax.checkpoint(loss_of(g), policy=policy), every))(*values), want)
+
+
+def sharding(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Under shard_map, the last float argument split over four devices, the others replicated."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    if not values:
+        return
+    every, P = tuple(range(len(values))), PartitionSpec
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    split = jnp.stack([values[-1] * s for s in (1.0, 0.5, -1.0, 2.0)])
+    specs = (*(P() for _ in values[:-1]), P("d"))
+
+    def grads(*v: Any) -> Any:
+        return jax.grad(lambda *v: loss_of(g)(*v[:-1], v[-1][0]), every)(*v)
+
+    got = jax.jit(jax.shard_map(grads, mesh=mesh, in_specs=specs, out_specs=specs))(*values[:-1], split)
+    total = lambda *v: sum(loss_of(f)(*v[:-1], row) for row in v[-1])  # noqa: E731
+    close(got, jax.jit(jax.grad(total, every))(*values[:-1], split))
+
+
+def export(case: Case, op: Any, args: Any, options: Any) -> None:
+    """One traced program, forward and gradient, lowers for cpu, cuda and tpu."""
+    g, values = on_floats(op.apply, args, options)
+    f = (lambda *v: (g(*v), jax.grad(loss_of(g), tuple(range(len(v))))(*v))) if values else (lambda: g())
+    assert jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(*values).platforms == ("cpu", "cuda", "tpu")
+
+
+# ---- the matrix and the cost ------------------------------------------------------------------------------
+
+
+def matrix(case: Case, op: Any, args: Any, options: Any) -> None:
+    """matrix = the Jacobian of reference without its constant; the pullback is its transpose."""
+    x = args[{"matmul": 0}.get(case.op, -1)]
+    rest = {"matmul": args[1:]}.get(case.op, args[:-1])
+    shape = in_shape(case, args)
+    M = op.matrix(*rest, shape, **options)
+
+    def one(f: Any) -> Any:
+        return (lambda v: f(v, *rest, **options)) if case.op == "matmul" else (lambda v: f(*rest, v, **options))
+
+    v = normal_like(jnp.zeros(shape, x.dtype), 8)
+    batched = v if case.op == "dropout" else v[None]
+    y = one(op.reference)(batched)
+    J = jax.jacobian(one(op.reference))(batched).reshape(y.size, v.size)
+    close(M, J)
+    dy = normal_like(y, 9)
+    _, pullback = one(op.vjp)(batched)
+    dx = pullback(dy)[0 if case.op == "matmul" else -1]
+    close(M.T @ dy.reshape(-1), dx.reshape(-1))
+
+
+def in_shape(case: Case, args: Any) -> tuple[int, ...]:
+    """The shape of one example: what is left of x without its batch axes."""
+    x = args[0] if case.op == "matmul" else args[-1]
+    if case.op == "dropout":
+        return x.shape
+    features = {"linear": 1, "matmul": 2, "conv": 0}.get(case.op, 0)
+    if case.op == "conv":
+        features = args[0]["w"].ndim - 1
+    if case.op == "avg_pool":
+        features = len(case.options["kernel"]) + 1
+    return x.shape[x.ndim - features :]
+
+
+def cost(case: Case, op: Any, args: Any, options: Any) -> None:
+    """flops = those of the products in reference's jaxpr; bytes = every input and output once."""
+    f = functools.partial(op.reference, **options)
+    counted = op.cost(*args, **options)
+    assert counted.flops == products(jax.make_jaxpr(f)(*args).jaxpr)
+    arrays = [v for v in jax.tree.leaves((args, options, f(*args))) if hasattr(v, "dtype")]
+    assert counted.bytes == sum(v.size * v.dtype.itemsize for v in arrays)
+    described = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), args)
+    assert op.cost(*described, **options) == counted
+
+
+def products(jaxpr: Any) -> int:
+    """2 x multiply-adds of the dot and convolution equations."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[a] for a in contract)
+        elif eqn.primitive.name == "conv_general_dilated":
+            w = eqn.invars[1].aval
+            total += 2 * eqn.outvars[0].aval.size * w.size // w.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                total += products(getattr(inner, "jaxpr", inner))
+    return total
+
+
+# ---- the dtypes of users ----------------------------------------------------------------------------------
+
+
+def rounded(case: Case, op: Any, dtype: str) -> None:
+    """In `dtype`, value and gradient err at most twice as much as those of reference in `dtype`.
+
+    Both against reference in a wider dtype on the same rounded arguments. Result and cotangents have the
+    dtypes that they should.
+    """
+    truth_dtype = "float64" if jax.config.jax_enable_x64 else "float32"
+    args, options = case.draw(dtype=dtype)
+    widen = lambda tree: jax.tree.map(lambda v: v.astype(truth_dtype) if is_float(v) else v, tree)  # noqa: E731
+    truth, wide_values = on_floats(op.reference, widen(args), options)
+    plain, values = on_floats(op.reference, args, options)
+    fast, _ = on_floats(op.apply, args, options)
+    y, pull = jax.vjp(truth, *wide_values)
+    dy = jax.tree.map(lambda v, w: v.astype(w.dtype), normal_like(y, 10), jax.eval_shape(plain, *values))
+    want = (y, list(pull(jax.tree.map(lambda v, w: v.astype(w.dtype), dy, y))))
+
+    def run(f: Any) -> Any:
+        y, pull = jax.vjp(f, *values)
+        return y, list(pull(dy))
+
+    got, theirs = jax.jit(lambda: run(fast))(), run(plain)
+    assert [v.dtype for v in got[1]] == [v.dtype for v in values], "a cotangent has another dtype than its leaf"
+    assert jax.tree.map(lambda v: v.dtype, got[0]) == jax.tree.map(lambda v: v.dtype, theirs[0])
+    for g, t, w in zip(jax.tree.leaves(got), jax.tree.leaves(theirs), jax.tree.leaves(want), strict=True):
+        if not g.size:
+            continue
+        g, t, w = (np.asarray(v, np.float64) for v in (g, t, w))
+        error, allowed = np.abs(g - w).max(), np.abs(t - w).max()
+        ulp = float(jnp.finfo(dtype).eps) * np.abs(w).max()
+        assert error <= 2 * allowed + 4 * ulp, f"{dtype}: error {error:.1e}, reference {allowed:.1e}, unit {ulp:.1e}"
+
+
+def large(case: Case, op: Any) -> None:
+    """At sizes where XLA:CPU has miscompiled: jitted = eager = reference, random and constant cotangents."""
+    args, options = case.draw(dtype="float32")
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    y, pull = jax.vjp(f, *values)
+    jitted = jax.jit(lambda v, dy: (g(*v), jax.vjp(g, *v)[1](dy)))
+    formula = jax.jit(lambda a, dy: op.vjp(*a, **options)[1](dy))
+    for dy in (normal_like(y, 11), jax.tree.map(jnp.ones_like, y)):
+        want = list(pull(dy))
+        value, grads = jitted(values, dy)
+        close((value, list(grads)), (y, want), 3e-5, 3e-4)
+        close(with_zeros(formula(args, dy), args), want, 3e-5, 3e-4)
+    summed = jax.jit(jax.grad(lambda *v: sum(jnp.sum(u) for u in jax.tree.leaves(g(*v))), tuple(range(len(values)))))
+    if values:
+        close(list(summed(*values)), list(pull(jax.tree.map(jnp.ones_like, y))), 3e-5, 3e-4)
+
+
+LAWS = [
+    naive, finite_differences, forward, formula, attached, no_retrace, forward_mode, second_order, jacobians,
+    batching, control_flow, sharding, export, cost,
+]  # fmt: skip

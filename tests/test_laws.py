@@ -1,0 +1,131 @@
+"""Every case through every law, and every law against a rule that it must reject."""
+
+import types
+from typing import Any
+
+import jax
+import pytest
+
+from funcnet import rules
+from tests import laws
+from tests.cases import CASES, LARGE, Case, case, F
+
+WITH_MATRIX = [c for c in CASES if hasattr(c.module, "matrix")]
+
+
+def ids(v: Any) -> str:
+    return v.id if isinstance(v, Case) else v.__name__ if callable(v) else str(v)
+
+
+@pytest.mark.parametrize("c", CASES, ids=ids)
+@pytest.mark.parametrize("law", laws.LAWS, ids=ids)
+def test_law(law, c):
+    args, options = c.draw()
+    law(c, c.module, args, options)
+
+
+@pytest.mark.parametrize("c", WITH_MATRIX, ids=ids)
+def test_matrix(c):
+    args, options = c.draw()
+    laws.matrix(c, c.module, args, options)
+
+
+@pytest.mark.as_users
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("c", CASES, ids=ids)
+def test_rounded(c, dtype):
+    laws.rounded(c, c.module, dtype)
+
+
+@pytest.mark.as_users
+@pytest.mark.parametrize("c", LARGE, ids=ids)
+def test_large(c):
+    laws.large(c, c.module)
+
+
+def test_every_operation_has_cases():
+    import funcnet
+
+    assert {c.op for c in CASES} == {c.op for c in LARGE} == set(funcnet._OPERATIONS)
+
+
+# ---- a law that cannot fail is no law ---------------------------------------------------------------------
+
+CASE = case("linear", {"w": F(3, 5), "b": F(5)}, F(2, 7, 3))
+OP = CASE.module
+
+
+def scaled(tree: Any, by: float = 1.0001) -> Any:
+    return jax.tree.map(lambda v: v * by, tree)
+
+
+def broken(**changes: Any) -> types.SimpleNamespace:
+    """linear with one thing wrong."""
+    return types.SimpleNamespace(**{**vars(OP), **changes})
+
+
+def wrong_gradient(params, x):
+    y, pullback = OP.vjp(params, x)
+    return y, jax.tree_util.Partial(_wrong_pullback, pullback)
+
+
+def _wrong_pullback(pullback, dy):
+    dparams, dx = pullback(dy)
+    return {**dparams, "w": scaled(dparams["w"])}, dx
+
+
+def curved(params, x):
+    """A right gradient whose own derivative is wrong: the residual is cut off."""
+    y, pullback = OP.vjp(params, x)
+    return y, jax.tree.map(jax.lax.stop_gradient, pullback)
+
+
+def fresh(params, x):
+    """A pullback with a structure of its own each time."""
+    y, pullback = OP.vjp(params, x)
+    return y, jax.tree_util.Partial(lambda p, dy: p(dy), pullback)
+
+
+def by(vjp):
+    return broken(vjp=vjp, apply=lambda params, x: rules.call(vjp, params, x))
+
+
+@jax.custom_jvp
+def _sharded_wrong(params, x):
+    return OP.reference(params, x)
+
+
+@_sharded_wrong.defjvp
+def _(primals, tangents):
+    return jax.jvp(OP.reference, primals, scaled(tangents))
+
+
+REJECTED = {
+    laws.naive: broken(reference=lambda p, x: scaled(OP.reference(p, x))),
+    laws.forward: broken(apply=lambda p, x: scaled(OP.apply(p, x))),
+    laws.formula: broken(vjp=wrong_gradient),
+    laws.attached: by(wrong_gradient),
+    laws.no_retrace: broken(vjp=fresh),
+    laws.forward_mode: by(wrong_gradient),
+    laws.second_order: by(curved),
+    laws.jacobians: by(wrong_gradient),
+    laws.batching: by(wrong_gradient),
+    laws.control_flow: by(wrong_gradient),
+    laws.sharding: by(wrong_gradient),
+    laws.export: broken(apply=lambda p, x: jax.pure_callback(lambda v: v, x, x) @ p["w"]),
+    laws.cost: broken(cost=lambda p, x: OP.cost(p, x)._replace(flops=OP.cost(p, x).flops + 1)),
+    laws.matrix: broken(matrix=lambda p, s: OP.matrix(p, s).at[0, 0].add(1e-6)),
+    laws.finite_differences: broken(reference=_sharded_wrong),
+}
+
+
+def test_every_law_has_a_rule_that_it_rejects():
+    assert set(REJECTED) == {*laws.LAWS, laws.matrix}
+
+
+@pytest.mark.parametrize("law", REJECTED, ids=ids)
+def test_law_rejects(law):
+    args, options = CASE.draw()
+    law(CASE, OP, args, options)
+    with pytest.raises((AssertionError, Exception)):
+        law(CASE, REJECTED[law], args, options)
