@@ -73,11 +73,10 @@ def verify(
             actual=f"args: {describe(given)}",
             hint="one argument is (x,)." if hasattr(given, "dtype") else None,
         )
-    names = _names(definition, len(args))
+    names = _names(definition, len(given))
     with jax.enable_x64(True):
-        return Report(
-            tuple(_rows(name, names, definition, formula, _wide(tuple(args)), args, _wide(static), seed))
-        )
+        rows = _rows(name, names, definition, formula, _wide(tuple(given)), _wide(static), seed)
+    return Report(tuple(rows))
 
 
 def _as_vjp(forward: Any, backward: Any, *args: Any, **static: Any) -> tuple[Any, Callable[[Any], Any]]:
