@@ -1,0 +1,33 @@
+# `make check` is everything that CI runs. It uses the python on PATH, or the one given: make check PYTHON=.venv/bin/python
+PYTHON ?= python3
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: check lint types imports test slow doctest examples docs
+
+check: lint types imports doctest examples docs test slow
+
+lint:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+
+imports:
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
+
+test:  ## the README's test command: float64 with annotations checked, then as users run
+	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --as-users
+
+slow:  ## every case through every transform; minutes
+	$(PYTHON) -m pytest -m slow
+
+doctest:
+	$(PYTHON) -m pytest --doctest-modules funcnet --doctest-glob='*.md' README.md docs -p no:cacheprovider
+
+examples:
+	for script in examples/*.py; do echo "== $$script" && $(PYTHON) "$$script" || exit 1; done
+
+docs:
+	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html

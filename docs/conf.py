@@ -1,0 +1,18 @@
+"""Sphinx settings: `make docs` builds docs/_build/html, warnings are errors."""
+
+from importlib.metadata import version as _version
+
+project = "funcnet"
+author = "the funcnet authors"
+project_copyright = "2026, the funcnet authors"
+release = version = _version("funcnet")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx-mathjax-offline"]
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "funcnet"
+nitpicky = False
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"

@@ -1,0 +1,29 @@
+"""The code in README.md and docs/ runs as it stands, block after block, in an empty folder."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p) and p != "docs/design.md"])
+def test_page_runs(page, tmp_path, monkeypatch, unchecked):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        for i, block in enumerate(blocks(page)):
+            exec(compile(block, f"{page}, block {i + 1}", "exec"), names)
+
+
+def test_every_operation_has_its_page():
+    import funcnet
+
+    assert {p.stem for p in (ROOT / "docs/derivations").glob("*.md")} == set(funcnet._OPERATIONS)
