@@ -30,7 +30,9 @@ def close(got: Any, want: Any, tolerance: float = EXACT, noise: float = NOISE) -
         if w.size:
             assert np.isfinite(w).all(), f"{jax.tree_util.keystr(path)}: the truth is not finite"
             error, scale = np.abs(g - w).max(), np.abs(w).max()
-            assert error <= tolerance * scale + noise, f"{jax.tree_util.keystr(path)}: error {error:.1e} at scale {scale:.1e}"
+            assert error <= tolerance * scale + noise, (
+                f"{jax.tree_util.keystr(path)}: error {error:.1e} at scale {scale:.1e}"
+            )
 
 
 def is_float(leaf: Any) -> bool:
@@ -95,8 +97,14 @@ def with_zeros(grads: Any, args: Any) -> list[Any]:
 def naive(case: Case, op: Any, args: Any, options: Any) -> None:
     """reference = the loop in tests/naive, and what comes out is an array of the right dtype."""
     loop = getattr(__import__(f"tests.naive.{case.op}", fromlist=["_"]), case.op)
-    plain = lambda v: v if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)  # noqa: E731
-    close(op.reference(*args, **options), loop(*jax.tree.map(plain, args), **jax.tree.map(lambda v: plain(v) if hasattr(v, "dtype") else v, options)))
+    plain = lambda v: v if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)
+    close(
+        op.reference(*args, **options),
+        loop(
+            *jax.tree.map(plain, args),
+            **jax.tree.map(lambda v: plain(v) if hasattr(v, "dtype") else v, options),
+        ),
+    )
 
 
 def finite_differences(case: Case, op: Any, args: Any, options: Any) -> None:
@@ -107,7 +115,9 @@ def finite_differences(case: Case, op: Any, args: Any, options: Any) -> None:
     if case.op == "batch_norm":  # the state is an argument without gradient, not a constant
         t = [jnp.zeros_like(v) if not jnp.any(g) else v for v, g in zip(t, pull(dy), strict=True)]
         dy = (dy[0], jax.tree.map(jnp.zeros_like, dy[1]))
-    dot = lambda a, b: sum(float(jnp.vdot(u, v)) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))  # noqa: E731
+    dot = lambda a, b: sum(
+        float(jnp.vdot(u, v)) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
     ahead = f(*(v + h * u for v, u in zip(values, t, strict=True)))
     behind = f(*(v - h * u for v, u in zip(values, t, strict=True)))
     want = dot(dy, jax.tree.map(lambda a, b: (a - b) / (2 * h), ahead, behind))
@@ -126,7 +136,9 @@ def forward(case: Case, op: Any, args: Any, options: Any) -> None:
     f, values = on_floats(op.apply, args, options)
     close(jax.jit(f)(*values), want)
     close(op.vjp(*args, **options)[0], want)
-    assert jax.tree.map(lambda v: v.dtype, want) == jax.tree.map(lambda v: v.dtype, op.apply(*args, **options))
+    assert jax.tree.map(lambda v: v.dtype, want) == jax.tree.map(
+        lambda v: v.dtype, op.apply(*args, **options)
+    )
 
 
 def formula(case: Case, op: Any, args: Any, options: Any) -> None:
@@ -197,7 +209,9 @@ def second_order(case: Case, op: Any, args: Any, options: Any) -> None:
         return jax.jit(lambda v, t: jax.jvp(lambda *v: jax.grad(loss_of(h), every)(*v), v, t)[1])
 
     def squared(h: Any) -> Any:
-        return jax.jit(jax.grad(lambda *v: sum(jnp.sum(u**2) for u in jax.grad(loss_of(h), every)(*v)), every))
+        return jax.jit(
+            jax.grad(lambda *v: sum(jnp.sum(u**2) for u in jax.grad(loss_of(h), every)(*v)), every)
+        )
 
     if every:
         close(product(g)(values, t), product(f)(values, t), 1e-9, 1e-10)
@@ -215,7 +229,12 @@ def jacobians(case: Case, op: Any, args: Any, options: Any) -> None:
     close(jax.jit(jax.jacfwd(g, every))(*values), want)
     close(jax.jit(jax.jacrev(g, every))(*values), want)
     if sum(v.size for v in values) <= 40:
-        close(jax.jit(jax.hessian(loss_of(g), every))(*values), jax.jit(jax.hessian(loss_of(f), every))(*values), 1e-9, 1e-10)
+        close(
+            jax.jit(jax.hessian(loss_of(g), every))(*values),
+            jax.jit(jax.hessian(loss_of(f), every))(*values),
+            1e-9,
+            1e-10,
+        )
 
 
 def batching(case: Case, op: Any, args: Any, options: Any) -> None:
@@ -248,7 +267,7 @@ def control_flow(case: Case, op: Any, args: Any, options: Any) -> None:
 
     def scanned(h: Any) -> Any:
         def loss(*v: Any) -> Any:
-            body = lambda total, scale: (total + loss_of(h)(*(u * scale for u in v)), None)  # noqa: E731
+            body = lambda total, scale: (total + loss_of(h)(*(u * scale for u in v)), None)
             return jax.lax.scan(body, jnp.zeros((), v[0].dtype), jnp.asarray([0.5, 1.0], v[0].dtype))[0]
 
         return jax.jit(jax.grad(loss, every))
@@ -274,7 +293,7 @@ def sharding(case: Case, op: Any, args: Any, options: Any) -> None:
         return jax.grad(lambda *v: loss_of(g)(*v[:-1], v[-1][0]), every)(*v)
 
     got = jax.jit(jax.shard_map(grads, mesh=mesh, in_specs=specs, out_specs=specs))(*values[:-1], split)
-    total = lambda *v: sum(loss_of(f)(*v[:-1], row) for row in v[-1])  # noqa: E731
+    total = lambda *v: sum(loss_of(f)(*v[:-1], row) for row in v[-1])
     close(got, jax.jit(jax.grad(total, every))(*values[:-1], split))
 
 
@@ -282,7 +301,11 @@ def export(case: Case, op: Any, args: Any, options: Any) -> None:
     """One traced program, forward and gradient, lowers for cpu, cuda and tpu."""
     g, values = on_floats(op.apply, args, options)
     f = (lambda *v: (g(*v), jax.grad(loss_of(g), tuple(range(len(v))))(*v))) if values else (lambda: g())
-    assert jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(*values).platforms == ("cpu", "cuda", "tpu")
+    assert jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(*values).platforms == (
+        "cpu",
+        "cuda",
+        "tpu",
+    )
 
 
 # ---- the matrix and the cost ------------------------------------------------------------------------------
@@ -296,7 +319,9 @@ def matrix(case: Case, op: Any, args: Any, options: Any) -> None:
     M = op.matrix(*rest, shape, **options)
 
     def one(f: Any) -> Any:
-        return (lambda v: f(v, *rest, **options)) if case.op == "matmul" else (lambda v: f(*rest, v, **options))
+        return (
+            (lambda v: f(v, *rest, **options)) if case.op == "matmul" else (lambda v: f(*rest, v, **options))
+        )
 
     v = normal_like(jnp.zeros(shape, x.dtype), 8)
     batched = v if case.op == "dropout" else v[None]
@@ -342,8 +367,12 @@ def products(jaxpr: Any) -> int:
             total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[a] for a in contract)
         elif eqn.primitive.name == "conv_general_dilated":
             w = eqn.invars[1].aval
-            total += 2 * eqn.outvars[0].aval.size * w.size // w.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            total += (
+                2 * eqn.outvars[0].aval.size * w.size // w.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+            )
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
             if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
                 total += products(getattr(inner, "jaxpr", inner))
     return total
@@ -360,7 +389,7 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
     """
     truth_dtype = "float64" if jax.config.jax_enable_x64 else "float32"
     args, options = case.draw(dtype=dtype)
-    widen = lambda tree: jax.tree.map(lambda v: v.astype(truth_dtype) if is_float(v) else v, tree)  # noqa: E731
+    widen = lambda tree: jax.tree.map(lambda v: v.astype(truth_dtype) if is_float(v) else v, tree)
     truth, wide_values = on_floats(op.reference, widen(args), options)
     plain, values = on_floats(op.reference, args, options)
     fast, _ = on_floats(op.apply, args, options)
@@ -373,7 +402,9 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
         return y, list(pull(dy))
 
     got, theirs = jax.jit(lambda: run(fast))(), run(plain)
-    assert [v.dtype for v in got[1]] == [v.dtype for v in values], "a cotangent has another dtype than its leaf"
+    assert [v.dtype for v in got[1]] == [v.dtype for v in values], (
+        "a cotangent has another dtype than its leaf"
+    )
     assert jax.tree.map(lambda v: v.dtype, got[0]) == jax.tree.map(lambda v: v.dtype, theirs[0])
     for g, t, w in zip(jax.tree.leaves(got), jax.tree.leaves(theirs), jax.tree.leaves(want), strict=True):
         if not g.size:
@@ -381,7 +412,9 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
         g, t, w = (np.asarray(v, np.float64) for v in (g, t, w))
         error, allowed = np.abs(g - w).max(), np.abs(t - w).max()
         ulp = float(jnp.finfo(dtype).eps) * np.abs(w).max()
-        assert error <= 2 * allowed + 4 * ulp, f"{dtype}: error {error:.1e}, reference {allowed:.1e}, unit {ulp:.1e}"
+        assert error <= 2 * allowed + 4 * ulp, (
+            f"{dtype}: error {error:.1e}, reference {allowed:.1e}, unit {ulp:.1e}"
+        )
 
 
 def large(case: Case, op: Any) -> None:
@@ -397,7 +430,9 @@ def large(case: Case, op: Any) -> None:
         value, grads = jitted(values, dy)
         close((value, list(grads)), (y, want), 3e-5, 3e-4)
         close(with_zeros(formula(args, dy), args), want, 3e-5, 3e-4)
-    summed = jax.jit(jax.grad(lambda *v: sum(jnp.sum(u) for u in jax.tree.leaves(g(*v))), tuple(range(len(values)))))
+    summed = jax.jit(
+        jax.grad(lambda *v: sum(jnp.sum(u) for u in jax.tree.leaves(g(*v))), tuple(range(len(values))))
+    )
     if values:
         close(list(summed(*values)), list(pull(jax.tree.map(jnp.ones_like, y))), 3e-5, 3e-4)
 

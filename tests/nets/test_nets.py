@@ -1,0 +1,165 @@
+"""Every net: specs describe params, apply gives what it says, configs are static; and what each is special for."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import funcnet as fn
+from funcnet.errors import ShapeError, ValueRangeError
+from funcnet.nets import convnet, mlp, transformer
+from funcnet.nets.spec import Spec, decay_mask
+
+MLP = mlp.Config((3, 5, 7))
+CONVNET = convnet.Config((8, 6, 2), channels=(3, 5), depth=2, hidden=7, classes=4, dropout=0.5)
+DECODER = transformer.Config(vocabulary=11, context=7, layers=3, heads=2, d=6, dropout=0.5)
+NETS = [(mlp, MLP), (mlp, mlp.Config((3, 5), bias=False)), (convnet, CONVNET), (transformer, DECODER)]
+
+
+def key(i=0):
+    return jax.random.key(i)
+
+
+def is_spec(v):
+    return isinstance(v, Spec)
+
+
+@pytest.mark.parametrize(("net", "config"), NETS, ids=lambda v: getattr(v, "__name__", "config"))
+def test_specs_describe_params(net, config):
+    params, specs = net.init(key(), config), net.specs(config)
+    assert jax.tree.structure(params) == jax.tree.structure(specs, is_leaf=is_spec)
+    for leaf, spec in zip(jax.tree.leaves(params), jax.tree.leaves(specs, is_leaf=is_spec), strict=True):
+        assert (leaf.shape, leaf.dtype, leaf.ndim) == (spec.shape, spec.dtype, len(spec.axes))
+
+
+@pytest.mark.parametrize(("net", "config"), NETS, ids=lambda v: getattr(v, "__name__", "config"))
+def test_matrices_decay_and_vectors_do_not(net, config):
+    mask = decay_mask(net.specs(config))
+    for path, decays in jax.tree.leaves_with_path(mask):
+        text = jax.tree_util.keystr(path)
+        assert decays == (text.endswith("['w']") and "norm" not in text), text
+    params = net.init(key(), config)
+    optax.adamw(1e-3, mask=mask).init(params)
+
+
+def test_a_config_passes_through_jit_and_equal_ones_share_a_trace():
+    traces = []
+
+    @jax.jit
+    def f(params, x, config):
+        traces.append(1)
+        return mlp.apply(params, x, config)
+
+    params, x = mlp.init(key(), MLP), jnp.ones((2, 3))
+    for _ in range(2):
+        f(params, x, mlp.Config((3, 5, 7)))
+    assert len(traces) == 1
+
+
+def test_mlp_is_linear_relu_linear():
+    params, x = mlp.init(key(), MLP), jax.random.normal(key(1), (2, 4, 3))
+    first, last = params["layers"]
+    want = jnp.maximum(x @ first["w"] + first["b"], 0) @ last["w"] + last["b"]
+    assert jnp.allclose(mlp.apply(params, x, MLP), want, atol=1e-12)
+
+
+def test_mlp_needs_two_sizes():
+    with pytest.raises(ValueRangeError, match="sizes has 1 entries, but at least 2"):
+        mlp.Config((3,))
+
+
+def test_convnet_shapes_and_dropout():
+    params, images = convnet.init(key(), CONVNET), jax.random.normal(key(1), (2, 3, 8, 6, 2))
+    logits = convnet.apply(params, images, CONVNET)
+    assert logits.shape == (2, 3, 4)
+    assert jnp.array_equal(logits, convnet.apply(params, images, CONVNET))
+    assert not jnp.array_equal(logits, convnet.apply(params, images, CONVNET, key=key(2)))
+
+
+def test_convnet_says_what_images_it_wants(unchecked):
+    params = convnet.init(key(), convnet.Config((8, 8, 1)))
+    with pytest.raises(ShapeError) as error:
+        convnet.apply(params, jnp.ones((5, 8, 8)), convnet.Config((8, 8, 1)))
+    assert error.value.hint == "is the channel axis missing? images[..., None] adds it."
+    with pytest.raises(ShapeError, match="4 stages halve the image to nothing"):
+        convnet.init(key(), convnet.Config((8, 8, 1), channels=(2, 2, 2, 2)))
+
+
+@pytest.fixture
+def decoder():
+    ids = jax.random.randint(key(1), (2, 7), 0, 11)
+    return transformer.init(key(), DECODER), ids
+
+
+def test_decoder_is_causal_by_gradient(decoder):
+    """The logits at position i depend on the embeddings of positions ≤ i, and on no later one."""
+    params, ids = decoder
+
+    def logits_at(shift, i):
+        moved = {**params, "positions": {"w": params["positions"]["w"] + shift}}
+        return transformer.apply(moved, ids, DECODER)[:, i].sum()
+
+    zero = jnp.zeros_like(params["positions"]["w"])
+    for i in (0, 3, 6):
+        seen = jnp.abs(jax.grad(logits_at)(zero, i)).sum(-1)
+        assert (seen[: i + 1] > 0).all()
+        assert (seen[i + 1 :] == 0).all()
+
+
+def test_decoder_scan_equals_unrolled_and_rematerialised(decoder):
+    params, ids = decoder
+    loss = lambda c: lambda p: jnp.sum(jnp.sin(transformer.apply(p, ids, c)))
+    want = jax.grad(loss(DECODER))(params)
+    unrolled = jax.grad(loss(transformer.Config(**{**vars(DECODER), "unroll": 3})))(params)
+    rematerialised = jax.grad(jax.checkpoint(loss(DECODER), policy=fn.rules.products_saveable))(params)
+    for got in (unrolled, rematerialised):
+        jax.tree.map(lambda a, b: pytest.approx(a, rel=1e-9) == b, got, want)
+        errors = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), got, want)
+        assert max(jax.tree.leaves(errors)) < 1e-10
+
+
+def test_decoder_program_does_not_grow_with_depth(decoder):
+    def size(layers):
+        config = transformer.Config(vocabulary=11, context=7, layers=layers, heads=2, d=6)
+        params = jax.eval_shape(lambda: transformer.init(key(), config))
+        text = jax.jit(transformer.apply).lower(params, jnp.zeros((2, 7), int), config).as_text()
+        return len(text.splitlines())
+
+    assert size(8) == size(2)
+
+
+def test_decoder_refuses_long_sequences(decoder, unchecked):
+    with pytest.raises(ShapeError) as error:
+        transformer.apply(decoder[0], jnp.zeros((2, 8), int), DECODER)
+    assert str(error.value) == (
+        "transformer.apply: ids has 8 positions, but the context is 7.\n"
+        "  expected  ids: int[*n, t], t ≤ 7     (config.context)\n"
+        "  got       ids: int64[2, 8]\n"
+        "  hint      the last ones fit: ids[..., -7:]."
+    )
+
+
+def test_decoder_dropout_needs_a_key(decoder):
+    params, ids = decoder
+    plain = transformer.apply(params, ids, DECODER)
+    assert jnp.array_equal(plain, transformer.apply(params, ids, DECODER))
+    assert not jnp.allclose(plain, transformer.apply(params, ids, DECODER, key=key(3)))
+
+
+def test_every_formula_in_every_net_is_right(decoder):
+    params, ids = decoder
+
+    def loss(params, ids, key):
+        logits = transformer.apply(params, ids, DECODER, key=key)
+        return fn.cross_entropy.apply(logits, ids).mean()
+
+    report = fn.verify_model(loss, params, ids, key=key(4))
+    assert report.ok, str(report)
+    assert {r.operation for r in report.rows} >= {
+        "multihead",
+        "attention",
+        "embedding",
+        "gelu",
+        "layer_norm",
+        "dropout",
+    }
