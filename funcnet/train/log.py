@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,16 @@ def terminal(
     elif sys.stdout.isatty() and find_spec("rich"):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
         with Progress(*columns) as bar:
             task = bar.add_task("", total=steps)
-            yield lambda record: bar.update(task, advance=1, description=line(record)), bar.console.print
+            say = partial(bar.console.print, markup=False, highlight=False)
+            yield lambda record: bar.update(task, advance=1, description=line(record)), say
     else:
         shown = -math.inf
 

@@ -17,6 +17,9 @@ from funcnet.train.interrupt import ctrl_c
 from funcnet.train.log import Record, metrics_file, terminal
 from funcnet.train.state import State
 
+# Of the time, at most, that goes into copying the state to the host.
+_COPYING = 0.01
+
 
 class NonFiniteError(FuncnetError, ArithmeticError):
     """A loss was infinite or not a number.
@@ -75,6 +78,9 @@ def fit(
         ShapeError: a batch is empty.
         ValueRangeError: there was no batch, or `steps` or `every` makes no sense.
 
+    Whatever else is raised after the first step, by the batches or by `evaluate`, carries the state so far in
+    its attribute `state`.
+
     >>> import optax
     >>> from funcnet.train import batches, init, make_step
     >>> loss = lambda params, batch, key: jnp.mean((batch - params) ** 2)
@@ -97,10 +103,10 @@ def fit(
     start = last = clock()
 
     def keep() -> float:
-        """Copy the state to the host; the time from which a next copy costs no more than a hundredth."""
+        """Copy the state to the host; returns the time of the next copy."""
         began = clock()
         copies.append(_to_host(state))
-        return clock() + max(1.0, 100 * (clock() - began))
+        return clock() + max(1.0, (clock() - began) / _COPYING)
 
     def note(number: int, batch: PyTree, metrics: Mapping[str, Any], evaluate: Any = None) -> None:
         """Wait for the metrics of a step, and write them down."""
@@ -121,25 +127,32 @@ def fit(
         show(record)
 
     with metrics_file(log) as write, terminal(steps, progress) as (show, say), ctrl_c() as (until, pressed):
-        copy_at = keep()
-        for batch in until(itertools.islice(batches, steps)):
-            _refuse_empty(batch, done + 1)
-            if done == first:
-                _check_values(step, state, batch)
-            state, metrics = step(state, batch)
-            done += 1
-            if done == first + 1:
-                say(f"first step on its way after {clock() - start:.1f} s: values checked, step compiled")
+        try:
+            copy_at = keep()
+            for batch in until(itertools.islice(batches, steps)):
+                _refuse_empty(batch, done + 1)
+                if done == first:
+                    _check_values(step, state, batch)
+                state, metrics = step(state, batch)
+                done += 1
+                if done == first + 1:
+                    say(f"first step on its way after {clock() - start:.1f} s: values checked, step compiled")
+                if pending is not None:
+                    note(*pending)
+                pending = (done, batch, metrics)
+                if evaluate is not None and every is not None and done % every == 0:
+                    note(*pending, evaluate)
+                    pending = None
+                if clock() >= copy_at and len(copies) == 1:
+                    copy_at = keep()
             if pending is not None:
-                note(*pending)
-            pending = (done, batch, metrics)
-            if evaluate is not None and every is not None and done % every == 0:
-                note(*pending, evaluate)
-                pending = None
-            if clock() >= copy_at and len(copies) == 1:
-                copy_at = keep()
-        if pending is not None:
-            note(*pending, None if pressed() else evaluate)
+                note(*pending, None if pressed() else evaluate)
+        except Exception as error:
+            # The caller's own state is deleted, and this one would go with the frame.
+            if done > first and not isinstance(error, NonFiniteError):
+                error.state = state  # pyright: ignore[reportAttributeAccessIssue]
+                error.add_note(f"train.fit: the state after step {done} is this error's attribute `state`")
+            raise
         if pressed():
             say(f"interrupted: the state after step {done} is returned")
         elif done == first and steps != 0:

@@ -99,7 +99,7 @@ def _scalar(value: Any) -> Float[Array, ""]:
             path="loss",
             expected="a floating-point scalar",
             actual=describe(value),
-            hint="the function has no return statement" if value is None else None,
+            hint="does it return its result?" if value is None else None,
         )
     value = jnp.asarray(value)
     if value.shape:

@@ -1,0 +1,107 @@
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from funcnet.train import log
+from funcnet.train.log import line, metrics_file, terminal
+
+
+def record(step, **more):
+    return {"step": step, "loss": 0.5, "steps_per_second": 10.0, "seconds": step / 10, **more}
+
+
+def test_lines_are_strict_json_and_are_appended(tmp_path):
+    for part in ([record(1, accuracy=0.25)], [record(2, f=[1.0, float("inf")], g=float("nan"), h=3)]):
+        with metrics_file(tmp_path / "run") as write:
+            for entry in part:
+                write(entry)
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    read = [json.loads(text, parse_constant=refuse) for text in lines]
+    assert read == [record(1, accuracy=0.25), record(2, f=[1.0, None], g=None, h=3)]
+
+
+def test_no_folder_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with metrics_file(None) as write:
+        write(record(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_has_written_its_lines(tmp_path):
+    program = (
+        "import os, signal\n"
+        "from funcnet.train.log import metrics_file\n"
+        f"with metrics_file({str(tmp_path)!r}) as write:\n"
+        "    for step in range(100):\n"
+        "        write({'step': step})\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(text)["step"] for text in lines] == list(range(100))
+
+
+def test_plain_lines_without_a_terminal(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now))
+    with terminal(None, progress=True) as (show, say):
+        for step in range(1, 60):
+            now += 0.5
+            show(record(step, **({"eval_loss": 0.25} if step == 7 else {})))
+        say("done")
+    shown = capsys.readouterr().out.splitlines()
+    assert [text.split()[1] for text in shown[:-1]] == ["1", "7", "27", "47"]  # every ten seconds, and 7
+    assert shown[1] == "step 7  loss 0.5  eval_loss 0.25  10 steps/s"
+    assert shown[-1] == "done"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("steps", [3, None])
+def test_a_bar_on_a_terminal(monkeypatch, steps):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    with terminal(steps, progress=True) as (show, say):
+        for step in (1, 2, 3):
+            show(record(step))
+        say("a message [in brackets]")
+    text = screen.getvalue()
+    assert "\x1b[" in text
+    assert f"3/{steps or '?'}" in text
+    assert "step 3  loss 0.5" in text
+    assert "a message [in brackets]" in text
+
+
+def test_a_terminal_without_rich_gets_plain_lines(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(log, "find_spec", lambda name: None)
+    with terminal(1, progress=True) as (show, _):
+        show(record(1))
+    assert screen.getvalue() == "step 1  loss 0.5  10 steps/s\n"
+
+
+def test_silence(capsys):
+    with terminal(1, progress=False) as (show, say):
+        show(record(1))
+        say("nothing")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_line_shows_numbers_only():
+    assert line(record(1, table=[1, 2], accuracy=1)) == "step 1  loss 0.5  accuracy 1  10 steps/s"

@@ -1,0 +1,454 @@
+import json
+import math
+import signal
+import threading
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.core import Tracer
+
+import funcnet as fn
+from funcnet.errors import ShapeError, StructureError, ValueRangeError
+from funcnet.train import loop
+
+OPTIMIZER = optax.adam(0.05)
+X = np.random.default_rng(0).normal(size=(24, 3))
+Y = X @ np.array([1.0, -2.0, 0.5])
+
+
+def loss(params, batch, key):
+    x, y = batch
+    error = x @ params["w"] - y
+    return jnp.mean(error**2) + 0.01 * jax.random.normal(key, ()), {"worst": jnp.max(jnp.abs(error))}
+
+
+def start(optimizer=OPTIMIZER):
+    return fn.train.init({"w": jnp.zeros(3)}, optimizer, key=jax.random.key(3))
+
+
+def data(epochs=None):
+    return fn.train.batches((X, Y), 8, seed=1, epochs=epochs)
+
+
+STEP = fn.train.make_step(loss, OPTIMIZER)
+
+
+def fit(step: Any = STEP, state=None, batches=None, **options):
+    state = start() if state is None else state
+    return fn.train.fit(step, state, data() if batches is None else batches, **{"progress": False, **options})
+
+
+def by_hand(steps):
+    """The states and metrics of a plain loop."""
+    state, states, metrics = start(), [], []
+    for _, batch in zip(range(steps), data(), strict=False):
+        state, values = STEP(state, batch)
+        states.append(jax.tree.map(jnp.copy, state))
+        metrics.append({name: float(value) for name, value in values.items()})
+    return states, metrics
+
+
+def same(a, b):
+    """Whether two states are equal, bit by bit."""
+    a, b = (jax.tree.leaves(s._replace(key=jax.random.key_data(s.key))) for s in (a, b))
+    return all(np.array_equal(left, right) for left, right in zip(a, b, strict=True))
+
+
+def test_fit_is_the_plain_loop_and_writes_it_down(tmp_path):
+    states, metrics = by_hand(7)
+    state, history = fit(steps=7, log=tmp_path)
+    assert same(state, states[-1])
+    assert not same(state, states[-2])
+    assert [{name: record[name] for name in ("loss", "worst")} for record in history] == metrics
+    assert [record["step"] for record in history] == list(range(1, 8))
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == history
+    seconds = [record["seconds"] for record in history]
+    assert seconds == sorted(seconds)
+    assert all(record["steps_per_second"] > 0 for record in history)
+
+
+def test_fit_goes_on_where_it_stopped():
+    batches = data()
+    state, first = fit(batches=batches, steps=3)
+    state, second = fit(state=state, batches=batches, steps=2)
+    assert same(state, by_hand(5)[0][-1])
+    assert [record["step"] for record in first + second] == [1, 2, 3, 4, 5]
+
+
+def test_fit_ends_with_its_batches():
+    assert int(fit(batches=data(epochs=2))[0].step) == 6
+    state = start()
+    assert fit(state=state, steps=0) == (state, [])
+
+
+def test_metrics_are_read_when_the_next_step_is_on_its_way():
+    events = []
+
+    def metric(number):
+        def read(*_, **__):
+            events.append(f"read {number}")
+            return np.float32(1.0)
+
+        return SimpleNamespace(__array__=read)
+
+    def step(state, batch):
+        number = int(state.step) + 1
+        events.append(f"step {number}")
+        return state._replace(step=state.step + 1), {"loss": metric(number)}
+
+    fit(step=step, steps=4)
+    one_behind = ["step 1", "step 2", "read 1", "step 3", "read 2", "step 4", "read 3", "read 4"]
+    assert list(dict.fromkeys(events)) == one_behind
+
+
+def test_evaluation_every_so_many_steps_and_after_the_last():
+    seen = []
+
+    def evaluate(state):
+        seen.append(jax.tree.map(jnp.copy, state))
+        return {"steps": state.step, "norm": np.float32(2.0)}
+
+    states, _ = by_hand(7)
+    for every, at in ((3, [3, 6, 7]), (7, [7]), (None, [7]), (100, [7])):
+        seen.clear()
+        _, history = fit(steps=7, evaluate=evaluate, every=every)
+        assert [record["step"] for record in history if "eval_norm" in record] == at
+        assert [record["eval_steps"] for record in history if "eval_steps" in record] == at
+        assert all(same(state, states[number - 1]) for state, number in zip(seen, at, strict=True))
+
+
+def test_plain_lines_tell_of_the_start_and_the_evaluations(capsys):
+    fit(steps=3, evaluate=lambda state: {"norm": 2.0}, progress=True)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("first step on its way after ")
+    assert shown[1].startswith("step 1  loss ")
+    assert shown[2].startswith("step 3  loss ")
+    assert "eval_norm 2  " in shown[2]
+    assert len(shown) == 3
+
+
+def test_the_first_batch_goes_through_the_loss_unjitted():
+    seen = []
+
+    def checked(params, batch, key):
+        _, labels = batch
+        if not isinstance(labels, Tracer):
+            seen.append((labels, key))
+            if labels.max() > 2:
+                raise ValueRangeError("a label is out of range")
+        return jnp.mean(params["w"][labels])
+
+    def labels(n):
+        return iter([(X[:3], np.array([0, 1, n])), (X[:3], np.array([0, 1, 2]))])
+
+    step = fn.train.make_step(checked, OPTIMIZER)
+    step(start(), next(labels(3)))  # jit cannot see it
+    assert seen == []
+    with pytest.raises(ValueRangeError, match="label"):
+        fit(step, batches=labels(3))
+    seen.clear()
+    fit(step, batches=labels(2))
+    assert len(seen) == 1
+    assert seen[0][1] == jax.random.fold_in(start().key, 0), "not the key of the first step"
+
+
+def test_the_check_knows_the_model_state():
+    calls = []
+
+    def stateful(params, model_state, batch, key):
+        calls.append(isinstance(params["w"], Tracer))
+        return jnp.mean(params["w"]), (model_state + 1, {})
+
+    state = fn.train.init({"w": jnp.ones(3)}, OPTIMIZER, key=jax.random.key(0), model_state=0)
+    state, _ = fit(fn.train.make_step(stateful, OPTIMIZER), state, steps=4)
+    assert calls == [False, True]
+    assert state.model_state == 4
+
+
+def interrupting(at, times=1):
+    """The step, with Ctrl-C pressed in the middle of one."""
+
+    def step(state, batch):
+        number = int(state.step) + 1
+        state, metrics = STEP(state, batch)
+        for _ in range(times if number == at else 0):
+            signal.raise_signal(signal.SIGINT)
+        return state, metrics
+
+    return step
+
+
+def test_ctrl_c_ends_the_run_after_the_step(tmp_path, capsys):
+    handler = signal.getsignal(signal.SIGINT)
+    evaluated = []
+    state, history = fit(
+        interrupting(at=3), steps=7, log=tmp_path, evaluate=evaluated.append, every=100, progress=True
+    )
+    assert same(state, by_hand(3)[0][-1])
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == history
+    assert [record["step"] for record in history] == [1, 2, 3]
+    assert evaluated == [], "who presses Ctrl-C does not want to wait for an evaluation"
+    assert capsys.readouterr().out.splitlines()[-1] == "interrupted: the state after step 3 is returned"
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_is_raised_at_once():
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupting(at=3, times=2), steps=7)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("how", ["signal", "exception"])
+def test_ctrl_c_while_waiting_for_a_batch(how):
+    def slow():
+        for number, batch in zip(count(1), data(), strict=False):
+            if number == 4 and how == "signal":
+                signal.raise_signal(signal.SIGINT)
+                raise AssertionError("waiting was not interrupted")
+            if number == 4:
+                raise KeyboardInterrupt
+            yield batch
+
+    state, history = fit(batches=slow())
+    assert same(state, by_hand(3)[0][-1])
+    assert len(history) == 3
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    results = []
+    thread = threading.Thread(target=lambda: results.append(fit(steps=2)))
+    thread.start()
+    thread.join()
+    assert same(results[0][0], by_hand(2)[0][-1])
+
+
+def test_a_handler_of_the_programs_own_is_left_alone():
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    try:
+        state, _ = fit(interrupting(at=2), steps=4)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert pressed == [1]
+    assert state.step == 4
+
+
+def poisoned(at):
+    """The batches, one of them with a NaN."""
+    for number, (x, y) in zip(count(1), data(), strict=False):
+        yield x, y * (math.nan if number == at else 1.0)
+
+
+def copies_whenever_possible(monkeypatch):
+    """Ten seconds pass whenever the clock is read, and copying may take all the time there is."""
+    ticks = count(0, 10)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(loop, "_COPYING", math.inf)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 6])
+@pytest.mark.parametrize("copying", [False, True])
+def test_a_non_finite_loss_stops_the_run(tmp_path, monkeypatch, at, copying):
+    states, _ = by_hand(8)
+    if copying:
+        copies_whenever_possible(monkeypatch)
+    with pytest.raises(fn.train.NonFiniteError) as raised:
+        fit(batches=poisoned(at), steps=8, log=tmp_path)
+    error = raised.value
+    kept = int(error.state.step)
+    assert error.step == at
+    assert np.isnan(error.batch[1]).all()
+    assert str(error) == (
+        f"train.fit: the loss of step {at} is nan.\n"
+        "  expected  a finite loss\n"
+        "  got       nan\n"
+        f"  hint      error.state is the state after step {kept}, error.batch the batch of step {at}; "
+        "`with jax.debug_nans(True):` names the operation"
+    )
+    assert kept == 0 if not copying or at < 3 else at - 3 <= kept < at - 1
+    assert same(error.state, states[kept - 1] if kept else start())
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, at))
+    # Nothing is lost: the same batches from there give what the uninterrupted run would have given.
+    rest = data()
+    for _ in range(kept):
+        next(rest)
+    assert same(fit(state=error.state, batches=rest, steps=8 - kept)[0], states[-1])
+
+
+def test_a_state_that_a_gradient_has_poisoned_is_not_kept(monkeypatch):
+    # The loss of step 4 is finite, its gradient is not; the loss of step 5 is the first to show it.
+    def rooted(params, batch, key):
+        return jnp.sum(params["w"]) + jnp.sqrt(jnp.sum(params["w"] ** 2) * batch)
+
+    copies_whenever_possible(monkeypatch)
+    step = fn.train.make_step(rooted, OPTIMIZER)
+    state = fn.train.init({"w": jnp.ones(3)}, OPTIMIZER, key=jax.random.key(0))
+    with pytest.raises(fn.train.NonFiniteError) as raised:
+        fit(step, state, [np.float64(number != 4) for number in range(1, 9)])
+    assert raised.value.step == 5
+    assert int(raised.value.state.step) < 4
+    assert np.isfinite(raised.value.state.params["w"]).all()
+
+
+def test_a_kept_state_lies_where_the_state_lay():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.NamedSharding(mesh, jax.P("d"))
+    params = {"w": jax.device_put(jnp.ones(8), split)}
+    state = fn.train.init(params, OPTIMIZER, key=jax.random.key(0))
+    step = fn.train.make_step(lambda params, batch, key: jnp.sum(params["w"]) * batch, OPTIMIZER)
+    with pytest.raises(fn.train.NonFiniteError) as raised:
+        fit(step, state, [np.float64(1.0), np.float64(math.inf)])
+    assert raised.value.state.params["w"].sharding == split
+
+
+def test_other_errors_carry_the_state_along():
+    def broken():
+        for number, batch in zip(count(1), data(), strict=False):
+            if number == 4:
+                raise OSError("disk gone")
+            yield batch
+
+    def at_once():
+        raise OSError("at once")
+        yield
+
+    with pytest.raises(OSError, match="disk gone") as raised:
+        fit(batches=broken())
+    assert same(vars(raised.value)["state"], by_hand(3)[0][-1])
+    assert raised.value.__notes__ == ["train.fit: the state after step 3 is this error's attribute `state`"]
+    with pytest.raises(ZeroDivisionError) as raised:
+        fit(steps=5, every=2, evaluate=lambda state: {"x": 1 / 0})
+    assert same(vars(raised.value)["state"], by_hand(2)[0][-1])
+    with pytest.raises(OSError, match="at once") as raised:
+        fit(batches=at_once())
+    assert not hasattr(raised.value, "state")
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ShapeError) as raised:
+        fit(batches=[(X[:8], Y[:8]), (X[:0], Y[:0])])
+    assert str(raised.value) == (
+        "train.fit: the batch of step 2 is empty.\n"
+        "  expected  one example or more\n"
+        "  got       float64[0, 3], float64[0]"
+    )
+
+
+def test_no_batch_at_all_is_an_error():
+    used = data(epochs=1)
+    fit(batches=used)
+    with pytest.raises(ValueRangeError) as raised:
+        fit(batches=used)
+    assert str(raised.value) == (
+        "train.fit: there was no batch.\n"
+        "  expected  one batch or more\n"
+        "  got       none\n"
+        "  hint      an iterator can be used once: make it anew"
+    )
+    with pytest.raises(ValueRangeError) as raised:
+        fit(batches=[])
+    assert raised.value.hint is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", -1), ("every", 0)])
+def test_counts_that_make_no_sense(name, value):
+    with pytest.raises(ValueRangeError, match=f"{name} is {value}"):
+        fit(**{name: value})
+
+
+# evaluate
+
+
+def measure(params, batch):
+    x, y = batch
+    error = (x @ params["w"] - y) ** 2
+    return {
+        "per_example": error,
+        "mean": error.mean(),
+        "close": error < 1,
+        "table": x**2,
+        "half": (error < 1).astype(jnp.bfloat16),
+    }
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 24, 100])
+def test_evaluate_is_the_mean_over_all_examples(size):
+    params = {"w": jnp.ones(3)}
+    error = (X @ np.ones(3) - Y) ** 2
+    means = fn.train.evaluate(measure, params, fn.train.in_order((X, Y), size))
+    expected = {
+        "per_example": error.mean(),
+        "mean": error.mean(),
+        "close": np.mean(error < 1),
+        "table": (X**2).mean(),
+        "half": np.mean(error < 1),
+    }
+    assert means.keys() == expected.keys()
+    assert all(type(value) is float for value in means.values())
+    for name, value in expected.items():
+        np.testing.assert_allclose(means[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_evaluate_with_a_model_state():
+    def metrics(params, model_state, batch):
+        return {"shifted": batch * params + model_state["shift"]}
+
+    means = fn.train.evaluate(metrics, 2.0, fn.train.in_order(np.arange(5.0), 2), model_state={"shift": 10.0})
+    assert means == {"shifted": 14.0}
+
+
+def test_evaluate_compiles_once_per_shape():
+    traces = []
+
+    def metrics(params, batch):
+        traces.append(batch.shape)
+        return {"x": batch * params}
+
+    for _ in range(3):
+        fn.train.evaluate(metrics, 1.0, fn.train.in_order(np.arange(10.0), 4))
+    assert traces == [(4,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "batches", "error", "text"),
+    [
+        (
+            lambda params, batch: {"x": batch},
+            [],
+            ValueRangeError,
+            """train.evaluate: there was no example.
+  expected  one batch or more
+  got       none""",
+        ),
+        (
+            lambda params, batch: batch,
+            [np.ones(3)],
+            StructureError,
+            """train.evaluate: metrics did not return a dict.
+  expected  a dict of arrays
+  got       float64[3]""",
+        ),
+        (
+            lambda params, batch: {"x": batch["x"]},
+            [{"x": np.ones(3), "y": np.ones((2, 3))}],
+            ShapeError,
+            """train.evaluate: the arrays of a batch do not agree on the number of examples.
+  expected  arrays whose first axes are equally long
+  got       float64[3], float64[2, 3]""",
+        ),
+    ],
+)
+def test_evaluate_errors(metrics, batches, error, text):
+    with pytest.raises(error) as raised:
+        fn.train.evaluate(metrics, 1.0, batches)
+    assert str(raised.value) == text

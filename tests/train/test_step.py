@@ -1,0 +1,277 @@
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import funcnet as fn
+from funcnet.errors import DTypeError, ShapeError, StructureError
+
+KEY = jax.random.key(7)
+X = jax.random.normal(jax.random.key(0), (8, 3))
+Y = X @ jnp.array([1.0, -2.0, 0.5])
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "adam": optax.adam(0.1),
+    "adamw": optax.adamw(0.1, mask={"w": True, "b": False}),
+    "schedule": optax.adam(optax.cosine_decay_schedule(0.1, 10)),
+    "clip": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)),
+    "plateau": optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+    "accumulate": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+}
+
+
+def params():
+    return {"w": jnp.zeros(3), "b": jnp.zeros(())}
+
+
+def loss(params, batch, key):
+    x, y = batch
+    return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+
+
+def run(loss, optimizer=OPTIMIZERS["sgd"], steps=1, model_state=None, batch=(X, Y)):
+    """Some steps; returns the state, the last metrics, and how often the loss was traced."""
+    traces = []
+
+    def counted(*args):
+        traces.append(args)
+        return loss(*args)
+
+    state = fn.train.init(params(), optimizer, key=KEY, model_state=model_state)
+    step, metrics = fn.train.make_step(counted, optimizer), {}
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+    return state, metrics, len(traces)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_equals_the_step_written_by_hand(name):
+    optimizer = optax.with_extra_args_support(OPTIMIZERS[name])
+    p = params()
+    opt_state, losses = optimizer.init(p), []
+    for _ in range(5):
+        value, grads = jax.value_and_grad(loss)(p, (X, Y), KEY)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, opt_state, p, value=value)
+        p = optax.apply_updates(p, updates)
+        losses.append(value)
+    state, metrics, traces = run(loss, OPTIMIZERS[name], steps=5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), state.params, p)
+    np.testing.assert_allclose(metrics["loss"], losses[-1], rtol=1e-12)
+    assert state.step == 5
+    assert traces == 1, "compiled more than once"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_leaf_of_the_state_is_updated_in_place(name):
+    model_state = {"mean": jnp.zeros(3), "count": jnp.zeros((), jnp.int32)}
+
+    def stateful(params, model_state, batch, key):
+        noise = jax.random.normal(key, ())
+        return loss(params, batch, key) + noise, (jax.tree.map(lambda leaf: leaf + 1, model_state), {})
+
+    optimizer = OPTIMIZERS[name]
+    state = fn.train.init(params(), optimizer, key=KEY, model_state=model_state)
+    step = fn.train.make_step(stateful, optimizer)
+    every_leaf = [(leaf, leaf) for leaf in range(len(jax.tree.leaves(state)))]
+    assert aliases(step, state) == every_leaf
+    undonated = jax.jit(inspect.unwrap(step))
+    assert aliases(undonated, state) == []
+
+
+def aliases(step, state):
+    """Which leaf of the new state lies where which leaf of the old one lay, as the compiled program says."""
+    header = step.lower(state, (X, Y)).compile().as_text().partition("\n")[0]
+    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)", header)
+    return [(int(new), int(old)) for new, old in pairs]
+
+
+def test_what_comes_back_is_the_jitted_function():
+    step = fn.train.make_step(loss, optax.sgd(0.1))
+    assert type(step) is type(jax.jit(lambda x: x))
+    state = fn.train.init(params(), optax.sgd(0.1), key=KEY)
+    assert step.trace(state, (X, Y)).jaxpr.out_avals
+    assert step.loss is loss  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_each_step_has_its_own_key():
+    def keyed(params, batch, key):
+        return loss(params, batch, key), {"draw": jax.random.uniform(key, (), jnp.float32)}
+
+    state, draws = fn.train.init(params(), optax.sgd(0.1), key=KEY), []
+    step = fn.train.make_step(keyed, optax.sgd(0.1))
+    for _ in range(3):
+        state, metrics = step(state, (X, Y))
+        draws.append(float(metrics["draw"]))
+    expected = [jax.random.uniform(jax.random.fold_in(KEY, n), (), jnp.float32) for n in range(3)]
+    assert draws == [float(draw) for draw in expected]
+    assert len(set(draws)) == 3
+    assert jax.random.key_data(state.key).tolist() == jax.random.key_data(KEY).tolist()
+
+
+def test_model_state_and_metrics_go_through():
+    def stateful(params, model_state, batch, key):
+        x, _ = batch
+        return loss(params, batch, key), ({"seen": model_state["seen"] + x.shape[0]}, {"mean": x.mean()})
+
+    state, metrics, traces = run(stateful, model_state={"seen": jnp.zeros((), jnp.int32)}, steps=3)
+    assert state.model_state["seen"] == 24
+    assert metrics.keys() == {"loss", "mean"}
+    np.testing.assert_allclose(metrics["mean"], X.mean(), rtol=1e-12)
+    assert traces == 1
+
+
+def test_a_weakly_typed_model_state_compiles_once():
+    # A Python number in the loss gives a weak type, which differs from that of the state that came in.
+    _, _, traces = run(lambda p, m, b, k: (loss(p, b, k), (0.5, {})), model_state=0.25, steps=3)
+    assert traces == 1
+
+
+def test_float32_stays_float32_and_bfloat16_stays_bfloat16():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        small = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), (params(), (X, Y)))
+        state = fn.train.init(small[0], optax.adam(0.1), key=KEY)
+        state, metrics = fn.train.make_step(loss, optax.adam(0.1))(state, small[1])
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(dtype)}
+        assert metrics["loss"].dtype == dtype
+
+
+ERRORS = {
+    "vector": (
+        lambda p, b, k: b[0] @ p["w"],
+        ShapeError,
+        """train.make_step: the loss is not a scalar.
+  expected  float64[]
+  got       float64[8]
+  hint      average the losses of the examples: .mean()""",
+    ),
+    "integer": (
+        lambda p, b, k: jnp.sum(b[0] @ p["w"] > 0),
+        DTypeError,
+        """train.make_step: the loss is not a real floating-point number, so it has no gradient to follow.
+  expected  a floating-point scalar
+  got       int64[]""",
+    ),
+    "complex": (
+        lambda p, b, k: jnp.sum(p["w"]).astype(complex),
+        DTypeError,
+        """train.make_step: the loss is not a real floating-point number, so it has no gradient to follow.
+  expected  a floating-point scalar
+  got       complex128[]""",
+    ),
+    "nothing": (
+        lambda p, b, k: None,
+        DTypeError,
+        """train.make_step: the loss returned None (NoneType), not a number.
+  expected  a floating-point scalar
+  got       None (NoneType)
+  hint      does it return its result?""",
+    ),
+    "list": (
+        lambda p, b, k: [loss(p, b, k)],
+        DTypeError,
+        """train.make_step: the loss returned a list, not a number.
+  expected  a floating-point scalar
+  got       a list""",
+    ),
+    "pair": (
+        lambda p, b, k: (loss(p, b, k), b[0] @ p["w"]),
+        StructureError,
+        """train.make_step: the loss returned a tuple that is not (scalar, metrics).
+  expected  a scalar, or (scalar, dict of metrics)
+  got       (float64[], float64[8])""",
+    ),
+    "triple": (
+        lambda p, b, k: (loss(p, b, k), {}, {"accuracy": 1.0}),
+        StructureError,
+        """train.make_step: the loss returned a tuple that is not (scalar, metrics).
+  expected  a scalar, or (scalar, dict of metrics)
+  got       (float64[], {}, {'accuracy': ...})""",
+    ),
+    "unasked state": (
+        lambda p, b, k: (loss(p, b, k), ({"mean": p["b"]}, {})),
+        StructureError,
+        """train.make_step: the loss returned a tuple that is not (scalar, metrics).
+  expected  a scalar, or (scalar, dict of metrics)
+  got       (float64[], ({'mean': ...}, {}))
+  hint      give train.init the model_state that this loss returns""",
+    ),
+    "loss as metric": (
+        lambda p, b, k: (loss(p, b, k), {"accuracy": 1.0, "loss": 2.0}),
+        StructureError,
+        """train.make_step: the loss returned a metric named "loss", which training records itself.
+  expected  names other than loss, step, steps_per_second, seconds
+  got       accuracy, loss""",
+    ),
+}
+
+STATEFUL_ERRORS = {
+    "state forgotten": (
+        lambda p, m, b, k: (loss(p, b, k), {"accuracy": 1.0}),
+        StructureError,
+        """train.make_step: the loss of a run with a model state must return that state.
+  expected  (scalar, (model_state, dict of metrics))
+  got       (float64[], {'accuracy': ...})""",
+    ),
+    "vector": (
+        lambda p, m, b, k: (b[0] @ p["w"], (m, {})),
+        ShapeError,
+        """train.make_step: the loss is not a scalar.
+  expected  float64[]
+  got       float64[8]
+  hint      average the losses of the examples: .mean()""",
+    ),
+    "another structure": (
+        lambda p, m, b, k: (loss(p, b, k), ({"average": m["mean"]}, {})),
+        StructureError,
+        """train.make_step: the step changes the structure of the state.
+  expected  the structure that it had
+  got       without state.model_state['mean'] and with state.model_state['average']""",
+    ),
+    "another node": (
+        lambda p, m, b, k: (loss(p, b, k), ({**m, "extra": None}, {})),
+        StructureError,
+        "train.make_step: the step changes the structure of the state.",
+    ),
+    "another shape": (
+        lambda p, m, b, k: (loss(p, b, k), ({"mean": b[0]}, {})),
+        ShapeError,
+        """train.make_step: the step changes state.model_state['mean'].
+  expected  float32[3]
+  got       float64[8, 3]""",
+    ),
+    "another type": (
+        lambda p, m, b, k: (loss(p, b, k), ({"mean": b[0].mean(0)}, {})),
+        DTypeError,
+        """train.make_step: the step changes state.model_state['mean'].
+  expected  float32[3]
+  got       float64[3]""",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(unchecked, case):
+    bad, error, text = ERRORS[case]
+    with pytest.raises(error) as raised:
+        run(bad)
+    assert str(raised.value) == text
+
+
+@pytest.mark.parametrize("case", STATEFUL_ERRORS)
+def test_errors_with_a_model_state(unchecked, case):
+    bad, error, text = STATEFUL_ERRORS[case]
+    with pytest.raises(error) as raised:
+        run(bad, model_state={"mean": jnp.zeros(3, jnp.float32)})
+    assert str(raised.value).startswith(text)
+
+
+def test_errors_leave_the_state_alone(unchecked):
+    state = fn.train.init(params(), optax.sgd(0.1), key=KEY)
+    with pytest.raises(ShapeError):
+        fn.train.make_step(ERRORS["vector"][0], optax.sgd(0.1))(state, (X, Y))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
