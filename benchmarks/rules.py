@@ -2,8 +2,8 @@
 
 The reason for attaching a rule, or for not attaching one (docs/contract.md, "What runs"): one pass
 (value and gradient of a sum of squares, jitted, float32) three ways: `apply` with its rule, `apply` under
-`autodiff("jax")`, `reference` differentiated by JAX. Times are medians; memory is XLA's temporary bytes of the
-pass, and the bytes kept between forward and backward.
+`autodiff("jax")`, `reference` differentiated by JAX. Times are medians; memory is XLA's temporary bytes of
+the pass, and the bytes kept between forward and backward.
 """
 
 from functools import partial

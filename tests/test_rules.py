@@ -55,7 +55,7 @@ def test_autodiff_switches_inside_scan():
 
 
 def test_autodiff_refuses_another_name():
-    with pytest.raises(ValueRangeError, match="autodiff: rule is \"?'?torch"), fn.autodiff("torch"):
+    with pytest.raises(ValueRangeError, match='there are "hand" and "jax"'), fn.autodiff("torch"):
         pass
 
 

@@ -16,7 +16,7 @@ from funcnet.verifier.report import Report, Row
 __all__ = ["verify"]
 
 TOLERANCE = 1e-10  # float64, relative to the largest element of the gradient
-NOISE = 1e-12  # of the largest element of all gradients: what cancellation leaves of one that is zero
+NOISE = 1e-14  # of the largest element of all gradients: what cancellation leaves of one that is zero
 
 
 def verify(
@@ -127,19 +127,22 @@ def _rows(
 
     values = [leaves[i] for i in moving]
     y = jax.eval_shape(lambda *v: definition(*rebuild(v), **static), *values)
-    worst: dict[str, tuple[float, str]] = {}
-    for dy in _cotangents(y, seed):
-        want, got = truth(values, dy), derived(values, dy)
-        largest = max((float(jnp.abs(w).max()) for w in want if w.size), default=0.0)
-        for path, w, g in zip(_paths(names, args), want, _matched(operation, got, args), strict=True):
-            error, note = _error(g, w, largest)
-            if path not in worst or not error <= worst[path][0]:
-                worst[path] = error, note
-    shapes = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in leaves if hasattr(v, "shape"))
-    return [
-        Row(operation, path, shapes, 1, error, TOLERANCE, error <= TOLERANCE, note)
-        for path, (error, note) in worst.items()
+    pairs = [
+        (truth(values, dy), _matched(operation, derived(values, dy), args)) for dy in _cotangents(y, seed)
     ]
+    scales = [max(_largest(want[i]) for want, _ in pairs) for i in range(len(values))]
+    floor = max(NOISE / TOLERANCE * max(scales, default=0.0), 1e-300)
+    shapes = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in leaves if hasattr(v, "shape"))
+    rows = []
+    for i, path in enumerate(_paths(names, args)):
+        found = [_error(got[i], want[i], max(scales[i], floor)) for want, got in pairs]
+        error, note = max(found, key=lambda pair: pair[0])
+        rows.append(Row(operation, path, shapes, 1, error, TOLERANCE, error <= TOLERANCE, note))
+    return rows
+
+
+def _largest(x: jax.Array) -> float:
+    return float(jnp.abs(x).max()) if x.size else 0.0
 
 
 def _cotangents(y: Any, seed: int) -> list[Any]:
@@ -187,17 +190,13 @@ def _matched(operation: str, grads: Any, args: Any) -> list[Any]:
     return matched
 
 
-def _error(got: Any, want: Any, largest: float) -> tuple[float, str]:
-    """The error of one gradient relative to its own largest element, and what is known about it."""
-    scale = float(jnp.abs(want).max()) if want.size else 0.0
+def _error(got: Any, want: jax.Array, scale: float) -> tuple[float, str]:
+    """The largest error of one gradient relative to `scale`, and what is known about it."""
     if got is None:
-        return (0.0, "no gradient") if scale <= NOISE * largest else (1.0, "no gradient is given")
+        error = _largest(want) / scale
+        return error, "no gradient" if error <= TOLERANCE else "no gradient is given"
     if got.shape != want.shape:
         hint = "; its transpose fits" if got.shape == want.shape[::-1] else ""
         return float("inf"), f"shape {got.shape}, not {want.shape}{hint}"
-    if not want.size:
-        return 0.0, ""
-    difference = float(jnp.abs(got - want).max())
-    if not np.isfinite(difference):
-        return float("inf"), "not finite"
-    return difference / max(scale, NOISE / TOLERANCE * largest, 1e-300), ""
+    error = _largest(got - want) / scale
+    return (error, "") if np.isfinite(error) else (float("inf"), "not finite")

@@ -1,4 +1,4 @@
-"""Every net: specs describe params, apply gives what it says, configs are static; and what each is special for."""
+"""Every net: specs describe params, configs are static, apply gives what it says; then what is special."""
 
 import jax
 import jax.numpy as jnp
