@@ -1,8 +1,8 @@
 """The table that the laws run over: operation x arguments x options.
 
 A row says what to draw, not what came out: F(7, 3) is a float array of that shape, I(5, 7) integers in
-[0, 5) of shape [7], B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1 along the last axis,
-U(7) floats in [0, 1].
+[0, 5) of shape [7], B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1 along the last
+axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the rest.
 Sizes are distinct primes, so that a factor names itself; then all-square, a second prime set, 0 and 1.
 """
 
@@ -34,6 +34,8 @@ class Draw:
             return jnp.asarray(p / p.sum(-1, keepdims=True), dtype)
         if self.kind == "unit":
             return jnp.asarray(rng.random(self.shape), dtype)
+        if self.kind == "state":
+            return jnp.asarray(rng.random(self.shape), "float32" if "16" in dtype else dtype)
         return jnp.asarray(rng.standard_normal(self.shape), dtype)
 
 
@@ -41,7 +43,7 @@ def F(*shape: int) -> Draw:
     return Draw("float", shape)
 
 
-def I(high: int, *shape: int) -> Draw:  # noqa: E743
+def I(high: int, *shape: int) -> Draw:
     return Draw("int", shape, high)
 
 
@@ -61,6 +63,10 @@ def U(*shape: int) -> Draw:
     return Draw("unit", shape)
 
 
+def S(*shape: int) -> Draw:
+    return Draw("state", shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     op: str
@@ -74,10 +80,12 @@ class Case:
     def draw(self, seed: int = 0, dtype: str = "float64") -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments and options, with every Draw replaced by an array."""
         rng = np.random.default_rng([seed, *map(ord, self.id)])
-        is_draw = lambda v: isinstance(v, Draw)  # noqa: E731
-        fill = lambda v: v(rng, dtype) if is_draw(v) else v  # noqa: E731
+        is_draw = lambda v: isinstance(v, Draw)
+        fill = lambda v: v(rng, dtype) if is_draw(v) else v
         args = jax.tree.map(fill, self.args, is_leaf=is_draw)
-        return args, {k: jax.tree.map(fill, v, is_leaf=is_draw) if is_draw(v) else v for k, v in self.options.items()}
+        return args, {
+            k: jax.tree.map(fill, v, is_leaf=is_draw) if is_draw(v) else v for k, v in self.options.items()
+        }
 
     @property
     def id(self) -> str:
@@ -88,7 +96,9 @@ class Case:
                 return "_".join(k + ("None" if u is None else text(u)[1:]) for k, u in v.items())
             return str(v).replace(" ", "")
 
-        return "-".join([self.op, *map(text, self.args), *(f"{k}={text(v)}" for k, v in self.options.items())])
+        return "-".join(
+            [self.op, *map(text, self.args), *(f"{k}={text(v)}" for k, v in self.options.items())]
+        )
 
 
 def case(op: str, *args: Any, **options: Any) -> Case:
@@ -119,7 +129,9 @@ CASES = [
     case("conv", {"w": F(3, 2, 2, 6)}, F(2, 7, 5, 4), groups=2, dilation=(2, 1), padding="valid"),
     case("conv", {"w": F(3, 3, 1, 6), "b": F(6)}, F(2, 1, 5, 5, 3), groups=3, padding_mode="reflect"),
     case("conv", {"w": F(3, 3, 3, 3), "b": F(3)}, F(3, 3, 3, 3), padding_mode="circular", stride=(2, 1)),
-    case("conv", {"w": F(2, 3, 2, 1, 2)}, F(2, 3, 5, 2, 1), padding=((1, 0), (0, 2), (1, 1)), stride=(1, 2, 1)),
+    case(
+        "conv", {"w": F(2, 3, 2, 1, 2)}, F(2, 3, 5, 2, 1), padding=((1, 0), (0, 2), (1, 1)), stride=(1, 2, 1)
+    ),
     case("conv", {"w": F(4, 3, 2), "b": F(2)}, F(2, 7, 3), padding="causal", dilation=2),
     case("conv", {"w": F(7, 2, 3), "b": F(3)}, F(2, 5, 2), padding="valid"),  # longer than the signal
     case("conv", {"w": F(7, 1, 1)}, F(1, 3, 1), padding_mode="circular"),
@@ -127,9 +139,108 @@ CASES = [
     case("conv", {"w": F(1, 1, 2, 3), "b": F(3)}, F(1, 1, 1, 2)),
     case("conv", {"w": F(3, 2, 3), "b": F(3)}, F(0, 5, 2)),
     case("conv", {"w": F(3, 2, 3), "b": F(3)}, F(2, 0, 2)),
-    # ==== norms, activations, softmax, dropout: rms_norm group_norm batch_norm gelu silu sigmoid tanh softmax
+    # ==== norms, activations, softmax, dropout
+    # rms_norm
+    case("rms_norm", {"w": F(11)}, F(7, 11)),
+    case("rms_norm", {"w": F(5)}, F(2, 5, 5), eps=1e-3),
+    case("rms_norm", {"w": F(1)}, F(3, 1)),
+    case("rms_norm", {"w": F(3)}, F(0, 3)),
+    case("rms_norm", {"w": F(13)}, F(13)),
+    # group_norm
+    case("group_norm", {"w": F(6), "b": F(6)}, F(7, 5, 3, 6), groups=2),
+    case("group_norm", {"w": F(4), "b": F(4)}, F(4, 4, 4), groups=4, eps=1e-3),
+    case("group_norm", {"w": F(10)}, F(3, 2, 7, 5, 10), groups=5, spatial=2),
+    case("group_norm", {"w": F(9), "b": None}, F(5, 2, 9), groups=3, spatial=2),  # no batch axis
+    case("group_norm", {"w": F(14), "b": F(14)}, F(3, 11, 14), groups=7, spatial=0),
+    case("group_norm", {"w": F(15), "b": F(15)}, F(2, 15), groups=1),
+    case("group_norm", {"w": F(1), "b": F(1)}, F(3, 1), groups=1),
+    case("group_norm", {"w": F(6), "b": F(6)}, F(0, 5, 6), groups=3),
+    case("group_norm", {"w": F(6), "b": F(6)}, F(2, 0, 6), groups=3),
+    # batch_norm
+    case("batch_norm", {"w": F(5), "b": F(5)}, {"mean": S(5), "var": S(5)}, F(11, 5), train=True),
+    case("batch_norm", {"w": F(5), "b": F(5)}, {"mean": S(5), "var": S(5)}, F(11, 5), train=False),
+    case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(3, 3, 3), train=True, eps=1e-3),
+    case("batch_norm", {"w": F(7)}, {"mean": S(7), "var": S(7)}, F(2, 5, 3, 7), train=True, momentum=0.5),
+    case("batch_norm", {"w": F(7), "b": None}, {"mean": S(7), "var": S(7)}, F(13, 7), train=False, eps=1e-3),
+    case("batch_norm", {"w": F(1), "b": F(1)}, {"mean": S(1), "var": S(1)}, F(2, 1), train=True),
+    case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(3), train=False),
+    case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(0, 3), train=True),
+    # softmax
+    case("softmax", F(7, 11)),
+    case("softmax", F(5, 5, 5), axis=1),
+    case("softmax", F(13, 3), axis=0),
+    case("softmax", F(2, 3, 5), axis=-2),
+    case("softmax", F(17)),
+    case("softmax", F(3, 1)),
+    case("softmax", F(0, 3)),
+    case("softmax", F(3, 0)),
+    # gelu
+    case("gelu", F(7, 11)),
+    case("gelu", F(7, 11), approximate=True),
+    case("gelu", F(5, 5), approximate=False),
+    case("gelu", F(0, 3), approximate=True),
+    case("gelu", F()),
+    # silu
+    case("silu", F(7, 11)),
+    case("silu", F(5, 5)),
+    case("silu", F(0, 3)),
+    case("silu", F()),
+    # sigmoid
+    case("sigmoid", F(7, 11)),
+    case("sigmoid", F(5, 5)),
+    case("sigmoid", F(0, 3)),
+    case("sigmoid", F()),
+    # tanh
+    case("tanh", F(7, 11)),
+    case("tanh", F(5, 5)),
+    case("tanh", F(0, 3)),
+    case("tanh", F()),
+    # dropout
+    case("dropout", F(7, 11), rate=0.3, key=K()),
+    case("dropout", F(5, 5), rate=0.5, key=K()),
+    case("dropout", F(2, 3, 13), rate=0.9, key=K()),
+    case("dropout", F(7, 3), rate=0.3),
+    case("dropout", F(7, 3), rate=0.0, key=K()),
+    case("dropout", F(0, 3), rate=0.3, key=K()),
+    case("dropout", F(), rate=0.3, key=K()),
     # ==== products: matmul embedding attention multihead
+    case("matmul", F(7, 11), F(11, 13)),
+    case("matmul", F(3, 5, 7, 2), F(2, 11)),
+    case("matmul", F(3, 5), F(2, 7, 5, 13)),
+    case("matmul", F(5, 1, 2, 7), F(3, 7, 11)),  # both are broadcast
+    case("matmul", F(3, 3, 3), F(3, 3, 3)),
+    case("matmul", F(1, 1, 1), F(1, 1)),
+    case("matmul", F(1, 3, 2), F(0, 2, 5)),
+    case("matmul", F(2, 3, 0), F(0, 5)),
+    case("embedding", {"w": F(7, 5)}, I(7, 11)),
+    case("embedding", {"w": F(13, 3)}, I(13, 2, 5)),
+    case("embedding", {"w": F(5, 5)}, I(5, 5, 5)),
+    case("embedding", {"w": F(2, 3)}, I(2, 17)),  # many ids share a row
+    case("embedding", {"w": F(3, 2)}, I(3)),
+    case("embedding", {"w": F(1, 1)}, I(1, 1)),
+    case("embedding", {"w": F(3, 5)}, I(3, 2, 0)),
+    case("embedding", {"w": F(1031, 2)}, I(1031, 19)),  # more rows than a product is made for
     # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy
+    # max_pool
+    case("max_pool", F(2, 7, 11, 3), kernel=(2, 3)),
+    case("max_pool", F(3, 13, 5), kernel=(3,), stride=2, padding="same"),
+    case("max_pool", F(3, 3, 3, 3), kernel=(3, 3), stride=1, padding="same"),
+    case("max_pool", F(2, 3, 5, 7, 2), kernel=(2, 3, 2), stride=(1, 2, 3), padding=((1, 0), (0, 2), (1, 1))),
+    case("max_pool", F(13, 2), kernel=(5,), stride=3, padding="causal"),
+    case("max_pool", F(2, 3, 7, 5, 2), kernel=(2, 1), stride=3),  # the stride skips elements
+    case("max_pool", F(1, 1, 1, 1), kernel=(1, 1)),
+    case("max_pool", F(0, 5, 2), kernel=(2,), stride=1),
+    case("max_pool", F(2, 5, 3), kernel=(7,)),  # longer than the signal
+    # avg_pool
+    case("avg_pool", F(2, 7, 11, 3), kernel=(2, 3)),
+    case("avg_pool", F(3, 13, 5), kernel=(3,), stride=2, padding="same"),
+    case("avg_pool", F(3, 3, 3, 3), kernel=(3, 3), stride=1, padding="same"),
+    case("avg_pool", F(2, 3, 5, 7, 2), kernel=(2, 3, 2), stride=(1, 2, 3), padding=((1, 0), (0, 2), (1, 1))),
+    case("avg_pool", F(13, 2), kernel=(5,), stride=3, padding="causal"),
+    case("avg_pool", F(2, 3, 7, 5, 2), kernel=(2, 1), stride=3),  # the stride skips elements
+    case("avg_pool", F(1, 1, 1, 1), kernel=(1, 1)),
+    case("avg_pool", F(0, 5, 2), kernel=(2,), stride=1),
+    case("avg_pool", F(2, 5, 3), kernel=(7,)),  # longer than the signal
 ]
 
 # Sizes above 60 with more than 32k reduced elements: where XLA:CPU has miscompiled (docs/guard.md).
@@ -139,6 +250,19 @@ LARGE = [
     case("layer_norm", {"w": F(67), "b": F(67)}, F(8, 64, 67)),
     case("relu", F(8, 64, 67)),
     # ==== norms, activations, softmax, dropout
+    case("rms_norm", {"w": F(67)}, F(8, 64, 67)),
+    case("group_norm", {"w": F(66), "b": F(66)}, F(8, 64, 66), groups=3),
+    case("batch_norm", {"w": F(67), "b": F(67)}, {"mean": S(67), "var": S(67)}, F(8, 64, 67), train=True),
+    case("softmax", F(8, 64, 67)),
+    case("gelu", F(8, 64, 67)),
+    case("silu", F(8, 64, 67)),
+    case("sigmoid", F(8, 64, 67)),
+    case("tanh", F(8, 64, 67)),
+    case("dropout", F(8, 64, 67), rate=0.1, key=K()),
     # ==== products
+    case("matmul", F(8, 64, 67), F(67, 71)),
+    case("embedding", {"w": F(71, 67)}, I(71, 8, 128)),
     # ==== pools and losses
+    case("max_pool", F(8, 64, 64, 2), kernel=(3, 3), stride=2, padding="same"),
+    case("avg_pool", F(2, 128, 128, 2), kernel=(61, 67), stride=7, padding="same"),
 ]

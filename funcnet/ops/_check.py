@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
 
 __all__ = [
+    "channels",
     "concrete",
     "features",
     "floating",
@@ -20,6 +21,7 @@ __all__ = [
     "rank",
     "rate",
     "same_shape",
+    "static",
 ]
 
 
@@ -113,6 +115,25 @@ def features(where: str, x: jax.Array, size: int, source: str, *, dims: str = "*
     )
 
 
+def channels(where: str, x: jax.Array, size: int, source: str) -> None:
+    """The last axis of `x` has `size` channels, the number that `source` (text) fixes."""
+    rank(where, "x", x, 1, f"*n, {size}")
+    if x.shape[-1] == size:
+        return
+    hint = None
+    if x.ndim > 2 and x.shape[1] == size:
+        hint = f"axis 1 has {size}: channels first? jnp.moveaxis(x, 1, -1) puts them last."
+    elif size == 1:
+        hint = "is the channel axis missing? x[..., None] adds it."
+    raise ShapeError(
+        f"{where}: x has {x.shape[-1]} channels in its last axis, but {source} takes {size}.",
+        path="x",
+        expected=f"x: float[*n, {size}]",
+        actual=f"x: {describe(x)}",
+        hint=hint,
+    )
+
+
 def same_shape(where: str, path: str, x: jax.Array, like_path: str, like: jax.Array) -> None:
     """`x` has the shape of `like`, without broadcasting."""
     if x.shape == like.shape:
@@ -172,6 +193,19 @@ def one_of(where: str, name: str, value: Any, choices: Sequence[Any]) -> None:
             expected=f"{name}: {', '.join(map(repr, choices))}",
             actual=f"{name} = {value!r}",
         )
+
+
+def static(where: str, name: str, value: Any) -> Any:
+    """`value`, which is known when the function is traced."""
+    if not concrete(value):
+        raise DTypeError(
+            f"{where}: {name} is traced, but its value is needed for tracing.",
+            path=name,
+            expected=f"{name}: a Python value",
+            actual=f"{name}: {describe(value)}",
+            hint=f'make it static where it enters jax.jit: static_argnames="{name}".',
+        )
+    return value
 
 
 def concrete(x: Any) -> bool:

@@ -1,0 +1,111 @@
+"""Dropout: y = m · x / (1 − rate), each element of the mask m being 1 with probability 1 − rate, else 0.
+
+x, y, m [*n], m drawn from the key: ``jax.random.bernoulli(key, 1 - rate, x.shape)``. The division keeps the
+mean of y at x, so that evaluation (no key) is the identity.
+Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", JMLR 15, 2014.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from funcnet import rules
+from funcnet.errors import DTypeError, ShapeError, describe
+from funcnet.ops import _check
+from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._dtype import narrow, wide
+
+__all__ = ["apply", "cost", "matrix", "reference", "vjp"]
+
+
+def reference(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None) -> Float[Array, "*n"]:
+    """y = x / (1 − rate) where the mask is 1, else 0; without a key, x."""
+    if key is None:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+@rules.operation
+def apply(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None) -> Float[Array, "*n"]:
+    """Set each element to 0 with probability `rate`, and scale the others up to keep the mean.
+
+    Differentiated by `vjp`, which keeps the key and draws the mask again; JAX's own rule keeps the mask.
+
+    Args:
+        x: any shape.
+        rate: the probability of a zero, in [0, 1); static.
+        key: a random key; None: evaluation, y = x. Inside `jax.vmap` examples that share a key share a mask.
+
+    Returns:
+        y, of the shape and dtype of x.
+
+    Raises:
+        DTypeError: x is not floating-point, key is not a random key, or rate is traced.
+        ValueRangeError: rate lies outside [0, 1).
+    """
+    where = "dropout.apply"
+    x = _check.floating(where, "x", x)
+    rate = float(_check.rate(where, "rate", _check.static(where, "rate", rate)))
+    if key is None or rate == 0:
+        return x
+    _check_key(where, key)
+    return rules.call(vjp, x, rate=rate, key=key)
+
+
+def vjp(
+    x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None
+) -> tuple[Float[Array, "*n"], Partial]:
+    """y and its pullback: dx = m · dy / (1 − rate), with the mask m drawn again from the key."""
+    return _drop(x, rate, key), Partial(rules.bind(_pullback, rate=rate), key)
+
+
+def _pullback(key: PRNGKeyArray | None, dy: Array, *, rate: float) -> tuple[Array]:
+    return (_drop(dy, rate, key),)  # the map is diagonal: its own transpose
+
+
+def _drop(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
+    if key is None:
+        return x
+    kept = x.astype(wide(x.dtype)) * (1 / (1 - rate))
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), narrow(kept, x), 0)
+
+
+def matrix(
+    in_shape: tuple[int, ...], *, rate: float, key: PRNGKeyArray | None = None
+) -> Float[Array, "out out"]:
+    """diag(m / (1 − rate)) [Π in, Π in]; without a key, the identity."""
+    return jnp.diag(_drop(jnp.ones(in_shape), rate, key).reshape(-1))
+
+
+def cost(x: Float[Abstract, "*n"], *, rate: float, key: PRNGKeyArray | None = None) -> Cost:
+    """No products: 0 flops, and the bytes of x, the key and y; drawing the mask is not counted."""
+    return Cost(0, traffic(reference, x, rate=rate, key=key))
+
+
+def _check_key(where: str, key: Any) -> None:
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape == ():
+            return
+        raise ShapeError(
+            f"{where}: key holds {math.prod(shape or ())} keys, but one is needed.",
+            path="key",
+            expected="key: one random key",
+            actual=f"key: {describe(key)}",
+            hint="use one of them (key[0]), or jax.vmap for one mask each.",
+        )
+    if dtype == jnp.uint32 and shape is not None and len(shape) == 1:
+        return  # a raw key, as jax.random.PRNGKey makes it
+    raise DTypeError(
+        f"{where}: key is not a random key.",
+        path="key",
+        expected="key: a random key, or None",
+        actual=f"key: {describe(key)}",
+        hint=f"jax.random.key({key}) makes one."
+        if isinstance(key, int) and not isinstance(key, bool)
+        else None,
+    )

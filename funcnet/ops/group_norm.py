@@ -1,0 +1,181 @@
+"""Group normalisation: y = w · x̂ + b, x̂ normalised over the positions and the channels of one group.
+
+    x̂ = (x − mean) / √(variance + eps), the mean and the biased variance of each (example, group)
+
+Dimensions: *n examples, *size positions (spatial axes), c channels in `groups` groups of c / groups
+neighbours: x, y [*n, *size, c], w, b [c]. The first axis is the batch and all axes between it and the last
+are positions, unless `spatial` says how many axes before the last are positions: then every axis before
+those is batch. One group is layer normalisation over positions and channels, c groups instance normalisation.
+Source: Wu and He, "Group Normalization", arXiv 1803.08494. Statistics are in float32 or wider.
+"""
+
+import math
+from typing import NotRequired, TypedDict
+
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from funcnet import rules
+from funcnet.errors import ValueRangeError, describe
+from funcnet.ops import _bias, _check
+from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._dtype import common, narrow, wide
+
+__all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
+
+
+class Params(TypedDict):
+    """Gain w [c]; offset b [c], absent for a norm without offset."""
+
+    w: Float[Array, " c"]
+    b: NotRequired[Float[Array, " c"]]
+
+
+def init(key: PRNGKeyArray, c: int, *, bias: bool = True) -> Params:
+    """w = 1, b = 0; the key is not used.
+
+    >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3))
+    {'b': (3,), 'w': (3,)}
+    """
+    del key
+    w = jnp.ones((_check.positive("group_norm.init", "c", c),))
+    return {"w": w, "b": jnp.zeros_like(w)} if bias else {"w": w}
+
+
+def reference(
+    params: Params,
+    x: Float[Array, "*n_and_size c"],
+    *,
+    groups: int,
+    eps: float = 1e-5,
+    spatial: int | None = None,
+) -> Float[Array, "*n_and_size c"]:
+    """y = w · (x − mean) / √(variance + eps) + b, as it is written."""
+    w, x = common(params["w"], x)
+    h = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups).astype(wide(x.dtype))
+    first = 1 if spatial is None else x.ndim - 1 - spatial
+    within = (*range(first, x.ndim - 1), x.ndim)  # the positions, and the channels of a group
+    mean = h.mean(within, keepdims=True)
+    variance = ((h - mean) ** 2).mean(within, keepdims=True)
+    xhat = (h - mean) / jnp.sqrt(variance + eps)
+    return _bias.add(w * xhat.reshape(x.shape).astype(x.dtype), params)
+
+
+@rules.operation
+def apply(
+    params: Params,
+    x: Float[Array, "*n_and_size c"],
+    *,
+    groups: int,
+    eps: float = 1e-5,
+    spatial: int | None = None,
+) -> Float[Array, "*n_and_size c"]:
+    """Normalise each group of channels of each example over its positions, then scale by w and shift by b.
+
+    Differentiated by `vjp`, which keeps x, the means and 1/σ; JAX's own rule keeps several arrays like x.
+
+    Args:
+        params: w [c] and, unless absent, b [c].
+        x: [*n, *size, c].
+        groups: the number of groups, a divisor of c.
+        eps: added to the variance.
+        spatial: how many axes before the last are positions; None: all but the first, which is the batch.
+            An image without a batch axis, [h, w, c], as inside `jax.vmap`, needs ``spatial=2``.
+
+    Returns:
+        y, of the shape of x, in the dtype that holds both w and x.
+
+    Raises:
+        ShapeError: x does not have c channels, or too few axes.
+        ValueRangeError: groups do not divide c, or spatial is negative.
+        DTypeError: x or a parameter is not floating-point.
+        StructureError: params has no "w".
+    """
+    where = "group_norm.apply"
+    w = _check.parameter(where, params, "w", ndim=1)
+    x = _check.floating(where, "x", x)
+    _check.channels(where, x, w.shape[0], f'params["w"] ({describe(w)})')
+    _bias.check(where, params, w.shape[0])
+    _check_groups(where, groups, w.shape[0])
+    _check_spatial(where, x, spatial, w.shape[0])
+    return rules.call(vjp, params, x, groups=groups, eps=eps, spatial=spatial)
+
+
+def vjp(
+    params: Params,
+    x: Float[Array, "*n_and_size c"],
+    *,
+    groups: int,
+    eps: float = 1e-5,
+    spatial: int | None = None,
+) -> tuple[Float[Array, "*n_and_size c"], Partial]:
+    """y and its pullback: with g = w · dy, dx = (g − mean(g) − x̂ · mean(g · x̂)) / σ.
+
+    dw = Σ dy · x̂, db = Σ dy; the means are over one (example, group), Σ over every axis but the last.
+    """
+    w, x_ = common(params["w"], x)
+    h = _split(x_, groups, spatial).astype(wide(x_.dtype))
+    mean = h.mean(_WITHIN, keepdims=True)
+    rstd = lax.rsqrt(((h - mean) ** 2).mean(_WITHIN, keepdims=True) + eps)
+    xhat = ((h - mean) * rstd).reshape(x.shape)
+    y = _bias.add(w.astype(h.dtype) * xhat, params)
+    return y.astype(x_.dtype), Partial(
+        rules.bind(_pullback, groups=groups, spatial=spatial), params, x, mean, rstd
+    )
+
+
+def _pullback(
+    params: Params, x: Array, mean: Array, rstd: Array, dy: Array, *, groups: int, spatial: int | None
+) -> tuple[dict, Array]:
+    dy = dy.astype(rstd.dtype)
+    xhat = (_split(x, groups, spatial).astype(rstd.dtype) - mean) * rstd
+    g = _split(params["w"].astype(rstd.dtype) * dy, groups, spatial)
+    dx = rstd * (g - g.mean(_WITHIN, keepdims=True) - xhat * (g * xhat).mean(_WITHIN, keepdims=True))
+    dw = (dy * xhat.reshape(x.shape)).sum(tuple(range(x.ndim - 1)))
+    return {"w": narrow(dw, params["w"]), **_bias.gradient(params, dy)}, narrow(dx.reshape(x.shape), x)
+
+
+_WITHIN = (-3, -1)  # the axes of `_split` that one mean is taken over
+
+
+def _split(x: Array, groups: int, spatial: int | None) -> Array:
+    """x [*n, *size, c] as [*n, positions, groups, c / groups]."""
+    first = 1 if spatial is None else x.ndim - 1 - spatial
+    return x.reshape(*x.shape[:first], math.prod(x.shape[first:-1]), groups, x.shape[-1] // groups)
+
+
+def cost(
+    params: Params,
+    x: Float[Abstract, "*n_and_size c"],
+    *,
+    groups: int,
+    eps: float = 1e-5,
+    spatial: int | None = None,
+) -> Cost:
+    """No products: 0 flops, and the bytes of params, x and y."""
+    return Cost(0, traffic(reference, params, x, groups=groups, eps=eps, spatial=spatial))
+
+
+def _check_groups(where: str, groups: int, c: int) -> None:
+    if c % _check.positive(where, "groups", groups):
+        raise ValueRangeError(
+            f"{where}: {groups} groups do not divide c = {c}.",
+            path="groups",
+            expected=f"a divisor of c = {c}",
+            actual=f"groups = {groups}",
+        )
+
+
+def _check_spatial(where: str, x: Array, spatial: int | None, c: int) -> None:
+    if spatial is None:
+        return _check.rank(where, "x", x, 2, f"n, *size, {c}")
+    if spatial < 0:
+        raise ValueRangeError(
+            f"{where}: spatial is {spatial}.",
+            path="spatial",
+            expected="spatial ≥ 0, or None",
+            actual=f"spatial = {spatial}",
+        )
+    return _check.rank(where, "x", x, spatial + 1, f"*n, {', '.join(f's{i}' for i in range(spatial))}, {c}")

@@ -1,0 +1,85 @@
+"""Softmax along one axis: y_i = e^{x_i} / Σ_j e^{x_j}. x, y [*n].
+
+Adding a constant to x changes nothing, so the largest element is subtracted first and nothing overflows.
+An element of −inf gives 0; elements that are all −inf have no softmax, and give NaN.
+Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990. The sum is
+in float32 or wider.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from funcnet import rules
+from funcnet.errors import DTypeError, ValueRangeError, describe
+from funcnet.ops import _check
+from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._dtype import narrow, wide
+
+__all__ = ["apply", "cost", "reference", "vjp"]
+
+
+def reference(x: Float[Array, "*n"], axis: int = -1) -> Float[Array, "*n"]:
+    """y_i = e^{x_i} / Σ_j e^{x_j}, as it is written: it overflows for large x."""
+    e = jnp.exp(x.astype(wide(x.dtype)))
+    return (e / e.sum(axis, keepdims=True)).astype(x.dtype)
+
+
+@rules.operation
+def apply(x: Float[Array, "*n"], axis: int = -1) -> Float[Array, "*n"]:
+    """Map x to positive numbers that sum to 1 along `axis`.
+
+    Differentiated by `vjp`, which keeps only y, in its own dtype; JAX's own rule keeps the exponentials and sums.
+
+    Args:
+        x: any shape of rank 1 or more.
+        axis: the axis that sums to 1.
+
+    Returns:
+        y, of the shape and dtype of x.
+
+    Raises:
+        DTypeError: x is not floating-point, or axis not an int.
+        ValueRangeError: x has no such axis.
+    """
+    x = _check.floating("softmax.apply", "x", x)
+    _check_axis("softmax.apply", x, axis)
+    return rules.call(vjp, x, axis=axis)
+
+
+def vjp(x: Float[Array, "*n"], axis: int = -1) -> tuple[Float[Array, "*n"], Partial]:
+    """y and its pullback: dx = y · (dy − Σ y · dy), Σ along `axis`."""
+    h = x.astype(wide(x.dtype))
+    e = jnp.exp(h - lax.stop_gradient(h.max(axis, keepdims=True, initial=-jnp.inf)))
+    y = (e / e.sum(axis, keepdims=True)).astype(x.dtype)
+    return y, Partial(rules.bind(_pullback, axis=axis), y)
+
+
+def _pullback(y: Array, dy: Array, *, axis: int) -> tuple[Array]:
+    p, g = y.astype(wide(y.dtype)), dy.astype(wide(y.dtype))
+    return (narrow(p * (g - (p * g).sum(axis, keepdims=True)), y),)
+
+
+def cost(x: Float[Abstract, "*n"], axis: int = -1) -> Cost:
+    """No products: 0 flops, and the bytes of x and y."""
+    return Cost(0, traffic(reference, x, axis=axis))
+
+
+def _check_axis(where: str, x: Array, axis: int) -> None:
+    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
+        raise DTypeError(
+            f"{where}: axis is not an integer.",
+            path="axis",
+            expected="axis: int",
+            actual=f"axis: {describe(axis)}",
+        )
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueRangeError(
+            f"{where}: x has no axis {axis}.",
+            path="axis",
+            expected=f"{-x.ndim} ≤ axis < {x.ndim}     (x: {describe(x)})"
+            if x.ndim
+            else "x of rank 1 or more",
+            actual=f"axis = {axis}" if x.ndim else f"x: {describe(x)}",
+        )
