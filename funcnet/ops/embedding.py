@@ -1,0 +1,139 @@
+"""The rows of a table: y[n] = w[ids[n]]. The same as one_hot(ids) W, without the product.
+
+Dimensions: *n any axes, v rows (the vocabulary), d features: ids [*n], integers in [0, v), w [v, d], y [*n, d].
+"""
+
+import functools
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from funcnet import rules
+from funcnet.errors import DTypeError, ValueRangeError, describe
+from funcnet.ops import _check
+from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._dtype import wide
+
+__all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
+
+# Up to so many rows the gradient is a product on accelerators: docs/derivations/embedding.md, "Two ways to add".
+_FEW = 1024
+
+
+class Params(TypedDict):
+    """The table w [v, d]."""
+
+    w: Float[Array, "v d"]
+
+
+def init(key: PRNGKeyArray, vocabulary: int, d: int) -> Params:
+    """Draw w from N(0, 1): an output is one row, so its features have unit variance.
+
+    A net that uses w once more as its last layer, y Wᵀ, divides there by √d. This is the table of Vaswani et
+    al., "Attention is all you need", arXiv 1706.03762, §3.4, who hold w/√d and multiply by √d.
+
+    >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3, 5))
+    {'w': (3, 5)}
+    """
+    where = "embedding.init"
+    shape = _check.positive(where, "vocabulary", vocabulary), _check.positive(where, "d", d)
+    return {"w": jax.random.normal(key, shape)}
+
+
+def reference(params: Params, ids: Int[Array, "*n"]) -> Float[Array, "*n d"]:
+    """y[n] = w[ids[n]], and 0 where there is no such row."""
+    w, ids = params["w"], ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
+    inside = (ids >= 0) & (ids < w.shape[0])
+    return jnp.where(inside[..., None], w[jnp.where(inside, ids, 0)], jnp.zeros((), w.dtype))
+
+
+@rules.operation
+def apply(params: Params, ids: Int[Array, "*n"]) -> Float[Array, "*n d"]:
+    """Look up one row of w per id.
+
+    Differentiated by `vjp`, which keeps only ids, adds in float32 or wider (JAX's own rule adds bfloat16 rows
+    in bfloat16) and, on accelerators, does not scatter into a small table.
+
+    Args:
+        params: w [v, d].
+        ids: integers of any shape [*n], in [0, v).
+
+    Returns:
+        y [*n, d], in the dtype of w. Under `jax.jit` an id outside [0, v) gives a row of zeros and no gradient.
+
+    Raises:
+        ValueRangeError: an id is outside [0, v), where ids are concrete.
+        DTypeError: ids are not integers, or w is not floating-point.
+        ShapeError: w does not have 2 axes.
+        StructureError: params has no "w".
+    """
+    w = _check.parameter("embedding.apply", params, "w", ndim=2)
+    _check_ids("embedding.apply", ids, w)
+    return rules.call(vjp, params, jnp.asarray(ids))
+
+
+def _check_ids(where: str, ids: Array, w: Array) -> None:
+    dtype = getattr(ids, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        hint = None if dtype is not None else "wrap them: jnp.asarray(...)."
+        if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+            one_hot = ids.ndim > 0 and ids.shape[-1] == w.shape[0]
+            hint = "are they one-hot? ids.argmax(-1)." if one_hot else "cast them: ids.astype(jnp.int32)."
+        raise DTypeError(
+            f"{where}: ids are not an array of integers.",
+            path="ids",
+            expected="ids: int[*n]",
+            actual=f"ids: {describe(ids)}",
+            hint=hint,
+        )
+    if _check.concrete(ids):
+        values, v = np.asarray(ids), w.shape[0]
+        outside = values[(values < 0) | (values >= v)]
+        if outside.size:
+            raise ValueRangeError(
+                f"{where}: ids hold {outside[0]}, outside [0, {v}).",
+                path="ids",
+                expected=f'0 ≤ ids < {v}     (params["w"]: {describe(w)})',
+                actual=f"ids: {describe(ids)}, {outside.size} of {values.size} outside, from {outside.min()} to "
+                f"{outside.max()}",
+                hint="do they count from 1? ids - 1." if outside.max() == outside.min() == v else None,
+            )
+
+
+def vjp(params: Params, ids: Int[Array, "*n"]) -> tuple[Float[Array, "*n d"], Partial]:
+    """y and its pullback: dw[r] = Σ dy[n] over the n with ids[n] = r, that is, one_hot(ids)ᵀ dY."""
+    w, ids = params["w"], ids.astype(jnp.promote_types(ids.dtype, jnp.int32))  # uint8 cannot count beyond 255
+    y = w.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    return y, Partial(rules.bind(_pullback, v=w.shape[0]), ids)
+
+
+def _pullback(ids: Array, dy: Array, *, v: int) -> tuple[dict, None]:
+    dw = _add_rows(ids.reshape(-1), dy.reshape(ids.size, dy.shape[-1]), v=v)
+    return {"w": dw.astype(dy.dtype)}, None
+
+
+@functools.partial(jax.jit, static_argnames="v")  # so that an eager call does not trace the branches again
+def _add_rows(ids: Array, rows: Array, *, v: int) -> Array:
+    """Σ rows by id [v, d] of rows [n, d], in float32 or wider; ids outside [0, v) are dropped."""
+
+    def scatter(ids: Array, rows: Array) -> Array:
+        return jax.ops.segment_sum(rows.astype(wide(rows.dtype)), ids, v)
+
+    def product(ids: Array, rows: Array) -> Array:
+        return jnp.matmul(
+            jax.nn.one_hot(ids, v, axis=0, dtype=rows.dtype), rows, preferred_element_type=wide(rows.dtype)
+        )
+
+    if not ids.size:
+        return product(ids, rows)  # a scatter of nothing forgets over which devices its rows vary
+    return lax.platform_dependent(ids, rows, cpu=scatter, default=product if v <= _FEW else scatter)
+
+
+def cost(params: Params, ids: Int[Abstract, "*n"]) -> Cost:
+    """No products: 0 flops, and the bytes of w, ids and y."""
+    return Cost(0, traffic(reference, params, ids))
