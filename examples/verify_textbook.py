@@ -1,4 +1,4 @@
-"""Verify the gradient formulas of a textbook: the linear layer in rows and in columns, softmax, and a mistake.
+"""Verify the gradient formulas of a textbook: the linear layer in rows and columns, softmax, a mistake.
 
 Run: python examples/verify_textbook.py
 """

@@ -28,10 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    keep = lambda item: "slow" not in item.keywords or "slow" in config.getoption("-m")
     if config.getoption("--as-users"):
-        chosen = [item for item in items if "as_users" in item.keywords]
-        config.hook.pytest_deselected(items=[item for item in items if "as_users" not in item.keywords])
-        items[:] = chosen
+        keep = lambda item: "as_users" in item.keywords
+    config.hook.pytest_deselected(items=[item for item in items if not keep(item)])
+    items[:] = filter(keep, items)
 
 
 @pytest.fixture
