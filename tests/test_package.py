@@ -50,7 +50,8 @@ def test_every_operation_has_the_names_of_the_contract():
 
 
 def test_importing_funcnet_imports_neither_jax_nor_an_extra():
-    code = "import sys, funcnet; print([m for m in ('jax', 'numpy', 'optax', 'rich', 'tyro', 'matplotlib') if m in sys.modules])"
+    heavy = ("jax", "numpy", "optax", "rich", "tyro", "matplotlib")
+    code = f"import sys, funcnet; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -67,7 +68,7 @@ def test_using_operations_starts_no_backend():
 
 def test_no_pickle_and_no_evaluated_text():
     forbidden = re.compile(
-        r"\b(pickle|marshal|shelve|dill|cloudpickle|allow_pickle)\b|(?<![\w.])(eval|exec|__import__)\("
+        r"\b(pickle|marshal|shelve|dill|cloudpickle)\b|allow_pickle=True|(?<![\w.])(eval|exec|__import__)\("
     )
     for path in SOURCES:
         code = ast.unparse(_without_docstrings(ast.parse(path.read_text())))
