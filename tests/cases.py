@@ -162,7 +162,7 @@ CASES = [
     case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(3, 3, 3), train=True, eps=1e-3),
     case("batch_norm", {"w": F(7)}, {"mean": S(7), "var": S(7)}, F(2, 5, 3, 7), train=True, momentum=0.5),
     case("batch_norm", {"w": F(7), "b": None}, {"mean": S(7), "var": S(7)}, F(13, 7), train=False, eps=1e-3),
-    case("batch_norm", {"w": F(1), "b": F(1)}, {"mean": S(1), "var": S(1)}, F(2, 1), train=True),
+    case("batch_norm", {"w": F(1), "b": F(1)}, {"mean": S(1), "var": S(1)}, F(3, 1), train=True),
     case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(3), train=False),
     case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(0, 3), train=True),
     # softmax
@@ -220,6 +220,15 @@ CASES = [
     case("embedding", {"w": F(1, 1)}, I(1, 1)),
     case("embedding", {"w": F(3, 5)}, I(3, 2, 0)),
     case("embedding", {"w": F(1031, 2)}, I(1031, 19)),  # more rows than a product is made for
+    case("attention", F(2, 5, 3, 7), F(2, 11, 3, 7), F(2, 11, 3, 13)),
+    case("attention", F(7, 6, 3), F(5, 2, 3), F(5, 2, 2), causal=True),  # the first queries see nothing
+    case("attention", F(2, 3, 4, 5), F(2, 7, 2, 5), F(2, 7, 2, 3), causal=True, scale=0.3),
+    case("attention", F(2, 3, 3, 2, 5), F(2, 3, 7, 1, 5), F(2, 3, 7, 1, 5), mask=B(3, 2, 3, 7)),
+    case("attention", F(3, 5, 2, 3), F(3, 5, 2, 3), F(3, 5, 2, 3), mask=B(3, 1, 1, 5), causal=True),
+    case("attention", F(3, 3, 3, 3), F(3, 3, 3, 3), F(3, 3, 3, 3), causal=True),
+    case("attention", F(1, 1, 1), F(1, 1, 1), F(1, 1, 1)),
+    case("attention", F(2, 3, 2, 3), F(2, 0, 1, 3), F(2, 0, 1, 5)),
+    case("attention", F(0, 3, 2, 3), F(0, 3, 2, 3), F(0, 3, 2, 5)),
     # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy
     # max_pool
     case("max_pool", F(2, 7, 11, 3), kernel=(2, 3)),
@@ -262,6 +271,7 @@ LARGE = [
     # ==== products
     case("matmul", F(8, 64, 67), F(67, 71)),
     case("embedding", {"w": F(71, 67)}, I(71, 8, 128)),
+    case("attention", F(2, 67, 4, 64), F(2, 71, 2, 64), F(2, 71, 2, 61), causal=True),
     # ==== pools and losses
     case("max_pool", F(8, 64, 64, 2), kernel=(3, 3), stride=2, padding="same"),
     case("avg_pool", F(2, 128, 128, 2), kernel=(61, 67), stride=7, padding="same"),

@@ -30,6 +30,7 @@ class Params(TypedDict):
 def init(key: PRNGKeyArray, d: int) -> Params:
     """w = 1; the key is not used.
 
+    >>> import jax
     >>> init(jax.random.key(0), 3)["w"].shape
     (3,)
     """
