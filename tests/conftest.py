@@ -35,6 +35,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = filter(keep, items)
 
 
+_tests_run = 0
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Forget compiled programs now and then: thousands of small ones fill gigabytes."""
+    global _tests_run
+    yield
+    _tests_run += 1
+    if _tests_run % 40 == 0:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def unchecked():
     """Annotations are not checked: funcnet's own errors speak, as they do for users."""
