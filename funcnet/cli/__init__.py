@@ -1,0 +1,105 @@
+"""The command line: `funcnet COMMAND ...`; one file per command.
+
+Exit codes: 0 done; 1 a check failed (a gradient formula, a probe) or the machine did (a full disk);
+2 a wrong command, option, path or file; 3 a loss that is not finite; 130 Ctrl-C.
+"""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "train": "TASK [options]    train a model on real data, its gradient formulas verified first",
+    "predict": "RUN FILE        apply a trained model",
+    "summary": "TASK | RUN      the layers of a model: shapes, parameters, FLOPs",
+    "doctor": "                 versions, known faults, and whether this machine computes right",
+}
+USAGE = """\
+usage: funcnet COMMAND [options]
+
+{}
+
+`funcnet COMMAND --help` says more, `funcnet --version` the version.
+"""
+_NEEDED = ("matplotlib", "rich", "sklearn", "tyro")  # the extra [cli]
+
+
+class UsageError(Exception):
+    """The command line cannot be understood; the text is one line."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: what follows `funcnet`; None: sys.argv.
+
+    Returns:
+        The exit code.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        return _run(args)
+    except UsageError as error:
+        return _fail(args, str(error), 2)
+    except KeyboardInterrupt:
+        return _fail(args, "interrupted", 130)
+    except BrokenPipeError:  # `funcnet ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as stop:  # --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        return _fail(args, _one_line(error), 2)
+    except OSError as error:
+        return _fail(args, _one_line(error), 1)
+    except Exception as error:
+        from funcnet.errors import FuncnetError
+
+        if not isinstance(error, FuncnetError):
+            raise
+        return _fail(args, _one_line(error), 2)
+
+
+def _run(args: list[str]) -> int:
+    command = args[0] if args else ""
+    if command in ("-h", "--help"):
+        print(USAGE.format("\n".join(f"  {name} {text}" for name, text in COMMANDS.items())), end="")
+        return 0
+    if command == "--version":
+        from funcnet import __version__
+
+        print(f"funcnet {__version__}")
+        return 0
+    choice("command", command, COMMANDS, "funcnet --help")
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise UsageError(f"{', '.join(missing)} not installed: pip install 'funcnet[cli]'")
+    return importlib.import_module(f"funcnet.cli.{command}").run(args[1:])
+
+
+def choice(what: str, given: str, names: Sequence[str] | dict[str, str], hint: str) -> None:
+    """Raise UsageError unless `given` is one of `names`."""
+    if given not in names:
+        problem = f"no {what} {given!r}" if given else f"which {what}"
+        raise UsageError(f"{problem}: there are {', '.join(names)} ({hint})")
+
+
+def _fail(args: list[str], problem: str, code: int) -> int:
+    command = " ".join(["funcnet", *(args[:1] if args[:1] and args[0] in COMMANDS else [])])
+    print(f"{command}: {problem}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    r"""The text of an error without line breaks.
+
+    >>> _one_line(ValueError("epochs is 0.\n  expected  1 or more\n  got       0"))
+    'epochs is 0; expected 1 or more; got 0'
+    """
+    lines = [re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines()]
+    return "; ".join([line.rstrip(".") for line in lines[:-1]] + lines[-1:])

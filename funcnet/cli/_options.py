@@ -1,0 +1,55 @@
+"""Options from the command line, by tyro, with errors of one line."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from funcnet.cli import UsageError
+
+__all__ = ["parse"]
+
+R = TypeVar("R")
+
+
+def parse(function: Callable[..., R], args: list[str], command: str, description: str | None = None) -> R:
+    """Call `function` with the options in `args`.
+
+    Args:
+        function: its parameters are the options; their types, defaults and docstrings make the help.
+        args: what follows `command`.
+        command: as the user wrote it: ``funcnet train digits``.
+        description: above the options in the help; None: the function's docstring.
+
+    Raises:
+        UsageError: an option is unknown, or its value of the wrong kind.
+        SystemExit: the help was asked for, and is printed.
+    """
+    out, errors, plain = sys.stdout, io.StringIO(), io.StringIO()
+    config: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(errors))
+        if "NO_COLOR" in os.environ:  # tyro looks at the terminal only
+            stack.enter_context(contextlib.redirect_stdout(plain))
+        try:
+            return tyro.cli(function, args=args, prog=command, description=description, config=config)
+        except SystemExit as stop:
+            if stop.code in (0, None):
+                out.write(plain.getvalue())
+                raise
+    raise UsageError(f"{_message(errors.getvalue())} ({command} --help)")
+
+
+def _message(box: str) -> str:
+    """What tyro says in its box above the first rule, without the help of options, and what it suggests."""
+    lines = [line[2:].rstrip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rules = [i for i, line in enumerate(lines) if set(line) == {"─"}] or [len(lines)]
+    text = " ".join(line.strip() for line in lines[: rules[0]] if not line.startswith(" " * 8)).rstrip(".")
+    below = lines[rules[0] :]
+    names = [line.split()[0] for line in below if re.match(r" {4}--", line) and "Perhaps you meant:" in below]
+    return text[:1].lower() + text[1:] + (f"; perhaps {' or '.join(names)}" if names else "")

@@ -1,0 +1,75 @@
+"""`funcnet summary TASK | RUN`: the layers of a model."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import tyro
+
+from funcnet import tasks
+from funcnet.cli import UsageError
+from funcnet.cli._options import parse
+from funcnet.cli._text import table
+
+__all__ = ["run", "show"]
+
+
+def _options(model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK|RUN")]) -> str:
+    """Show the layers of a model: paths, shapes, parameters, and the FLOPs of a forward pass.
+
+    Args:
+        model: a task, for the model that it trains by default: digits, fashion or chars; or a run folder.
+    """
+    return model
+
+
+def run(args: list[str]) -> int:
+    """The command."""
+    from funcnet.tasks import _run
+
+    model = parse(_options, args, "funcnet summary")
+    if model in tasks.TASKS:
+        module = getattr(tasks, model)
+        config = module.config(module.Options())
+    elif Path(model).exists():
+        task, config, _ = _run.read_config(Path(model))
+        module = getattr(tasks, task)
+    else:
+        raise UsageError(f"{model!r} is neither a task ({', '.join(tasks.TASKS)}) nor a run folder")
+    show(module, config)
+    return 0
+
+
+def show(module: ModuleType, config: Any) -> None:
+    """Print the layers of a task's model.
+
+    Args:
+        module: of the task.
+        config: of the model.
+    """
+    import math
+
+    import jax
+
+    from funcnet.tasks.layers import layers
+
+    def apply(params: Any, x: Any) -> Any:
+        return module.NET.apply(params, x, config)
+
+    params = jax.eval_shape(lambda: module.NET.init(jax.random.key(0), config))
+    example = module.example(config)
+    found = layers(apply, params, example)
+    rows = []
+    for layer in found:
+        calls = ", ".join(f"{name} × {n}" if n > 1 else name for name, n in layer.operations.items())
+        cells = [
+            [path, "×".join(map(str, shape)) or "scalar", f"{math.prod(shape):,}", "", ""]
+            for path, shape in layer.shapes.items()
+        ] or [["", "", "", "", ""]]
+        cells[0][3:] = [calls, f"{layer.flops:,}"]
+        rows += cells
+    parameters = sum(math.prod(shape) for layer in found for shape in layer.shapes.values())
+    rows.append(["total", "", f"{parameters:,}", "", f"{sum(layer.flops for layer in found):,}"])
+    table(["path", "shape", "parameters", "calls", "FLOPs"], rows, right=["parameters", "FLOPs"])
+    shape = "×".join(map(str, example.shape))
+    print(f"FLOPs of one example forward ({shape}): 2 × multiply-adds of products, by formula.")

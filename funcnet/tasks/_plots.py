@@ -1,0 +1,88 @@
+"""What a run shows of itself: its curves, and the images that it got wrong."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+__all__ = ["curves", "mistakes"]
+
+_TRAIN, _HELD_OUT = "#4477aa", "#cc6677"  # told apart by colour-blind eyes, too
+
+
+def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held_out: str) -> None:
+    """Draw loss and accuracy over the steps.
+
+    Training appears as single steps, pale, and as their running mean; the held-out data as points.
+
+    Args:
+        path: of the PNG file.
+        records: as `train.fit` makes them; numbers that were not finite are None.
+        title: above both panels.
+        held_out: what the held-out data are called: "test".
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        steps, values = _series(records, name)
+        axes.plot(steps, values, color=_TRAIN, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _running_mean(values), color=_TRAIN, linewidth=1.6, label="training, running mean")
+        steps, scores = _series(records, f"eval_{name}")
+        final = [f"{score:.2%}" if name == "accuracy" else f"{score:.4f}" for score in scores[-1:]]
+        label = f"{held_out}, {final[0]} at the end" if final else held_out
+        axes.plot(steps, scores, color=_HELD_OUT, marker="o", markersize=3.5, linewidth=1.2, label=label)
+        axes.legend(frameon=False)
+        axes.set(xlabel="step", title=name)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss, accuracy = figure.axes
+    loss.set_ylabel("nats")
+    loss.set_ylim(bottom=0)
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    accuracy.set_ylim(top=1.02 if accuracy.get_ylim()[1] > 0.9 else None)
+    figure.savefig(path)
+
+
+def mistakes(
+    path: Path,
+    images: Float[np.ndarray, "n h w"],
+    labels: Int[np.ndarray, " n"],
+    predicted: Int[np.ndarray, " n"],
+    classes: Sequence[str],
+) -> None:
+    """Draw the images whose predicted class is not their label, at most 40, with both."""
+    from matplotlib.figure import Figure
+
+    wrong = np.flatnonzero(predicted != labels)
+    shown = wrong[:40]
+    columns = max(4, min(8, len(shown)))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure = Figure(figsize=(1.4 * columns, 1.7 * rows + 0.6), dpi=120, layout="constrained")
+    some = f"; the first {len(shown)}" if len(shown) < len(wrong) else ""
+    figure.suptitle(f"{len(wrong)} of {len(labels)} test images wrong{some}", fontsize=11)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, i in zip(figure.axes, shown, strict=False):
+        axes.imshow(images[i], cmap="gray_r")
+        axes.set_title(f"{classes[labels[i]]}, taken for {classes[predicted[i]]}", fontsize=9)
+    figure.savefig(path)
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one metric, where it is a number."""
+    pairs = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], float)
+
+
+def _running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The mean of the last fiftieth of the run, at each step."""
+    width = max(1, len(values) // 50)
+    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
+    upto = np.arange(1, len(values) + 1)
+    since = np.maximum(upto - width, 0)
+    return (sums[upto] - sums[since]) / (upto - since)

@@ -1,0 +1,135 @@
+"""Run folders: made, described in config.json, and read again.
+
+params.safetensors   the parameters, checksummed
+config.json          what was trained, on what, with which versions
+metrics.jsonl        one line per step
+curves.png           loss and accuracy
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import jax
+
+from funcnet import store, tasks
+from funcnet.errors import FileFormatError, ValueRangeError
+from funcnet.tasks._task import Saved
+
+__all__ = ["create", "metrics", "read", "read_config", "write_config"]
+
+_VERSION = 1
+
+
+def create(folder: Path | None, task: str) -> Path:
+    """A new, empty run folder: `folder`, or runs/TASK-TIME.
+
+    Raises:
+        ValueRangeError: `folder` has something in it.
+        OSError: it cannot be made.
+    """
+    if folder is None:
+        name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = [name, *(f"{name}-{i}" for i in range(2, 100))]
+        folder = next(path for path in (Path("runs", name) for name in names) if not path.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueRangeError(
+            f"the folder {folder} is not empty.", path="out", expected="a folder that is new or empty"
+        )
+    return folder
+
+
+def write_config(folder: Path, task: str, config: Any, **facts: Any) -> None:
+    """Write config.json: the task, its model's config, and whatever else is to be known of the run."""
+    content = {"version": _VERSION, "task": task, "model": dataclasses.asdict(config), **facts}
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> tuple[str, Any, dict[str, Any]]:
+    """The task, the model's config and the facts about the data, from config.json.
+
+    Raises:
+        FileFormatError: it is not what `write_config` writes.
+        OSError: it cannot be read.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no run folder: there is no such folder")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder} is no run folder: it has no config.json") from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: this is no JSON: {error}.", path=str(path)) from error
+    match content:
+        case {"version": int(version)} if version > _VERSION:
+            raise FileFormatError(
+                f"{path}: a later funcnet wrote this.", path=str(path), hint="upgrade funcnet"
+            )
+        case {"version": 1, "task": str(task), "model": dict(model), "data": dict(data)} if (
+            task in tasks.TASKS
+        ):
+            net: ModuleType = getattr(tasks, task).NET
+            return task, _config(net.Config, model, path), data
+    raise FileFormatError(
+        f"{path}: this does not describe a run.",
+        path=str(path),
+        expected=f'"version", "task" (one of {", ".join(tasks.TASKS)}), "model" and "data"',
+    )
+
+
+def _config(kind: type, values: Mapping[str, Any], path: Path) -> Any:
+    """A Config from JSON, every field there and of its type."""
+    hints = get_type_hints(kind)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    wrong = [
+        name for name in sorted(hints.keys() | values.keys()) if not _fits(values.get(name), hints.get(name))
+    ]
+    if wrong:
+        raise FileFormatError(
+            f"{path}: the model's config is wrong in {', '.join(wrong)}.",
+            path="model",
+            expected=", ".join(f"{name}: {getattr(hint, '__name__', hint)}" for name, hint in hints.items()),
+            actual=", ".join(f"{name}: {value!r:.40}" for name, value in values.items()),
+        )
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type int, float, bool, or a tuple of ints: all that a Config has."""
+    if get_origin(hint) is tuple:
+        sizes = get_args(hint)
+        fits = isinstance(value, tuple) and all(type(entry) is int and entry > 0 for entry in value)
+        return fits and (sizes[-1] is Ellipsis or len(value) == len(sizes))
+    if hint is float:
+        return type(value) in (int, float)
+    return hint in (int, bool) and type(value) is hint
+
+
+def read(folder: Path) -> Saved:
+    """The model in a run folder.
+
+    Raises:
+        FileFormatError, StructureError: a file is damaged, or the parameters are not those of the config.
+        OSError: a file cannot be read.
+    """
+    task, config, data = read_config(folder)
+    net: ModuleType = getattr(tasks, task).NET
+    path = folder / "params.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no params.safetensors: was its training cut short?")
+    like = jax.eval_shape(lambda: net.init(jax.random.key(0), config))
+    return Saved(task, config, store.load(path, like=like), data)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records in metrics.jsonl, in order; none if there is no such file."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]

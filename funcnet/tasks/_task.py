@@ -1,0 +1,82 @@
+"""What a task hands to whoever trains it, and what comes back from disk."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from funcnet.errors import ValueRangeError
+from funcnet.train import State
+
+__all__ = ["Prediction", "Saved", "Task", "check_range", "fingerprint"]
+
+
+class Task(NamedTuple):
+    """A training run that has not begun.
+
+    Attributes:
+        config: of the model.
+        optimizer: for `train.init`.
+        step: for `train.fit`; `step.loss` is the loss.
+        batches: each call gives the same batches, from the first.
+        steps: how many steps that is; None: time ends it.
+        evaluate: the score on data that was not trained on: "loss" and "accuracy".
+        every: steps from one evaluation to the next.
+        held_out: what these data are called: "test" or "validation".
+        unit: what the loss is a mean over: "image", "character".
+        data: facts about the data for the record, with their SHA-256; values that JSON can hold.
+        finish: what the task adds to the folder of a finished run: `finish(params, folder)`.
+    """
+
+    config: Any
+    optimizer: optax.GradientTransformation
+    step: Callable[..., tuple[State, Mapping[str, Any]]]
+    batches: Callable[[], Iterator[Any]]
+    steps: int | None
+    evaluate: Callable[[State], dict[str, float]]
+    every: int
+    held_out: str
+    unit: str
+    data: dict[str, Any]
+    finish: Callable[[Any, Path], None] | None = None
+
+
+class Saved(NamedTuple):
+    """A trained model as its run folder holds it: `data` is that of the `Task`."""
+
+    task: str
+    config: Any
+    params: Any
+    data: dict[str, Any]
+
+
+class Prediction(NamedTuple):
+    """What a model says about a file: a table, and a text below it."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    text: str = ""
+
+
+def check_range(options: Any, **ranges: tuple[float, float]) -> None:
+    """Raise ValueRangeError for the first option that lies outside its range, both ends included."""
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise ValueRangeError(
+                f"{name} is {value}.",
+                path=name,
+                expected=f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}",
+            )
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """The SHA-256 of arrays: of their types, shapes and elements."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

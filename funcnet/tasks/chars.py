@@ -1,0 +1,284 @@
+"""chars: a text, and a transformer that predicts its next character.
+
+Without a text of yours it learns Python's reference manual, which CPython has in pydoc_data/topics.py.
+"""
+
+import ast
+import dataclasses
+import importlib.resources
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Int, PRNGKeyArray
+
+from funcnet import train
+from funcnet.errors import FileFormatError, StructureError, ValueRangeError, describe
+from funcnet.nets import transformer
+from funcnet.nets.spec import decay_mask
+from funcnet.ops import cross_entropy
+from funcnet.tasks._task import Prediction, Saved, Task, check_range, fingerprint
+
+NET = transformer
+MANUAL = "pydoc_data/topics.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen.
+
+    Attributes:
+        text: a file of UTF-8 text; by default Python's reference manual (pydoc_data/topics.py).
+        minutes: duration of the training; the learning rate follows the clock.
+        steps: take so many steps instead, however long they last; only then a run can be repeated exactly.
+        batch: pieces of text in a step.
+        context: characters in a piece, and the longest past that the model sees.
+        learning_rate: of AdamW, at its highest: it rises over the first twentieth of the training and then
+            falls to a tenth along a cosine.
+        weight_decay: of matrices and tables, in units of the learning rate.
+        seed: of the first parameters and the order of the pieces.
+    """
+
+    text: Path | None = None
+    minutes: float = 3.0
+    steps: int | None = None
+    batch: int = 16
+    context: int = 128
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(
+            self,
+            minutes=(0.01, math.inf),
+            steps=(1, math.inf),
+            batch=(1, math.inf),
+            context=(2, 8192),
+            learning_rate=(0, 1),
+            weight_decay=(0, math.inf),
+            seed=(0, 2**32 - 1),
+        )
+
+
+class Batch(NamedTuple):
+    """ids [n, t + 1]: pieces of t characters and what follows them; done: share of the training, 0 to 1."""
+
+    ids: Int[np.ndarray, "n t_and_1"]
+    done: float
+
+
+def read(path: Path | None) -> str:
+    """The text of a file, or Python's reference manual.
+
+    Raises:
+        FileFormatError: it is not UTF-8 text, or the manual is not what it was in Python 3.11 to 3.13.
+        OSError: it cannot be read.
+    """
+    if path is None:
+        return _manual()
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: this is no UTF-8 text: {error}.", path=str(path)) from error
+
+
+def _manual() -> str:
+    """The topics of Python's `help()`, in alphabetical order; a paragraph that comes again is left out.
+
+    Long topics contain short ones. Were they kept, much of the validation text would have been trained on.
+    """
+    try:
+        source = (importlib.resources.files("pydoc_data") / "topics.py").read_text(encoding="utf-8")
+    except (ImportError, OSError) as error:
+        raise FileNotFoundError(f"this Python has no {MANUAL}; name a text: --text FILE") from error
+    for statement in ast.parse(source).body:  # read, not run
+        match statement:
+            case ast.Assign(targets=[ast.Name("topics")], value=ast.Dict() as value):
+                topics = ast.literal_eval(value)
+                paragraphs = "\n\n".join(topics[name].strip("\n") for name in sorted(topics)).split("\n\n")
+                return "\n\n".join(dict.fromkeys(paragraphs))
+    raise FileFormatError(f"{MANUAL} does not assign a dict to topics; name a text: --text FILE", path=MANUAL)
+
+
+def encode(text: str, characters: str) -> Int[np.ndarray, " n"]:
+    """The place of each character of `text` in `characters`.
+
+    Raises:
+        ValueRangeError: a character is not among them.
+    """
+    places = {character: i for i, character in enumerate(characters)}
+    if unknown := sorted(set(text) - places.keys()):
+        raise ValueRangeError(
+            f"the text has characters that the model has not seen: {''.join(unknown[:20])!r}.",
+            path="text",
+            expected=f"the {len(characters)} characters of its training text",
+        )
+    return np.array([places[character] for character in text], np.int32)
+
+
+def config(options: Options) -> transformer.Config:
+    """Four blocks of width 128."""
+    characters = len(set(read(options.text)))
+    return transformer.Config(vocabulary=characters, context=options.context, layers=4, heads=4, d=128)
+
+
+def example(config: transformer.Config) -> Int[np.ndarray, "1 t"]:
+    """One piece of text."""
+    return np.zeros((1, config.context), np.int32)
+
+
+def schedule(done: float) -> float:
+    """Share of the highest learning rate: up in the first twentieth, then down to a tenth along a cosine."""
+    return min(20 * done, 1.0) * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+def prepare(options: Options) -> Task:
+    """The data, the loss, the optimizer with its clock, and the score on the last tenth of the text."""
+    text = read(options.text)
+    characters = "".join(sorted(set(text)))
+    net = config(options)
+    ids = encode(text, characters)
+    train_ids, held_out = np.split(ids, [len(ids) - len(ids) // 10])
+    t = options.context
+    if len(held_out) <= t:
+        raise ValueRangeError(
+            f"the text has {len(text)} characters.",
+            path="text",
+            expected=f"more than {10 * t + 9}, so that its last tenth fills a context of {t}",
+            actual=str(len(text)),
+        )
+    windows = held_out[: (len(held_out) - 1) // t * t + 1]
+    windows = np.lib.stride_tricks.sliding_window_view(windows, t + 1)[::t]
+
+    def loss(params: Any, batch: Batch, key: Any) -> Any:
+        del key
+        logits, labels = transformer.apply(params, batch.ids[:, :-1], net), batch.ids[:, 1:]
+        return cross_entropy.apply(logits, labels).mean(), {"accuracy": (logits.argmax(-1) == labels).mean()}
+
+    def score(params: Any, ids: Any) -> Any:
+        logits, labels = transformer.apply(params, ids[:, :-1], net), ids[:, 1:]
+        return {"loss": cross_entropy.apply(logits, labels), "accuracy": logits.argmax(-1) == labels}
+
+    def batches() -> Iterator[Batch]:
+        starts = train.batches(np.arange(len(train_ids) - t), options.batch, seed=options.seed)
+        began = time.monotonic()
+        for number, start in enumerate(starts):
+            elapsed = (time.monotonic() - began) / (60 * options.minutes)
+            done = elapsed if options.steps is None else number / options.steps
+            if done >= 1:
+                return
+            yield Batch(train_ids[start[:, None] + np.arange(t + 1)], done)
+
+    optimizer = optax.inject_hyperparams(optax.adamw, static_args="mask", hyperparam_dtype=jnp.float32)(
+        learning_rate=0.0,  # set before each step
+        weight_decay=options.weight_decay,
+        mask=decay_mask(transformer.specs(net)),
+    )
+    inner = train.make_step(loss, optimizer)
+
+    def step(state: train.State, batch: Batch) -> Any:
+        rate = jnp.float32(options.learning_rate * schedule(batch.done))
+        hyperparams = state.opt_state.hyperparams | {"learning_rate": rate}
+        opt_state = state.opt_state._replace(hyperparams=hyperparams)
+        return inner(state._replace(opt_state=opt_state), batch)
+
+    step.loss = loss  # pyright: ignore[reportFunctionMemberAccess]
+    return Task(
+        config=net,
+        optimizer=optimizer,
+        step=step,
+        batches=batches,
+        steps=options.steps,
+        evaluate=lambda state: train.evaluate(score, state.params, train.in_order(windows, 64)),
+        every=200,
+        held_out="validation",
+        unit="character",
+        data={
+            "source": MANUAL if options.text is None else str(options.text),
+            "train": len(train_ids),
+            "validation": len(held_out),
+            "characters": characters,
+            "sha256": fingerprint(np.frombuffer(text.encode(), np.uint8)),
+        },
+    )
+
+
+def predict(saved: Saved, path: Path) -> Prediction:
+    """How well the model predicts a text, in nats per character, and how it would go on.
+
+    Raises:
+        ValueRangeError: the text has fewer than 2 characters, or some that the model has not seen.
+        FileFormatError, OSError: from `read`.
+    """
+    characters = saved.data.get("characters")
+    if not isinstance(characters, str) or len(characters) != saved.config.vocabulary:
+        raise StructureError(
+            "config.json does not hold the characters of the model.",
+            path="data.characters",
+            expected=f"a string of {saved.config.vocabulary}",
+            actual=describe(characters),
+        )
+    ids = encode(read(path), characters)
+    if len(ids) < 2:
+        raise ValueRangeError(
+            f"{path}: there is nothing to predict.",
+            path=str(path),
+            expected="2 characters or more",
+            actual=str(len(ids)),
+        )
+    further = sample(saved.params, ids, saved.config, count=400, temperature=0.8, key=jax.random.key(0))
+    return Prediction(
+        columns=("characters", "nats per character"),
+        rows=[(str(len(ids)), f"{mean_loss(saved.params, ids, saved.config):.4f}")],
+        text="".join(characters[i] for i in further),
+    )
+
+
+def mean_loss(params: Any, ids: Int[np.ndarray, " n"], config: transformer.Config) -> float:
+    """Mean loss of every character but the first, in nats; each piece of the text sees its own past only."""
+    t = config.context
+
+    @jax.jit
+    def losses(params: Any, ids: Any) -> Any:
+        return cross_entropy.apply(transformer.apply(params, ids[:, :-1], config), ids[:, 1:]).sum(-1)
+
+    whole = (len(ids) - 1) // t
+    total = 0.0
+    if whole:
+        pieces = np.lib.stride_tricks.sliding_window_view(ids[: whole * t + 1], t + 1)[::t]
+        total += sum(float(losses(params, part).sum()) for part in train.in_order(pieces, 64))
+    if whole * t < len(ids) - 1:
+        total += float(losses(params, ids[None, whole * t :]).sum())
+    return total / (len(ids) - 1)
+
+
+def sample(
+    params: Any,
+    ids: Int[np.ndarray, " n"],
+    config: transformer.Config,
+    *,
+    count: int,
+    temperature: float,
+    key: PRNGKeyArray,
+) -> list[int]:
+    """`count` characters that follow `ids`, each drawn from softmax(logits / temperature)."""
+
+    @jax.jit
+    def draw(params: Any, window: Any, last: Any, i: Any) -> Any:
+        logits = transformer.apply(params, window, config)[last]
+        return jax.random.categorical(jax.random.fold_in(key, i), logits / temperature)
+
+    text = ids.tolist()
+    for i in range(count):
+        past = text[-config.context :]
+        window = np.zeros(config.context, np.int32)
+        window[: len(past)] = past  # the zeros come later, so they are not seen
+        text.append(int(draw(params, window, len(past) - 1, i)))
+    return text[len(ids) :]

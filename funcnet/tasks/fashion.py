@@ -1,0 +1,152 @@
+"""fashion: Fashion-MNIST, 70,000 grey pictures of clothes, 28 x 28 pixels, and a convolutional network.
+
+Source: H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
+Learning Algorithms", 2017. Debian's package dataset-fashion-mnist installs its files.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float, Int, UInt8
+
+from funcnet import train
+from funcnet.errors import FileFormatError
+from funcnet.nets import convnet
+from funcnet.nets.spec import decay_mask
+from funcnet.ops import cross_entropy
+from funcnet.tasks import _idx, _images
+from funcnet.tasks._task import Prediction, Saved, Task, check_range, fingerprint
+
+NET = convnet
+CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen.
+
+    Attributes:
+        data: folder of the four files (train-images-idx3-ubyte.gz and so on); by default where Debian's
+            package dataset-fashion-mnist puts them.
+        epochs: times through the 60,000 training images.
+        batch: images in a step.
+        learning_rate: of AdamW, at its highest: it rises over the first tenth of the steps and then falls
+            to 0 along a cosine.
+        weight_decay: of kernels and matrices, in units of the learning rate.
+        seed: of the first parameters, the order of the images and dropout.
+    """
+
+    data: Path = DEBIAN
+    epochs: int = 5
+    batch: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(
+            self,
+            epochs=(1, math.inf),
+            batch=(1, math.inf),
+            learning_rate=(0, 1),
+            weight_decay=(0, math.inf),
+            seed=(0, 2**32 - 1),
+        )
+
+
+class Split(NamedTuple):
+    """images from 0 to 255, labels 0 to 9."""
+
+    images: UInt8[np.ndarray, "n 28 28"]
+    labels: Int[np.ndarray, " n"]
+
+
+def data(folder: Path) -> tuple[Split, Split]:
+    """The training and the test images.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        FileFormatError: a file is damaged, or the files do not fit together.
+    """
+    return _split(folder, "train"), _split(folder, "t10k")
+
+
+def _split(folder: Path, name: str) -> Split:
+    paths = folder / f"{name}-images-idx3-ubyte.gz", folder / f"{name}-labels-idx1-ubyte.gz"
+    for path in paths:
+        if not path.is_file():
+            hint = "install Debian's package dataset-fashion-mnist, or name their folder: --data DIR"
+            raise FileNotFoundError(f"{path} is not there; for the files of Fashion-MNIST, {hint}")
+    images, labels = _idx.read(paths[0], (None, 28, 28)), _idx.read(paths[1], (None,))
+    if len(images) != len(labels) or labels.max() > 9:
+        raise FileFormatError(
+            f"{paths[1]}: the labels do not fit the images.",
+            path=str(paths[1]),
+            expected=f"{len(images)} labels, 0 to 9",
+            actual=f"{len(labels)} labels, {labels.min()} to {labels.max()}",
+        )
+    return Split(images, labels.astype(np.int32))
+
+
+def config(options: Options) -> convnet.Config:
+    """Two stages of one convolution each, then 128 features."""
+    del options
+    return convnet.Config(image=(28, 28, 1), channels=(32, 64), hidden=128, dropout=0.3)
+
+
+def example(config: convnet.Config) -> Float[np.ndarray, "1 h w c"]:
+    """One image."""
+    return np.zeros((1, *config.image), np.float32)
+
+
+def prepare(options: Options) -> Task:
+    """The data, the loss with dropout, the optimizer, and the score on the test images."""
+    train_set, test_set = data(options.data)
+    net = config(options)
+
+    def logits(params: Any, images: Any, key: Any = None) -> Any:
+        scaled = jnp.asarray(images, jnp.float32)[..., None] / 255
+        return convnet.apply(params, scaled, net, key=key)
+
+    def loss(params: Any, batch: Split, key: Any) -> Any:
+        z = logits(params, batch.images, key)
+        accuracy = (z.argmax(-1) == batch.labels).mean()
+        return cross_entropy.apply(z, batch.labels).mean(), {"accuracy": accuracy}
+
+    def score(params: Any, batch: Split) -> Any:
+        z = logits(params, batch.images)
+        return {"loss": cross_entropy.apply(z, batch.labels), "accuracy": z.argmax(-1) == batch.labels}
+
+    steps_in_epoch = len(train_set.labels) // options.batch
+    steps = options.epochs * steps_in_epoch
+    rate = optax.schedules.warmup_cosine_decay_schedule(0.0, options.learning_rate, steps // 10, steps)
+    mask = decay_mask(convnet.specs(net))
+    optimizer = optax.adamw(rate, weight_decay=options.weight_decay, mask=mask)
+    return Task(
+        config=net,
+        optimizer=optimizer,
+        step=train.make_step(loss, optimizer),
+        batches=lambda: train.batches(train_set, options.batch, seed=options.seed, epochs=options.epochs),
+        steps=steps,
+        evaluate=lambda state: train.evaluate(score, state.params, train.in_order(test_set, 500)),
+        every=steps_in_epoch,
+        held_out="test",
+        unit="image",
+        data={
+            "source": str(options.data),
+            "train": len(train_set.labels),
+            "test": len(test_set.labels),
+            "sha256": fingerprint(*train_set, *test_set),
+        },
+    )
+
+
+def predict(saved: Saved, path: Path) -> Prediction:
+    """The clothes in a .npy file (28 x 28; whole numbers 0 to 255, or floats 0 to 1) or in a grey .png."""
+    return _images.predict(saved, path, CLASSES, maximum=255)
