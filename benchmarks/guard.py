@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,7 +31,8 @@ SIZES = ((5, 16, 16), (40, 33, 33), (5, 60, 60), (3, 128, 128), (2, 256, 256))
 
 def run(quick: bool) -> list[Table]:
     """Correctness and speed of every value; this process never imports jax."""
-    samples: dict[str, dict[str, list[float]]] = {}
+    wall: dict[str, dict[str, list[float]]] = {}
+    cpu: dict[str, dict[str, list[float]]] = {}
     errors: dict[str, dict[str, float]] = {}
     for _ in range(1 if quick else 2):
         workers = {name: _Worker(value) for name, value in VALUES.items()}
@@ -40,16 +42,20 @@ def run(quick: bool) -> list[Table]:
         }
         for case in workers["default"].ask("cases"):
             calls = min(worker.ask("prepare", case) for worker in timed.values())
-            samplers = {name: partial(worker.ask, "sample", case, calls) for name, worker in timed.items()}
+            samplers = {name: partial(worker.ask, "sample", calls) for name, worker in timed.items()}
             for name, taken in harness.interleave(samplers, 2 if quick else 8).items():
-                samples.setdefault(case, {}).setdefault(name, []).extend(taken)
+                for kind, values in zip((wall, cpu), zip(*taken, strict=True), strict=True):
+                    kind.setdefault(case, {}).setdefault(name, []).extend(values)
         for worker in workers.values():
             worker.close()
     accuracy = [
         {"program": program, **{name: f"{errors[name][program]:.0e}" for name in VALUES}}
         for program in errors["default"]
     ]
-    speed = [{"program": case, **harness.summarise(taken)} for case, taken in samples.items()]
+    wall_rows, cpu_rows = (
+        [{"program": case, **harness.summarise(taken)} for case, taken in kind.items()]
+        for kind in (wall, cpu)
+    )
     return [
         Table(
             "Largest relative error against NumPy in float64",
@@ -57,9 +63,14 @@ def run(quick: bool) -> list[Table]:
             f"c is 0.7; sizes of e: {', '.join(map(str, SIZES))}; inf stands for inf and NaN alike.",
         ),
         Table(
-            "Time of a call, float32",
-            speed,
+            "Wall time of a call, float32",
+            wall_rows,
             "Products and convolutions with both gradients. Ratios are to the default: below 1 is faster.",
+        ),
+        Table(
+            "Processor time of a call, all threads together",
+            cpu_rows,
+            "The table to read where the load above exceeds the number of cores: other work hardly moves it.",
         ),
     ]
 
@@ -90,7 +101,7 @@ class _Worker:
 
 def _answer_questions() -> None:
     """The other end: the loop of a worker, which ends with its standard input."""
-    cases, calls = _cases(), {}
+    cases, call = _cases(), None
     for line in sys.stdin:
         question, *arguments = json.loads(line)
         if question == "errors":
@@ -98,11 +109,14 @@ def _answer_questions() -> None:
         elif question == "cases":
             answer = list(cases)
         elif question == "prepare":  # compile, and say how many calls fill a sample
-            calls[arguments[0]] = call = cases[arguments[0]]()
+            call = cases[arguments[0]]()
             harness.seconds(call, 2)
             answer = max(1, round(0.03 / harness.seconds(call, 2)))
-        else:
-            answer = harness.seconds(calls[arguments[0]], arguments[1])
+        else:  # "sample"
+            assert call is not None
+            start = time.process_time()
+            wall = harness.seconds(call, arguments[0])
+            answer = wall, (time.process_time() - start) / arguments[0]
         print(json.dumps(answer), flush=True)
 
 

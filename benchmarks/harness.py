@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
+Sample = TypeVar("Sample")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -88,9 +90,9 @@ def seconds(call: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def interleave(samplers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Ask samplers, each giving seconds, in turn; a round waits for quiet, and starts with the next one."""
-    samples: dict[str, list[float]] = {name: [] for name in samplers}
+def interleave(samplers: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[str, list[Sample]]:
+    """Ask samplers in turn; every round waits for a quiet machine, and starts with the next sampler."""
+    samples: dict[str, list[Sample]] = {name: [] for name in samplers}
     names = list(samplers)
     for turn in range(rounds):
         wait_for_quiet()
@@ -100,7 +102,7 @@ def interleave(samplers: Mapping[str, Callable[[], float]], rounds: int) -> dict
     return samples
 
 
-def wait_for_quiet(limit: float = 3.0) -> bool:
+def wait_for_quiet(limit: float = 0.6) -> bool:
     """Wait until the processors were 90 % idle for a fifth of a second, at most `limit` seconds."""
     stat, end = Path("/proc/stat"), time.monotonic() + limit
     while stat.exists() and time.monotonic() < end:
@@ -140,6 +142,7 @@ def header() -> dict[str, object]:
         "commit": _commit(),
         "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("XLA_", "JAX_", "FUNCNET_"))},
         "load": [round(load, 2) for load in os.getloadavg()],
+        "nice": os.nice(0),
     }
     if "jax" in sys.modules:
         facts["devices"] = sorted({device.device_kind for device in sys.modules["jax"].devices()})
