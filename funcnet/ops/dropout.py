@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, describe
@@ -81,9 +81,9 @@ def matrix(
     return jnp.diag(_drop(jnp.ones(in_shape), rate, key).reshape(-1))
 
 
-def cost(x: Float[Abstract, "*n"], *, rate: float, key: PRNGKeyArray | None = None) -> Cost:
+def cost(x: Float[Abstract, "*n"], *, rate: float, key: Shaped[Abstract, "*k"] | None = None) -> Cost:
     """No products: 0 flops, and the bytes of x, the key and y; drawing the mask is not counted."""
-    return Cost(0, traffic(reference, x, rate=rate, key=key))
+    return Cost(0, traffic(lambda x, key: reference(x, rate=rate, key=key), x, key))
 
 
 def _check_key(where: str, key: Any) -> None:

@@ -30,7 +30,7 @@ def reference(x: Float[Array, "*n"], axis: int = -1) -> Float[Array, "*n"]:
 def apply(x: Float[Array, "*n"], axis: int = -1) -> Float[Array, "*n"]:
     """Map x to positive numbers that sum to 1 along `axis`.
 
-    Differentiated by `vjp`, which keeps only y, in its own dtype; JAX's own rule keeps the exponentials and sums.
+    Differentiated by `vjp`, which keeps only y; JAX's own rule keeps the exponentials (in float32) and sums.
 
     Args:
         x: any shape of rank 1 or more.
