@@ -52,6 +52,12 @@ def test_one_rounding():
     assert set(y.tolist()) == {0, float(jnp.bfloat16(1 / 0.9))}
 
 
+def test_the_cost_of_a_traced_call():
+    abstract = jax.eval_shape(lambda: (X, KEY))
+    assert dropout.cost(abstract[0], rate=0.5, key=abstract[1]) == (0, 2 * X.nbytes + 8)
+    assert dropout.cost(X, rate=0.5) == (0, 2 * X.nbytes)
+
+
 def test_the_residual_is_the_key():
     _, pullback = dropout.vjp(X, rate=0.5, key=KEY)
     assert [v is KEY for v in jax.tree.leaves(pullback)] == [True]
