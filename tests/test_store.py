@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import hypothesis.extra.numpy as hnp
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -112,6 +113,7 @@ def small_tree() -> Any:
 # --- round trips ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.as_users
 @quick
 @given(trees)
 def test_round_trip_is_exact_for_every_tree_and_dtype(tmp_path, tree):
@@ -120,6 +122,7 @@ def test_round_trip_is_exact_for_every_tree_and_dtype(tmp_path, tree):
     assert_same(fn.load(path, like=tree), tree)  # NumPy in `like`, so 64 bits in both modes
 
 
+@pytest.mark.as_users
 @quick
 @given(trees)
 def test_structure_comes_from_the_file(tmp_path, tree):
@@ -160,6 +163,21 @@ def test_type_codes_are_those_of_the_safetensors_package():
     for code, dtype in store._CODES.items():
         spec = safetensors.TensorSpec(dtype=dtype, shape=[0], data_ptr=1, data_len=0)
         assert spec.dtype == code
+
+
+def test_paths_that_look_alike_have_different_names(tmp_path):
+    tree = {
+        "a.b": 1,
+        "a": {"b": 2, "": {"": 3}},
+        "a~1b": 4,
+        "a~b": 5,
+        "": 6,
+        "__metadata__": 7,
+        "~__metadata__": 8,
+    }
+    fn.save(tmp_path / "f", tree)
+    assert_same(fn.load(tmp_path / "f"), tree)
+    assert_same(fn.load(tmp_path / "f", like=tree), tree)
 
 
 def test_same_tree_gives_the_same_bytes(tmp_path):
@@ -505,7 +523,7 @@ FORGED = {
     "key unknown": (forged(info(LEAF, a={"key": "nope"}), {"a": row()}, b"x"), "unrecognized PRNG"),
     "key of bytes": (forged(info(LEAF, a={"key": "rbg"}), {"a": row()}, b"x"), "'a': its note does not fit"),
     "key of a number": (
-        forged(info(LEAF, a={"key": "rbg", "python": "bool"}), {"a": row()}, b"x"),
+        forged(info(LEAF, a={"key": "rbg", "python": "bool"}), {"a": row("BOOL", ())}, b"x"),
         "a Python bool",
     ),
     "tree of other tensors": (
@@ -670,6 +688,23 @@ def test_all_that_cannot_be_stored_is_listed(tmp_path):
           'object': elements of type object cannot be stored
           'text': a leaf must be an array, a key or a number, not a str""")
     assert os.listdir(tmp_path) == []
+
+
+def test_keys_of_an_unregistered_implementation_are_refused(tmp_path):
+    def unused(*args):
+        raise AssertionError
+
+    mine = jax.extend.random.define_prng_impl(
+        key_shape=(2,),
+        seed=unused,
+        split=unused,
+        random_bits=unused,
+        fold_in=unused,
+        name="mine",
+        tag="mine",
+    )
+    with pytest.raises(StructureError, match=r"'k': keys of an implementation without a name .*mine"):
+        fn.save(tmp_path / "f", {"k": jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl=mine)})
 
 
 @jax.tree_util.register_pytree_with_keys_class
