@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
 
@@ -22,6 +23,7 @@ __all__ = [
     "rate",
     "same_shape",
     "static",
+    "unit",
 ]
 
 
@@ -80,7 +82,7 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
     return w
 
 
-def rank(where: str, path: str, x: jax.Array, least: int, dims: str) -> None:
+def rank(where: str, path: str, x: jax.Array | jax.ShapeDtypeStruct, least: int, dims: str) -> None:
     """`x` has at least `least` axes; `dims` names them for the message."""
     if x.ndim < least:
         raise ShapeError(
@@ -182,6 +184,23 @@ def rate(where: str, name: str, value: float) -> float:
             hint=f"{name} is a fraction, not per cent: {value / 100:g}." if 1 < value < 100 else None,
         )
     return value
+
+
+def unit(where: str, path: str, x: jax.Array) -> None:
+    """The elements of `x`, where they can be looked at, are in [0, 1]."""
+    if not concrete(x):
+        return
+    values = np.asarray(x)
+    outside = values[~((values >= 0) & (values <= 1))]  # a NaN is outside
+    if outside.size:
+        raise ValueRangeError(
+            f"{where}: {path} hold {float(outside[0]):g}, outside [0, 1].",
+            path=path,
+            expected=f"0 ≤ {path} ≤ 1",
+            actual=f"{path}: {describe(x)}, {outside.size} of {values.size} outside, from {float(outside.min()):g} to "
+            f"{float(outside.max()):g}",
+            hint=f"are they −1 and 1? ({path} + 1) / 2." if (abs(values) == 1).all() else None,
+        )
 
 
 def one_of(where: str, name: str, value: Any, choices: Sequence[Any]) -> None:
