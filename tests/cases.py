@@ -105,6 +105,13 @@ def case(op: str, *args: Any, **options: Any) -> Case:
     return Case(op, args, options)
 
 
+def heads(d: int, h: int, h_kv: int, e: int, *, bias: bool = True) -> dict[str, dict[str, Draw]]:
+    """The parameters of multihead."""
+    shapes = {"q": (d, h, e), "k": (d, h_kv, e), "v": (d, h_kv, e), "o": (h, e, d)}
+    offsets = {"q": (h, e), "k": (h_kv, e), "v": (h_kv, e), "o": (d,)}
+    return {name: {"w": F(*shape)} | ({"b": F(*offsets[name])} if bias else {}) for name, shape in shapes.items()}
+
+
 CASES = [
     # linear
     case("linear", {"w": F(11, 13), "b": F(13)}, F(7, 11)),
@@ -229,6 +236,13 @@ CASES = [
     case("attention", F(1, 1, 1), F(1, 1, 1), F(1, 1, 1)),
     case("attention", F(2, 3, 2, 3), F(2, 0, 1, 3), F(2, 0, 1, 5)),
     case("attention", F(0, 3, 2, 3), F(0, 3, 2, 3), F(0, 3, 2, 5)),
+    case("multihead", heads(7, 3, 3, 5), F(2, 11, 7)),
+    case("multihead", heads(5, 4, 2, 3), F(7, 5), causal=True),  # two query heads share a key head
+    case("multihead", heads(3, 2, 1, 5, bias=False), F(3, 2, 5, 3), mask=B(3, 1, 2, 5, 5)),
+    case("multihead", {**heads(5, 5, 5, 5), "k": {"w": F(5, 5, 5), "b": None}}, F(5, 5, 5), causal=True),
+    case("multihead", heads(2, 6, 3, 1, bias=False), F(3, 2), causal=True, mask=B(3, 3)),
+    case("multihead", heads(1, 1, 1, 1), F(1, 1)),
+    case("multihead", heads(3, 2, 2, 2), F(0, 5, 3)),
     # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy
     # max_pool
     case("max_pool", F(2, 7, 11, 3), kernel=(2, 3)),
@@ -250,6 +264,31 @@ CASES = [
     case("avg_pool", F(1, 1, 1, 1), kernel=(1, 1)),
     case("avg_pool", F(0, 5, 2), kernel=(2,), stride=1),
     case("avg_pool", F(2, 5, 3), kernel=(7,)),  # longer than the signal
+    # mse
+    case("mse", F(7, 11), F(7, 11)),
+    case("mse", F(2, 3, 13), F(2, 3, 13)),
+    case("mse", F(5, 5), F(5, 5)),
+    case("mse", F(17), F(17)),
+    case("mse", F(3, 1), F(3, 1)),
+    case("mse", F(0, 3), F(0, 3)),
+    # cross_entropy
+    case("cross_entropy", F(7, 11), I(11, 7)),
+    case("cross_entropy", F(2, 3, 13), I(13, 2, 3), label_smoothing=0.1),
+    case("cross_entropy", F(17, 5), I(5, 17), ignore_index=3),
+    case("cross_entropy", F(17, 5), I(5, 17), ignore_index=-1, label_smoothing=0.3),
+    case("cross_entropy", F(7, 11), P(7, 11)),
+    case("cross_entropy", F(2, 3, 5), P(2, 3, 5), label_smoothing=0.2),
+    case("cross_entropy", F(5, 5), I(5, 5)),
+    case("cross_entropy", F(5), I(5)),
+    case("cross_entropy", F(3, 1), I(1, 3)),
+    case("cross_entropy", F(0, 3), I(3, 0)),
+    # binary_cross_entropy
+    case("binary_cross_entropy", F(7, 11), U(7, 11)),
+    case("binary_cross_entropy", F(2, 3, 13), B(2, 3, 13)),
+    case("binary_cross_entropy", F(17), I(2, 17)),
+    case("binary_cross_entropy", F(5, 5), U(5, 5)),
+    case("binary_cross_entropy", F(), U()),
+    case("binary_cross_entropy", F(0, 3), B(0, 3)),
 ]
 
 # Sizes above 60 with more than 32k reduced elements: where XLA:CPU has miscompiled (docs/guard.md).
@@ -272,7 +311,11 @@ LARGE = [
     case("matmul", F(8, 64, 67), F(67, 71)),
     case("embedding", {"w": F(71, 67)}, I(71, 8, 128)),
     case("attention", F(2, 67, 4, 64), F(2, 71, 2, 64), F(2, 71, 2, 61), causal=True),
+    case("multihead", heads(64, 4, 2, 16), F(8, 67, 64), causal=True),
     # ==== pools and losses
     case("max_pool", F(8, 64, 64, 2), kernel=(3, 3), stride=2, padding="same"),
     case("avg_pool", F(2, 128, 128, 2), kernel=(61, 67), stride=7, padding="same"),
+    case("mse", F(8, 64, 67), F(8, 64, 67)),
+    case("cross_entropy", F(8, 64, 67), I(67, 8, 64), ignore_index=3),
+    case("binary_cross_entropy", F(8, 64, 67), U(8, 64, 67)),
 ]

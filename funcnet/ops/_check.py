@@ -197,8 +197,8 @@ def unit(where: str, path: str, x: jax.Array) -> None:
             f"{where}: {path} hold {float(outside[0]):g}, outside [0, 1].",
             path=path,
             expected=f"0 ≤ {path} ≤ 1",
-            actual=f"{path}: {describe(x)}, {outside.size} of {values.size} outside, from {float(outside.min()):g} to "
-            f"{float(outside.max()):g}",
+            actual=f"{path}: {describe(x)}, {outside.size} of {values.size} outside, "
+            f"from {float(outside.min()):g} to {float(outside.max()):g}",
             hint=f"are they −1 and 1? ({path} + 1) / 2." if (abs(values) == 1).all() else None,
         )
 

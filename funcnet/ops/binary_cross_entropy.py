@@ -1,0 +1,105 @@
+"""Binary cross entropy of labels with sigmoid(logits): y = −z log p − (1 − z) log(1 − p), p = 1 / (1 + e^−x).
+
+Dimensions: *n any axes: logits x, labels z, y [*n], one value per element; the mean is the caller's. Since
+log p = −softplus(−x) and log(1 − p) = −softplus(x), y = softplus(x) − x z, which neither overflows nor takes
+the logarithm of 0. y, and all that is computed, is in float32 or wider.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
+
+from funcnet import rules
+from funcnet.errors import DTypeError, describe
+from funcnet.ops import _check
+from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._dtype import common, narrow, wide
+
+__all__ = ["apply", "cost", "reference", "vjp"]
+
+
+def reference(
+    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Int[Array, "*n"] | Bool[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """−z log p − (1 − z) log(1 − p), 1 − p = sigmoid(−x); 0 where an integer label is not 0 or 1."""
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        logits, labels = common(logits, labels)
+    x = logits.astype(wide(logits.dtype))
+    z = labels.astype(x.dtype)
+    y = -(z * jax.nn.log_sigmoid(x) + (1 - z) * jax.nn.log_sigmoid(-x))
+    return jnp.where((z == 0) | (z == 1), y, 0) if jnp.issubdtype(labels.dtype, jnp.integer) else y
+
+
+@rules.operation
+def apply(
+    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Int[Array, "*n"] | Bool[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """The loss of each element: −log of the probability that sigmoid(logits) gives to its label.
+
+    Differentiated by `vjp`, which keeps logits and labels in their own dtypes; JAX's own rule keeps several
+    arrays of their size in float32 or wider.
+
+    Args:
+        logits: any shape.
+        labels: of the shape of logits: booleans, integers 0 and 1, or floats in [0, 1], which have a gradient.
+
+    Returns:
+        y, of the same shape, in the dtype that holds logits and float labels, but at least float32. Under
+        `jax.jit` an integer label that is not 0 or 1 counts as ignored: no loss, no gradient.
+
+    Raises:
+        ShapeError: the shapes differ.
+        DTypeError: logits are not floating-point, or labels not numbers.
+        ValueRangeError: labels, where they are concrete, are outside [0, 1].
+    """
+    where = "binary_cross_entropy.apply"
+    logits = _check.floating(where, "logits", logits)
+    dtype = getattr(labels, "dtype", None)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        raise DTypeError(
+            f"{where}: labels are not an array of floats, integers or booleans.",
+            path="labels",
+            expected=f"labels: float[{', '.join(map(str, logits.shape))}]     (the shape of logits)",
+            actual=f"labels: {describe(labels)}",
+            hint="wrap them: jnp.asarray(...)." if dtype is None else None,
+        )
+    _check.same_shape(where, "labels", labels, "logits", logits)
+    _check.unit(where, "labels", labels)
+    return rules.call(vjp, logits, jnp.asarray(labels))
+
+
+def vjp(
+    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Int[Array, "*n"] | Bool[Array, "*n"]
+) -> tuple[Float[Array, "*n"], Partial]:
+    """y and its pullback: dlogits = dy · (sigmoid(x) − z), and for float labels dlabels = −dy · x."""
+    x, z = _wide(logits, labels)
+    y = jnp.maximum(x, 0) - x * z + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.where(_counts(labels), y, 0), Partial(_pullback, logits, labels)
+
+
+def _pullback(logits: Array, labels: Array, dy: Array) -> tuple[Array, Array | None]:
+    x, z = _wide(logits, labels)
+    dlogits = jnp.where(_counts(labels), dy * (jax.nn.sigmoid(x) - z), 0)
+    is_float = jnp.issubdtype(labels.dtype, jnp.floating)
+    return narrow(dlogits, logits), narrow(-dy * x, labels) if is_float else None
+
+
+def cost(
+    logits: Float[Abstract, "*n"], labels: Float[Abstract, "*n"] | Int[Abstract, "*n"] | Bool[Abstract, "*n"]
+) -> Cost:
+    """No products: 0 flops, and the bytes of logits, labels and y."""
+    return Cost(0, traffic(reference, logits, labels))
+
+
+def _wide(logits: Array, labels: Array) -> tuple[Array, Array]:
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        logits, labels = common(logits, labels)
+    x = logits.astype(wide(logits.dtype))
+    return x, labels.astype(x.dtype)
+
+
+def _counts(labels: Array) -> Array | bool:
+    """Whether an element has a loss."""
+    return (labels == 0) | (labels == 1) if jnp.issubdtype(labels.dtype, jnp.integer) else True

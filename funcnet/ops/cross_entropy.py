@@ -1,0 +1,239 @@
+"""Cross entropy of labels with softmax(logits): y[n] = −Σ_i q[n, i] log p[n, i], p = softmax(logits).
+
+Dimensions: *n any leading axes (batch), v classes or vocabulary: logits [*n, v], labels [*n] integers (q is 1
+at the label) or [*n, v] probabilities (q), y [*n], one value per example; the mean over examples is the
+caller's. Smoothing by ε replaces q by (1 − ε) q + ε/v: Szegedy et al., "Rethinking the Inception architecture
+for computer vision", arXiv 1512.00567, §7. y, and all that is summed, is in float32 or wider.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
+
+from funcnet import rules
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.ops import _check
+from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._dtype import common, narrow, wide
+
+__all__ = ["apply", "cost", "reference", "vjp"]
+
+
+def reference(
+    logits: Float[Array, "*n v"],
+    labels: Int[Array, "*n"] | Float[Array, "*n v"],
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> Float[Array, "*n"]:
+    """−Σ q log softmax(logits), and 0 where the label is `ignore_index` or no class."""
+    v = logits.shape[-1]
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        logits, q = common(logits, labels)
+        log_p = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))
+        q = (1 - label_smoothing) * q.astype(log_p.dtype) + label_smoothing / v
+        return -(q * log_p).sum(-1)
+    log_p = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    counts = (labels >= 0) & (labels < v)
+    if ignore_index is not None:
+        counts &= labels != ignore_index
+    y = -jnp.take_along_axis(log_p, jnp.where(counts, labels, 0)[..., None], -1)[..., 0]
+    if label_smoothing:
+        y = (1 - label_smoothing) * y - label_smoothing * log_p.mean(-1)
+    return jnp.where(counts, y, 0)
+
+
+@rules.operation
+def apply(
+    logits: Float[Array, "*n v"],
+    labels: Int[Array, "*n"] | Float[Array, "*n v"],
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> Float[Array, "*n"]:
+    """The loss of each example: −log of the probability that softmax(logits) gives to its label.
+
+    Differentiated by `vjp`, which keeps logits, in their own dtype, and one number per example; JAX's own
+    rule keeps the exponentials too, in float32 or wider, and scatters.
+
+    Args:
+        logits: [*n, v].
+        labels: [*n] integers in [0, v), or [*n, v] probabilities; these have a gradient too.
+        label_smoothing: ε in [0, 1): the share of each label that is spread evenly over all classes.
+        ignore_index: examples with this label have no loss and no gradient; integer labels only.
+
+    Returns:
+        y [*n], in the dtype that holds logits and probabilities, but at least float32. Under `jax.jit` an
+        integer label outside [0, v) counts as ignored.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        DTypeError: logits are not floating-point, labels neither integers nor floats, or an option has the
+            wrong type.
+        ValueRangeError: label_smoothing is outside [0, 1); or labels, where they are concrete, are outside
+            [0, v), or as probabilities outside [0, 1].
+    """
+    where = "cross_entropy.apply"
+    logits = _check.floating(where, "logits", logits)
+    _check.rank(where, "logits", logits, 1, "*n, v")
+    _check.rate(where, "label_smoothing", _check.static(where, "label_smoothing", label_smoothing))
+    labels = _check_labels(where, logits, labels, ignore_index)
+    return rules.call(vjp, logits, labels, label_smoothing=label_smoothing, ignore_index=ignore_index)
+
+
+def vjp(
+    logits: Float[Array, "*n v"],
+    labels: Int[Array, "*n"] | Float[Array, "*n v"],
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> tuple[Float[Array, "*n"], Partial]:
+    """y and its pullback: dlogits = dy · (p Σq − q), and for probabilities dlabels = −(1 − ε) dy · log p.
+
+    p is computed again from logits and their log-sum-exp; q of an integer label by comparing it with an iota.
+    """
+    static = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        h = logits.astype(wide(logits.dtype))
+        labels = labels.astype(
+            jnp.promote_types(labels.dtype, jnp.int32)
+        )  # uint8 cannot hold a negative index
+        lse = jax.nn.logsumexp(h, -1)
+        y = lse - (1 - label_smoothing) * jnp.where(_one_hot(labels, logits), h, 0).sum(-1)
+        if label_smoothing:
+            y = y - label_smoothing * h.mean(-1)
+        y = jnp.where(_counts(labels, logits, ignore_index), y, 0)
+        return y, Partial(rules.bind(_pullback_of_classes, **static), logits, labels, lse)
+    h, q = _wide(logits, labels)
+    lse = jax.nn.logsumexp(h, -1)
+    q = (1 - label_smoothing) * q + label_smoothing / h.shape[-1]
+    y = (q * (lse[..., None] - h)).sum(-1)
+    return y, Partial(
+        rules.bind(_pullback_of_probabilities, label_smoothing=label_smoothing), logits, labels, lse
+    )
+
+
+def _pullback_of_classes(
+    logits: Array, labels: Array, lse: Array, dy: Array, *, label_smoothing: float, ignore_index: int | None
+) -> tuple[Array, None]:
+    p = jnp.exp(logits.astype(lse.dtype) - lse[..., None])
+    q = (1 - label_smoothing) * _one_hot(labels, logits).astype(p.dtype) + label_smoothing / p.shape[-1]
+    counts = _counts(labels, logits, ignore_index)
+    return narrow(jnp.where(counts[..., None], dy[..., None] * (p - q), 0), logits), None
+
+
+def _pullback_of_probabilities(
+    logits: Array, labels: Array, lse: Array, dy: Array, *, label_smoothing: float
+) -> tuple[Array, Array]:
+    h, q = _wide(logits, labels)
+    log_p = h - lse[..., None]
+    q = (1 - label_smoothing) * q + label_smoothing / h.shape[-1]
+    dlogits = dy[..., None] * (jnp.exp(log_p) * q.sum(-1, keepdims=True) - q)
+    return narrow(dlogits, logits), narrow((label_smoothing - 1) * dy[..., None] * log_p, labels)
+
+
+def cost(
+    logits: Float[Abstract, "*n v"],
+    labels: Int[Abstract, "*n"] | Float[Abstract, "*n v"],
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> Cost:
+    """No products: 0 flops, and the bytes of logits, labels and y."""
+    options = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
+    return Cost(0, traffic(reference, logits, labels, **options))
+
+
+def _wide(logits: Array, labels: Array) -> list[Array]:
+    return [v.astype(wide(v.dtype)) for v in common(logits, labels)]
+
+
+def _one_hot(labels: Array, logits: Array) -> Array:
+    """Whether i is the label [*n, v]: no row has a True where the label is no class."""
+    return labels[..., None] == lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+
+
+def _counts(labels: Array, logits: Array, ignore_index: int | None) -> Array:
+    """Whether an example has a loss [*n]."""
+    counts = (labels >= 0) & (labels < logits.shape[-1])
+    return counts if ignore_index is None else counts & (labels != ignore_index)
+
+
+# ---- checks -----------------------------------------------------------------------------------------------
+
+
+def _check_labels(where: str, logits: Array, labels: Array, ignore_index: int | None) -> Array:
+    classes, probabilities = logits.shape[:-1], logits.shape
+    expected = (
+        f"labels: int[{', '.join(map(str, classes))}] or float[{', '.join(map(str, probabilities))}]"
+        f"     (logits: {describe(logits)})"
+    )
+    dtype, hint = getattr(labels, "dtype", None), None
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
+        if dtype is None:
+            hint = "wrap them: jnp.asarray(...)."
+        elif dtype == jnp.bool_:
+            hint = (
+                "one-hot? labels.argmax(-1)."
+                if labels.shape == probabilities
+                else "cast: labels.astype(int)."
+            )
+        raise DTypeError(
+            f"{where}: labels are neither integers nor floats.",
+            path="labels",
+            expected=expected,
+            actual=f"labels: {describe(labels)}",
+            hint=hint,
+        )
+    integers = jnp.issubdtype(dtype, jnp.integer)
+    if labels.shape != (classes if integers else probabilities):
+        if integers and labels.shape == probabilities:
+            hint = "one-hot? labels.argmax(-1)."
+        elif labels.shape == (*classes, 1):
+            hint = "labels[..., 0] fits." if integers else "class numbers? labels[..., 0].astype(jnp.int32)."
+        elif labels.shape == classes:
+            hint = "class numbers? labels.astype(jnp.int32)."
+        raise ShapeError(
+            f"{where}: labels do not have the shape that logits ask for.",
+            path="labels",
+            expected=expected,
+            actual=f"labels: {describe(labels)}",
+            hint=hint,
+        )
+    if ignore_index is not None and (not integers or isinstance(ignore_index, bool | float)):
+        raise DTypeError(
+            f"{where}: ignore_index is compared with integer labels, and "
+            + ("is no integer itself." if integers else "these are probabilities."),
+            path="ignore_index",
+            expected="ignore_index: int or None, and labels: int[*n]",
+            actual=f"ignore_index: {describe(ignore_index)}, labels: {describe(labels)}",
+        )
+    if not integers:
+        _check.unit(where, "labels", labels)
+    elif _check.concrete(labels):
+        _check_classes(where, logits, np.asarray(labels), ignore_index)
+    return jnp.asarray(labels)
+
+
+def _check_classes(where: str, logits: Array, labels: np.ndarray, ignore_index: int | None) -> None:
+    v = logits.shape[-1]
+    outside = labels[(labels < 0) | (labels >= v)]
+    outside = outside if ignore_index is None else outside[outside != ignore_index]
+    if not outside.size:
+        return
+    hint, low, high = None, outside.min(), outside.max()
+    if low == high == v and labels.min() == 1:
+        hint = "do they count from 1? labels - 1."
+    elif low == high and ignore_index is None:
+        hint = f"if {low} marks what has no label: ignore_index={low}."
+    raise ValueRangeError(
+        f"{where}: labels hold {outside[0]}, outside [0, {v}).",
+        path="labels",
+        expected=f"0 ≤ labels < {v}     (logits: {describe(logits)})",
+        actual=f"labels: {describe(labels)}, {outside.size} of {labels.size} outside, from {low} to {high}",
+        hint=hint,
+    )
