@@ -30,6 +30,13 @@ def test_a_shift_changes_nothing_and_large_elements_do_not_overflow():
     assert dx.tolist() == [0, 0]
 
 
+def test_a_single_element_is_one_whatever_it_is():
+    x = X[:, :1]
+    y, pull = jax.vjp(softmax.apply, x)
+    assert (y == 1).all()
+    np.testing.assert_allclose(pull(x)[0], 0, atol=1e-6)
+
+
 def test_minus_infinity_gives_zero():
     x = jnp.asarray([0.0, -jnp.inf, 0.0], jnp.float32)
     assert softmax.apply(x).tolist() == [0.5, 0, 0.5]
