@@ -61,7 +61,7 @@ def batches(
         for epoch in count() if epochs is None else range(epochs):
             order = _order(n, seed, epoch)
             for start in range(0, stop, size):
-                rows = order[start : min(start + size, stop)]
+                rows = order[start : start + size]
                 yield jax.tree.map(lambda array, rows=rows: array[rows], arrays)
 
     return generate()

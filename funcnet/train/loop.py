@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from funcnet.errors import FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.train.interrupt import ctrl_c
 from funcnet.train.log import Record, metrics_file, terminal
-from funcnet.train.state import State
+from funcnet.train.state import State, step_key
 
 # Of the time, at most, that goes into copying the state to the host.
 _COPYING = 0.01
@@ -85,7 +85,7 @@ def fit(
     >>> from funcnet.train import batches, init, make_step
     >>> loss = lambda params, batch, key: jnp.mean((batch - params) ** 2)
     >>> state = init(jnp.zeros(()), optax.sgd(0.5), key=jax.random.key(0))
-    >>> data = batches(np.ones((8, 1), np.float32), 4, seed=0)
+    >>> data = batches(jnp.ones((8, 1)), 4, seed=0)
     >>> state, history = fit(make_step(loss, optax.sgd(0.5)), state, data, steps=3, progress=False)
     >>> [record["loss"] for record in history], float(state.params)
     ([1.0, 0.0, 0.0], 1.0)
@@ -231,7 +231,7 @@ def _check_values(step: Any, state: State, batch: PyTree) -> None:
     loss = getattr(step, "loss", None)
     if loss is not None:
         model_state = () if state.model_state is None else (state.model_state,)
-        loss(state.params, *model_state, batch, jax.random.fold_in(state.key, state.step))
+        loss(state.params, *model_state, batch, step_key(state))
 
 
 def _refuse_empty(batch: PyTree, number: int) -> None:

@@ -31,8 +31,10 @@ def test_an_optimizer_may_keep_the_params_themselves():
     keep = optax.GradientTransformation(
         lambda params: params, lambda updates, state, params=None: (updates, state)
     )
-    state = fn.train.init({"w": jnp.ones(3)}, keep, key=KEY)
+    params = {"w": jnp.ones(3)}
+    state = fn.train.init(params, keep, key=KEY)
     state, _ = fn.train.make_step(loss, keep)(state, jnp.ones(1))
+    assert not params["w"].is_deleted()
     np.testing.assert_array_equal(state.opt_state["w"], np.ones(3))
     np.testing.assert_array_equal(state.params["w"], 3 * np.ones(3))
 
@@ -41,6 +43,18 @@ def test_numbers_become_arrays_of_strong_type():
     state = fn.train.init({"scale": 0.5}, optax.sgd(0.1), key=KEY, model_state=1)
     assert isinstance(state.params["scale"], jax.Array)
     assert not any(leaf.weak_type for leaf in (state.step, state.params["scale"], state.model_state))
+
+
+def test_another_default_implementation():
+    with jax.default_prng_impl("rbg"):
+        key = jax.random.key(0)
+        state = fn.train.init({"w": jnp.ones(3)}, optax.sgd(0.1), key=key)
+        assert jax.random.wrap_key_data(state.key) == key
+        seen = []
+        fn.train.make_step(lambda p, b, k: seen.append(k.dtype) or loss(p, b, k), optax.sgd(0.1)).lower(
+            state, jnp.ones(1)
+        )
+    assert seen == [key.dtype]
 
 
 def test_shardings_are_kept():
@@ -81,6 +95,15 @@ def test_shardings_are_kept():
             """train.init: key is not a typed key.
   expected  a typed key, as jax.random.key(seed) makes it
   got       0 (int)""",
+        ),
+        (
+            {},
+            jax.random.key(0, impl="rbg"),
+            DTypeError,
+            """train.init: key is not of the default implementation.
+  expected  a key of threefry2x32, JAX's default here
+  got       a key of rbg
+  hint      jax.config.update("jax_default_prng_impl", "rbg") makes it the default""",
         ),
         (
             {},
