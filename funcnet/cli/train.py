@@ -35,7 +35,8 @@ def run(args: list[str]) -> int:
     module = getattr(tasks, name)
 
     def options(
-        options: Annotated[module.Options, tyro.conf.arg(name="")], out: Path | None = None
+        options: Annotated[module.Options, tyro.conf.arg(name="")],  # pyright: ignore[reportInvalidTypeForm]
+        out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     ) -> tuple[Any, Path | None]:
         """Options.
 

@@ -69,7 +69,7 @@ def mistakes(
         axes.set_axis_off()
     for axes, i in zip(figure.axes, shown, strict=False):
         axes.imshow(images[i], cmap="gray_r")
-        axes.set_title(f"{classes[labels[i]]}, taken for {classes[predicted[i]]}", fontsize=9)
+        axes.set_title(f"{classes[int(labels[i])]}, taken for {classes[int(predicted[i])]}", fontsize=9)
     figure.savefig(path)
 
 

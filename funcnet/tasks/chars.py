@@ -159,10 +159,11 @@ def prepare(options: Options) -> Task:
 
     def loss(params: Any, batch: Batch, key: Any) -> Any:
         del key
-        logits, labels = transformer.apply(params, batch.ids[:, :-1], net), batch.ids[:, 1:]
-        return cross_entropy.apply(logits, labels).mean(), {"accuracy": (logits.argmax(-1) == labels).mean()}
+        measured = score(params, batch.ids)
+        return measured["loss"].mean(), {"accuracy": measured["accuracy"].mean()}
 
     def score(params: Any, ids: Any) -> Any:
+        ids = jnp.asarray(ids)
         logits, labels = transformer.apply(params, ids[:, :-1], net), ids[:, 1:]
         return {"loss": cross_entropy.apply(logits, labels), "accuracy": logits.argmax(-1) == labels}
 

@@ -71,7 +71,8 @@ def data() -> tuple[Split, Split]:
 
     digits: Any = load_digits()
     images, labels = (digits.images[..., None] / 16).astype(np.float32), digits.target.astype(np.int32)
-    x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.2, random_state=0)
+    parts: Any = train_test_split(images, labels, test_size=0.2, random_state=0)
+    x_train, x_test, y_train, y_test = parts
     return Split(x_train, y_train), Split(x_test, y_test)
 
 
@@ -92,18 +93,16 @@ def prepare(options: Options) -> Task:
     net = config(options)
 
     def loss(params: Any, batch: Split, key: Any) -> Any:
+        images, labels = map(jnp.asarray, batch)
         key_shift, key_dropout = jax.random.split(key)
-        images = _images.shifted(key_shift, jnp.asarray(batch.images), by=1)
-        logits = convnet.apply(params, images, net, key=key_dropout)
-        accuracy = (logits.argmax(-1) == batch.labels).mean()
-        return cross_entropy.apply(logits, batch.labels).mean(), {"accuracy": accuracy}
+        logits = convnet.apply(params, _images.shifted(key_shift, images, by=1), net, key=key_dropout)
+        accuracy = (logits.argmax(-1) == labels).mean()
+        return cross_entropy.apply(logits, labels).mean(), {"accuracy": accuracy}
 
     def score(params: Any, batch: Split) -> Any:
-        logits = convnet.apply(params, batch.images, net)
-        return {
-            "loss": cross_entropy.apply(logits, batch.labels),
-            "accuracy": logits.argmax(-1) == batch.labels,
-        }
+        images, labels = map(jnp.asarray, batch)
+        logits = convnet.apply(params, images, net)
+        return {"loss": cross_entropy.apply(logits, labels), "accuracy": logits.argmax(-1) == labels}
 
     def finish(params: Any, folder: Path) -> None:
         guess = _images.classify(params, test_set.images, net).argmax(-1)

@@ -1,0 +1,130 @@
+"""Run folders: never overwritten, and a config that is read back exactly or refused."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+import funcnet as fn
+from funcnet.errors import FileFormatError, StructureError, ValueRangeError
+from funcnet.nets import convnet, transformer
+from funcnet.tasks import _run
+
+CONFIG = convnet.Config((8, 8, 1), channels=(2, 3), hidden=3, dropout=0.25)
+
+
+def described(folder, task="digits", config=CONFIG, **facts):
+    _run.write_config(folder, task, config, **{"data": {"sha256": "00"}, **facts})
+    return folder
+
+
+def test_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _run.create(tmp_path / "a" / "b", "digits").is_dir()
+    names = [_run.create(None, "digits").name for _ in range(3)]
+    assert len(set(names)) == 3, "three runs in one second"
+    assert all(name.startswith("digits-2") for name in names)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(names)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    assert _run.create(tmp_path, "digits") == tmp_path, "an empty one may be used"
+    (tmp_path / "params.safetensors").touch()
+    with pytest.raises(ValueRangeError, match="is not empty"):
+        _run.create(tmp_path, "digits")
+    with pytest.raises(OSError, match="exists"):
+        _run.create(tmp_path / "params.safetensors", "digits")
+
+
+@pytest.mark.parametrize(
+    ("task", "config"),
+    [
+        ("digits", CONFIG),
+        ("fashion", dataclasses.replace(CONFIG, image=(28, 28, 1))),
+        ("chars", transformer.Config(vocabulary=5, context=7, d=8)),
+    ],
+)
+def test_what_is_written_is_read(tmp_path, task, config):
+    described(tmp_path, task, config, seed=3)
+    assert _run.read_config(tmp_path) == (task, config, {"sha256": "00"})
+
+
+def test_the_parameters_come_back(tmp_path):
+    params = convnet.init(jax.random.key(0), CONFIG)
+    fn.save(described(tmp_path) / "params.safetensors", params)
+    saved = _run.read(tmp_path)
+    assert (saved.task, saved.config) == ("digits", CONFIG)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), saved.params, params))
+
+
+def test_parameters_of_another_model_are_refused(tmp_path):
+    params = convnet.init(jax.random.key(0), dataclasses.replace(CONFIG, hidden=4))
+    fn.save(described(tmp_path) / "params.safetensors", params)
+    with pytest.raises(StructureError, match="does not fit"):
+        _run.read(tmp_path)
+
+
+def changed(path, *change):
+    """config.json with the entry at a path of names replaced; `...` removes it."""
+    *names, value = change
+    content = json.loads(path.read_text(encoding="utf-8"))
+    place = content
+    for name in names[:-1]:
+        place = place[name]
+    place[names[-1]] = value
+    if value is ...:
+        del place[names[-1]]
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("version", ...),
+        ("version", 2),
+        ("version", "1"),
+        ("task", "os"),
+        ("task", ["digits"]),
+        ("model", ...),
+        ("model", []),
+        ("data", None),
+        ("model", "hidden", ...),
+        ("model", "hidden", 3.0),
+        ("model", "hidden", "3"),
+        ("model", "hidden", True),
+        ("model", "hidden", None),
+        ("model", "more", 1),
+        ("model", "image", [8, 8]),
+        ("model", "image", [8, 8, "1"]),
+        ("model", "image", 8),
+        ("model", "channels", [2, -3]),
+        ("model", "channels", {"2": 3}),
+        ("model", "dropout", "0.1"),
+    ],
+    ids=str,
+)
+def test_a_config_that_is_wrong(tmp_path, change):
+    described(tmp_path)
+    changed(tmp_path / "config.json", *change)
+    with pytest.raises(FileFormatError, match=r"config\.json"):
+        _run.read_config(tmp_path)
+
+
+def test_what_is_no_run_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        _run.read_config(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match=r"it has no config\.json"):
+        _run.read_config(tmp_path)
+    for content in (b"", b"{", b"[" * 100_000, b"\xff"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(FileFormatError, match="no JSON"):
+            _run.read_config(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no params\.safetensors"):
+        _run.read(described(tmp_path))
+
+
+def test_metrics_of_a_run_that_was_killed(tmp_path):
+    assert _run.metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n', encoding="utf-8")
+    assert _run.metrics(tmp_path) == [{"step": 1, "loss": None}]
