@@ -7,8 +7,6 @@ Every one carries what its text says, as attributes: ``path`` (the argument or l
 
 from typing import Any
 
-import numpy as np
-
 __all__ = [
     "DTypeError",
     "FileFormatError",
@@ -73,6 +71,7 @@ class MissingExtraError(FuncnetError, ImportError):
 def describe(value: Any) -> str:
     """`value` in a few characters: ``float32[7, 3]`` for an array, never its elements.
 
+    >>> import numpy as np
     >>> describe(np.zeros((7, 3), np.float32))
     'float32[7, 3]'
     >>> describe(0.5)
