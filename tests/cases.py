@@ -169,7 +169,7 @@ CASES = [
     case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(3, 3, 3), train=True, eps=1e-3),
     case("batch_norm", {"w": F(7)}, {"mean": S(7), "var": S(7)}, F(2, 5, 3, 7), train=True, momentum=0.5),
     case("batch_norm", {"w": F(7), "b": None}, {"mean": S(7), "var": S(7)}, F(13, 7), train=False, eps=1e-3),
-    case("batch_norm", {"w": F(1), "b": F(1)}, {"mean": S(1), "var": S(1)}, F(3, 1), train=True),
+    case("batch_norm", {"w": F(1), "b": F(1)}, {"mean": S(1), "var": S(1)}, F(17, 1), train=True),
     case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(3), train=False),
     case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(0, 3), train=True),
     # softmax
