@@ -49,7 +49,7 @@ def fit(
 ) -> tuple[State, list[Record]]:
     """Train: one step per batch, with progress shown and metrics written down.
 
-    The metrics of a step are read when the next one is on its way, so that the device never waits for them.
+    The metrics of a step are read when the next one is on its way, so that the device does not wait for them.
     Before the first step the loss (`step.loss`, which `make_step` sets) runs once without jit on the first
     batch, so that operations can check values that jit hides: labels and ids in range.
 
@@ -69,8 +69,8 @@ def fit(
 
     Returns:
         The state, and one record per step, as written to metrics.jsonl: "step" (the first is 1), "loss" and
-        the other metrics (of the parameters before the update), "steps_per_second", "seconds" since the
-        start, and the evaluation if there was one.
+        the other metrics (of the parameters before the update), "steps_per_second" since the last evaluation,
+        or the first step, "seconds" since the start, and the evaluation if there was one.
 
     Raises:
         NonFiniteError: a loss was infinite or not a number; it holds the step, the batch, and a good state,
@@ -97,10 +97,11 @@ def fit(
             )
     first = done = int(state.step)
     history: list[Record] = []
-    pending: tuple[int, PyTree, Mapping[str, Any]] | None = None  # a step whose metrics are yet to be read
+    pending: tuple[int, PyTree, Any, tuple[int, float]] | None = None  # a step to be noted
     copies: list[State] = []  # on the host; the first is good, a second one waits until a loss came of it
     clock = time.perf_counter
-    start = last = clock()
+    start = clock()
+    mark = first, start  # the speed is measured from this step and time
 
     def keep() -> float:
         """Copy the state to the host; returns the time of the next copy."""
@@ -108,20 +109,20 @@ def fit(
         copies.append(_to_host(state))
         return clock() + max(1.0, (clock() - began) / _COPYING)
 
-    def note(number: int, batch: PyTree, metrics: Mapping[str, Any], evaluate: Any = None) -> None:
+    def note(
+        number: int, batch: PyTree, metrics: Any, since: tuple[int, float], evaluate: Any = None
+    ) -> None:
         """Wait for the metrics of a step, and write them down."""
-        nonlocal last
-        values = {name: np.asarray(value).tolist() for name, value in jax.device_get(dict(metrics)).items()}
+        values = {name: np.asarray(value).tolist() for name, value in metrics.items()}
         if not math.isfinite(values["loss"]):
             raise _non_finite(number, values["loss"], batch, copies[0], state)
         if copies[-1].step < number:
             del copies[:-1]
         now = clock()
         record = {"step": number, "loss": values.pop("loss"), **values}
-        record |= {"steps_per_second": 1 / (now - last), "seconds": now - start}
+        record |= {"steps_per_second": (number - since[0]) / (now - since[1]), "seconds": now - start}
         if evaluate is not None:
             record |= {f"eval_{name}": np.asarray(value).tolist() for name, value in evaluate(state).items()}
-        last = clock()
         history.append(record)
         write(record)
         show(record)
@@ -135,14 +136,16 @@ def fit(
                     _check_values(step, state, batch)
                 state, metrics = step(state, batch)
                 done += 1
-                if done == first + 1:
-                    say(f"first step on its way after {clock() - start:.1f} s: values checked, step compiled")
                 if pending is not None:
                     note(*pending)
-                pending = (done, batch, metrics)
+                pending = done, batch, metrics, mark
+                if done == first + 1:
+                    jax.block_until_ready(metrics)
+                    mark = done, clock()
+                    say(f"first step after {mark[1] - start:.1f} s: values checked, step compiled")
                 if evaluate is not None and every is not None and done % every == 0:
                     note(*pending, evaluate)
-                    pending = None
+                    pending, mark = None, (done, clock())
                 if clock() >= copy_at and len(copies) == 1:
                     copy_at = keep()
             if pending is not None:

@@ -90,21 +90,22 @@ def test_fit_ends_with_its_batches():
 def test_metrics_are_read_when_the_next_step_is_on_its_way():
     events = []
 
-    def metric(number):
-        def read(*_, **__):
-            events.append(f"read {number}")
-            return np.float32(1.0)
+    class Metric:
+        def __init__(self, number):
+            self.number = number
 
-        return SimpleNamespace(__array__=read)
+        def __array__(self, *_, **__):
+            events.append(f"read {self.number}")
+            return np.ones((), np.float32)
 
     def step(state, batch):
         number = int(state.step) + 1
         events.append(f"step {number}")
-        return state._replace(step=state.step + 1), {"loss": metric(number)}
+        return state._replace(step=state.step + 1), {"loss": Metric(number)}
 
     fit(step=step, steps=4)
     one_behind = ["step 1", "step 2", "read 1", "step 3", "read 2", "step 4", "read 3", "read 4"]
-    assert list(dict.fromkeys(events)) == one_behind
+    assert events == one_behind
 
 
 def test_evaluation_every_so_many_steps_and_after_the_last():
@@ -121,12 +122,35 @@ def test_evaluation_every_so_many_steps_and_after_the_last():
         assert [record["step"] for record in history if "eval_norm" in record] == at
         assert [record["eval_steps"] for record in history if "eval_steps" in record] == at
         assert all(same(state, states[number - 1]) for state, number in zip(seen, at, strict=True))
+    for every in (1, 2, None):
+        assert "eval_norm" in fit(steps=1, evaluate=evaluate, every=every)[1][0]
+
+
+def test_the_speed_is_that_since_the_last_evaluation(monkeypatch):
+    now = 0.0
+
+    def step(state, batch):  # takes a second, and ten more for compiling
+        nonlocal now
+        now += 11.0 if state.step == 0 else 1.0
+        return state._replace(step=state.step + 1), {"loss": 1.0}
+
+    def evaluate(state):
+        nonlocal now
+        now += 100.0
+        return {}
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    _, history = fit(step, steps=8, evaluate=evaluate, every=3)
+    # Step 1 is read when step 2 is done, step 2 when step 3 is, step 3 at once, before its evaluation.
+    expected = [1 / 12, 1 / 2, 2 / 2, 1 / 2, 2 / 3, 3 / 3, 1 / 2, 2 / 2]
+    assert [record["steps_per_second"] for record in history] == pytest.approx(expected)
+    assert [record["seconds"] for record in history][-1] == 11 + 7 + 2 * 100
 
 
 def test_plain_lines_tell_of_the_start_and_the_evaluations(capsys):
     fit(steps=3, evaluate=lambda state: {"norm": 2.0}, progress=True)
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("first step on its way after ")
+    assert shown[0].startswith("first step after ")
     assert shown[1].startswith("step 1  loss ")
     assert shown[2].startswith("step 3  loss ")
     assert "eval_norm 2  " in shown[2]
@@ -249,7 +273,7 @@ def poisoned(at):
 
 def set_clock(monkeypatch, tick, copying):
     """The seconds that pass whenever the clock is read, and the share of them that may go into copies."""
-    ticks = count(0, tick)
+    ticks = count(0.0, tick)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr(loop, "_COPYING", copying)
 
