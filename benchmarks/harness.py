@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 Sample = TypeVar("Sample")
+_PACKAGES = ("funcnet", "jax", "jaxlib", "numpy", "optax")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -132,13 +133,13 @@ def summarise(samples: Mapping[str, Sequence[float]]) -> dict[str, Timing]:
 
 def header() -> dict[str, object]:
     """The machine, the versions, the flags and the load, as they are now."""
-    versions = {name: metadata.version(name) for name in ("funcnet", "jax", "jaxlib", "numpy", "optax")}
+    installed = {found.name: found.version for found in metadata.distributions()}
     facts: dict[str, object] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "versions": ", ".join(f"{name} {installed[name]}" for name in _PACKAGES if name in installed),
         "commit": _commit(),
         "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("XLA_", "JAX_", "FUNCNET_"))},
         "load": [round(load, 2) for load in os.getloadavg()],
@@ -180,11 +181,16 @@ def _cell(value: object) -> str:
 
 
 def _cpu_model() -> str:
+    """The processor's name and its widest vectors, which decide more than the name does."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() or "unknown"
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    pairs = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    widest = next(
+        (isa for isa in ("amx_tile", "avx512f", "avx2") if isa in facts.get("flags", "").split()), ""
+    )
+    return f"{facts.get('model name', 'unknown')} {widest}".strip()
 
 
 def _commit() -> str:
