@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from funcnet import backend as _backend
 
 if TYPE_CHECKING:
-    from funcnet import backend, errors, nets, ops, rules, tasks, train, verifier
+    from funcnet import backend, errors, nets, ops, rules, store, tasks, train, verifier
     from funcnet.ops import (
         attention,
         avg_pool,

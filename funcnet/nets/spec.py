@@ -36,15 +36,17 @@ def describe(init: Callable[..., Any], config: Any, axes: Any) -> Any:
         init: ``(key, config) -> params``.
         config: a model's Config.
         axes: a tree like params, with "a b c" in place of each leaf: the names of its axes. A leaf decays
-            if it has two or more besides "layers": a stack of biases has rank 2 but is not a matrix.
+            if it is a "w" with two axes or more besides "layers": a stack of gains has rank 2, a bias of
+            attention heads too, and neither is a matrix.
     """
     params = jax.eval_shape(lambda: init(jax.random.key(0), config))
 
-    def spec(leaf: Any, text: str) -> Spec:
+    def spec(path: Any, leaf: Any, text: str) -> Spec:
         names = tuple(text.split())
-        return Spec(leaf.shape, leaf.dtype, names, decay=len([n for n in names if n != "layers"]) >= 2)
+        is_matrix = path[-1].key == "w" and len([n for n in names if n != "layers"]) >= 2
+        return Spec(leaf.shape, leaf.dtype, names, decay=is_matrix)
 
-    return jax.tree.map(spec, params, axes)
+    return jax.tree.map_with_path(spec, params, axes)
 
 
 def decay_mask(specs: Any) -> Any:

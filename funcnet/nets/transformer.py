@@ -57,7 +57,7 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     does not grow with depth.
     """
     key_tokens, key_positions, key_blocks = jax.random.split(key, 3)
-    small = lambda table: {"w": 0.02 * table["w"]}  # noqa: E731
+    small = lambda table: {"w": 0.02 * table["w"]}
     return {
         "tokens": small(embedding.init(key_tokens, config.vocabulary, config.d)),
         "positions": small(embedding.init(key_positions, config.context, config.d)),

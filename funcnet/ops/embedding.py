@@ -107,7 +107,7 @@ def _check_ids(where: str, ids: Array, w: Array) -> None:
 
 def vjp(params: Params, ids: Int[Array, "*n"]) -> tuple[Float[Array, "*n d"], Partial]:
     """y and its pullback: dw[r] = Σ dy[n] over the n with ids[n] = r, that is, one_hot(ids)ᵀ dY."""
-    w, ids = params["w"], ids.astype(jnp.promote_types(ids.dtype, jnp.int32))  # uint8 cannot count beyond 255
+    w, ids = params["w"], ids.astype(jnp.int32)  # an 8-bit id cannot be compared with a vocabulary of 300
     y = w.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
     return y, Partial(rules.bind(_pullback, v=w.shape[0]), ids)
 

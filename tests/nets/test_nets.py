@@ -113,7 +113,6 @@ def test_decoder_scan_equals_unrolled_and_rematerialised(decoder):
     unrolled = jax.grad(loss(transformer.Config(**{**vars(DECODER), "unroll": 3})))(params)
     rematerialised = jax.grad(jax.checkpoint(loss(DECODER), policy=fn.rules.products_saveable))(params)
     for got in (unrolled, rematerialised):
-        jax.tree.map(lambda a, b: pytest.approx(a, rel=1e-9) == b, got, want)
         errors = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), got, want)
         assert max(jax.tree.leaves(errors)) < 1e-10
 
