@@ -27,7 +27,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 
-from funcnet.errors import ValueRangeError
+from funcnet.errors import StructureError, ValueRangeError
 
 __all__ = [
     "Call",
@@ -217,7 +217,16 @@ class _Linear:
             leaves.extend([grad] if grad is not None else [None] * len(jax.tree.leaves(arg)))
 
         skeleton = jax.tree.unflatten(self.args, range(self.args.num_leaves))
-        jax.tree.map(spread, grads, skeleton, is_leaf=lambda v: v is None)
+        try:
+            jax.tree.map(spread, grads, skeleton, is_leaf=lambda v: v is None)
+        except ValueError as error:
+            raise StructureError(
+                "rules.call: the pullback gives gradients of another structure than the arguments have.",
+                path="args",
+                expected=f"arguments like the gradients: {jax.tree.structure(grads)}",
+                actual=str(self.args),
+                hint="an operation has no gradient for parameters that it does not know.",
+            ) from error
         return [leaves[i] for i in self.moving]
 
     def push(self, residuals: list[Any], tangents: list[Any]) -> list[Any]:

@@ -165,3 +165,9 @@ def test_a_batch_sharded_over_devices_is_not_gathered(axis_type):
     assert "all-gather" not in text
     got = grad(replicated, sharded)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), got, want)
+
+
+def test_parameters_that_an_operation_does_not_know(unchecked):
+    params, x = {"w": jnp.ones(3), "scale": jnp.ones(3)}, normal(5, 3)
+    with pytest.raises(fn.errors.StructureError, match="no gradient for parameters that it does not know"):
+        jax.grad(lambda p: fn.layer_norm.apply(p, x).sum())(params)

@@ -33,7 +33,8 @@ def floating(where: str, path: str, x: Any) -> jax.Array:
     if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
         return jnp.asarray(x)
     if dtype is None:
-        problem, hint = f"{path} is not an array", "wrap it: jnp.asarray(...)."
+        problem = f"{path} is not an array"
+        hint = None if isinstance(x, Mapping) else "wrap it: jnp.asarray(...)."
     else:
         problem, hint = (
             f"{path} has dtype {dtype}, but a float is needed",
@@ -74,9 +75,9 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
     w = floating(where, path, params[name])
     if ndim is not None and w.ndim != ndim:
         raise ShapeError(
-            f"{where}: {path} has {w.ndim} axes, but {ndim} are needed.",
+            f"{where}: {path} has rank {w.ndim}, but {ndim} is needed.",
             path=path,
-            expected=f"{path}: {ndim} axes",
+            expected=f"{path}: rank {ndim}",
             actual=f"{path}: {describe(w)}",
         )
     return w
@@ -98,7 +99,8 @@ def rank(where: str, path: str, x: jax.Array | jax.ShapeDtypeStruct, least: int,
 
 def features(where: str, x: jax.Array, size: int, source: str, *, dims: str = "*n", path: str = "x") -> None:
     """The last axis of `x` has `size`, the number that `source` (text) fixes."""
-    rank(where, path, x, 1, f"{dims}, {size}")
+    shape = f"{dims}, {size}" if dims else str(size)
+    rank(where, path, x, 1, shape)
     if x.shape[-1] == size:
         return
     hint = None
@@ -111,7 +113,7 @@ def features(where: str, x: jax.Array, size: int, source: str, *, dims: str = "*
     raise ShapeError(
         f"{where}: {path} has {x.shape[-1]} features in its last axis, but {source} takes {size}.",
         path=path,
-        expected=f"{path}: float[{dims}, {size}]",
+        expected=f"{path}: float[{shape}]",
         actual=f"{path}: {describe(x)}",
         hint=hint,
     )

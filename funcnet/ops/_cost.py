@@ -25,7 +25,9 @@ class Cost(NamedTuple):
 
 def traffic(function: Callable[..., Any], *args: Any, **options: Any) -> int:
     """Bytes of every array in `args`, `options` and the output of `function`; nothing is computed."""
-    out = jax.eval_shape(functools.partial(function, **options), *args)
+    traced = {name: value for name, value in options.items() if hasattr(value, "dtype")}
+    fixed = functools.partial(function, **{k: v for k, v in options.items() if k not in traced})
+    out = jax.eval_shape(lambda args, traced: fixed(*args, **traced), args, traced)
     return sum(
         leaf.size * leaf.dtype.itemsize
         for leaf in jax.tree.leaves((args, options, out))

@@ -37,7 +37,7 @@ def reference(
         q = (1 - label_smoothing) * q.astype(log_p.dtype) + label_smoothing / v
         return -(q * log_p).sum(-1)
     log_p = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))
-    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    labels = labels.astype(jnp.int32)
     counts = (labels >= 0) & (labels < v)
     if ignore_index is not None:
         counts &= labels != ignore_index
@@ -80,9 +80,12 @@ def apply(
     where = "cross_entropy.apply"
     logits = _check.floating(where, "logits", logits)
     _check.rank(where, "logits", logits, 1, "*n, v")
-    _check.rate(where, "label_smoothing", _check.static(where, "label_smoothing", label_smoothing))
-    labels = _check_labels(where, logits, labels, ignore_index)
-    return rules.call(vjp, logits, labels, label_smoothing=label_smoothing, ignore_index=ignore_index)
+    smoothing = _check.rate(
+        where, "label_smoothing", _check.static(where, "label_smoothing", label_smoothing)
+    )
+    ignored = _check.static(where, "ignore_index", ignore_index)
+    labels = _check_labels(where, logits, labels, ignored)
+    return rules.call(vjp, logits, labels, label_smoothing=float(smoothing), ignore_index=ignored)
 
 
 def vjp(
@@ -99,9 +102,7 @@ def vjp(
     static = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
     if jnp.issubdtype(labels.dtype, jnp.integer):
         h = logits.astype(wide(logits.dtype))
-        labels = labels.astype(
-            jnp.promote_types(labels.dtype, jnp.int32)
-        )  # uint8 cannot hold a negative index
+        labels = labels.astype(jnp.int32)  # uint8 cannot hold a negative index
         lse = jax.nn.logsumexp(h, -1)
         y = lse - (1 - label_smoothing) * jnp.where(_one_hot(labels, logits), h, 0).sum(-1)
         if label_smoothing:
@@ -204,7 +205,7 @@ def _check_labels(where: str, logits: Array, labels: Array, ignore_index: int | 
             actual=f"labels: {describe(labels)}",
             hint=hint,
         )
-    if ignore_index is not None and (not integers or isinstance(ignore_index, bool | float)):
+    if ignore_index is not None and not (integers and isinstance(ignore_index, int)):
         raise DTypeError(
             f"{where}: ignore_index is compared with integer labels, and "
             + ("is no integer itself." if integers else "these are probabilities."),
@@ -226,7 +227,7 @@ def _check_classes(where: str, logits: Array, labels: np.ndarray, ignore_index: 
     if not outside.size:
         return
     hint, low, high = None, outside.min(), outside.max()
-    if low == high == v and labels.min() == 1:
+    if high == v and labels.min() > 0:
         hint = "do they count from 1? labels - 1."
     elif low == high and ignore_index is None:
         hint = f"if {low} marks what has no label: ignore_index={low}."

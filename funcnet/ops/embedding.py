@@ -47,7 +47,7 @@ def init(key: PRNGKeyArray, vocabulary: int, d: int) -> Params:
 
 def reference(params: Params, ids: Int[Array, "*n"]) -> Float[Array, "*n d"]:
     """y[n] = w[ids[n]], and 0 where there is no such row."""
-    w, ids = params["w"], ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
+    w, ids = params["w"], ids.astype(jnp.int32)
     inside = (ids >= 0) & (ids < w.shape[0])
     return jnp.where(inside[..., None], w[jnp.where(inside, ids, 0)], jnp.zeros((), w.dtype))
 

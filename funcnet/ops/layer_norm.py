@@ -30,6 +30,7 @@ class Params(TypedDict):
 def init(key: PRNGKeyArray, d: int, *, bias: bool = True) -> Params:
     """w = 1, b = 0; the key is not used.
 
+    >>> import jax
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3))
     {'b': (3,), 'w': (3,)}
     """

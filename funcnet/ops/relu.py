@@ -15,8 +15,8 @@ __all__ = ["apply", "cost", "reference", "vjp"]
 
 
 def reference(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """y = x where x > 0, else 0."""
-    return jnp.where(x > 0, x, 0)
+    """y = 0 where x ≤ 0, else x; a NaN stays one."""
+    return jnp.where(x <= 0, 0, x)
 
 
 @rules.operation
@@ -38,13 +38,13 @@ def apply(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def vjp(x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Partial]:
-    """y and its pullback: dx = dy where y > 0, else 0."""
+    """y and its pullback: dx = 0 where y = 0, else dy."""
     y = reference(x)
     return y, Partial(_pullback, y)
 
 
 def _pullback(y: Array, dy: Array) -> tuple[Array]:
-    return (jnp.where(y > 0, dy, 0),)
+    return (jnp.where(y == 0, 0, dy),)
 
 
 def cost(x: Float[Abstract, "*n"]) -> Cost:
