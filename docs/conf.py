@@ -22,3 +22,4 @@ html_title = "funcnet"
 nitpicky = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True

@@ -63,7 +63,7 @@ def fit(
         steps: take this many steps; None: as many as there are batches.
         log: a folder, made if need be, where each step appends a line to metrics.jsonl.
         evaluate: `evaluate(state)` gives a dict of numbers, as `train.evaluate` makes it; they are recorded
-            as "eval_...". The state is deleted by the next step, so it should not be kept.
+            as ``eval_...``. The state is deleted by the next step, so it should not be kept.
         every: evaluate after every so many steps; in any case after the last one.
         progress: whether to print anything.
 
