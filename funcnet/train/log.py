@@ -40,8 +40,8 @@ def terminal(
 ) -> Iterator[tuple[Callable[[Record], None], Callable[[str], None]]]:
     """Show records on standard output: a bar if that is a terminal and rich is installed, else plain lines.
 
-    Gives two functions: one shows a record, the other prints a message. Plain lines come for the first
-    record, for those with an evaluation, and every ten seconds.
+    Gives two functions: one shows a record, the other prints a message. A record with an evaluation stays, as
+    a line; beside a bar no others do, otherwise the first one, and one every ten seconds.
     """
     if not progress:
         yield _ignore, _ignore
@@ -57,18 +57,23 @@ def terminal(
         with Progress(*columns) as bar:
             task = bar.add_task("", total=steps)
             say = partial(bar.console.print, markup=False, highlight=False)
-            yield lambda record: bar.update(task, advance=1, description=line(record)), say
+
+            def update(record: Record) -> None:
+                bar.update(task, advance=1, description=line(record))
+                if _evaluated(record):
+                    say(line(record))
+
+            yield update, say
     else:
         shown = -math.inf
 
         def show(record: Record) -> None:
             nonlocal shown
-            evaluated = any(name.startswith("eval_") for name in record)
-            if evaluated or time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
+            if _evaluated(record) or time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
                 shown = time.monotonic()
                 print(line(record), flush=True)
 
-        yield show, lambda message: print(message, flush=True)
+        yield show, partial(print, flush=True)
 
 
 def line(record: Record) -> str:
@@ -83,6 +88,10 @@ def line(record: Record) -> str:
     return "  ".join(
         [f"step {step}", *(f"{name} {value:.4g}" for name, value in numbers.items()), f"{speed:.3g} steps/s"]
     )
+
+
+def _evaluated(record: Record) -> bool:
+    return any(name.startswith("eval_") for name in record)
 
 
 def _ignore(_: Any) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -77,10 +78,13 @@ def test_a_bar_on_a_terminal(monkeypatch, steps):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "160")
     with terminal(steps, progress=True) as (show, say):
-        for step in (1, 2, 3):
-            show(record(step))
+        show(record(1))
+        show(record(2, eval_loss=0.25))
+        show(record(3))
         say("a message [in brackets]")
     text = screen.getvalue()
+    assert re.search(r"step 2  loss 0.5  eval_loss 0.25  10 steps/s *\r?\n", text), "it does not stay"
+    assert not re.search(r"step 1 .* steps/s *\r?\n", text)
     assert "\x1b[" in text
     assert f"3/{steps or '?'}" in text
     assert "step 3  loss 0.5" in text

@@ -59,6 +59,7 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
+@pytest.mark.as_users
 def test_fit_is_the_plain_loop_and_writes_it_down(tmp_path):
     states, metrics = by_hand(7)
     state, history = fit(steps=7, log=tmp_path)

@@ -66,6 +66,7 @@ def test_equals_the_step_written_by_hand(name):
     assert traces == 1, "compiled more than once"
 
 
+@pytest.mark.as_users
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_leaf_of_the_state_is_updated_in_place(name):
     model_state = {"mean": jnp.zeros(3), "count": jnp.zeros((), jnp.int32)}
