@@ -109,7 +109,9 @@ def heads(d: int, h: int, h_kv: int, e: int, *, bias: bool = True) -> dict[str, 
     """The parameters of multihead."""
     shapes = {"q": (d, h, e), "k": (d, h_kv, e), "v": (d, h_kv, e), "o": (h, e, d)}
     offsets = {"q": (h, e), "k": (h_kv, e), "v": (h_kv, e), "o": (d,)}
-    return {name: {"w": F(*shape)} | ({"b": F(*offsets[name])} if bias else {}) for name, shape in shapes.items()}
+    return {
+        name: {"w": F(*shape)} | ({"b": F(*offsets[name])} if bias else {}) for name, shape in shapes.items()
+    }
 
 
 CASES = [
@@ -278,6 +280,7 @@ CASES = [
     case("cross_entropy", F(17, 5), I(5, 17), ignore_index=-1, label_smoothing=0.3),
     case("cross_entropy", F(7, 11), P(7, 11)),
     case("cross_entropy", F(2, 3, 5), P(2, 3, 5), label_smoothing=0.2),
+    case("cross_entropy", F(3, 7), U(3, 7)),  # labels that do not sum to 1
     case("cross_entropy", F(5, 5), I(5, 5)),
     case("cross_entropy", F(5), I(5)),
     case("cross_entropy", F(3, 1), I(1, 3)),

@@ -193,7 +193,8 @@ def unit(where: str, path: str, x: jax.Array) -> None:
     if not concrete(x):
         return
     values = np.asarray(x)
-    outside = values[~((values >= 0) & (values <= 1))]  # a NaN is outside
+    with np.errstate(invalid="ignore"):  # a NaN is outside
+        outside = values[~((values >= 0) & (values <= 1))]
     if outside.size:
         raise ValueRangeError(
             f"{where}: {path} hold {float(outside[0]):g}, outside [0, 1].",

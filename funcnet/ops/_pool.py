@@ -1,6 +1,6 @@
 """What the two pools share: the windows along one axis, and the checks of kernel, stride and padding.
 
-A pool over a box is one pool after another along each axis: the largest of the largest, the mean of the means.
+A pool over a box is one pool after another along each axis: the largest of the largest, the mean of means.
 """
 
 import itertools
@@ -20,7 +20,7 @@ __all__ = ["Axis", "axes", "edges", "options", "slide", "windows"]
 
 
 class Axis(NamedTuple):
-    """The windows along one spatial axis of x: window o sees the `kernel` positions from o·stride − low on."""
+    """The windows along one spatial axis of x: window o sees `kernel` positions, from o·stride − low on."""
 
     at: int  # counted from the end: the channel axis is -1
     size: int
@@ -70,10 +70,8 @@ def axes(
     _check.rank(where, "x", x, d + 1, "*n, " + ", ".join("dhw"[-d:]) + ", c")
     sizes = x.shape[-d - 1 : -1]
     pairs = pads(where, padding, sizes, kernel, strides, (1,) * d)
-    found = tuple(
-        Axis(at, *rest, *pair)
-        for at, *rest, pair in zip(range(-d - 1, -1), sizes, kernel, strides, pairs, strict=True)
-    )
+    rows = zip(range(-d - 1, -1), sizes, kernel, strides, pairs, strict=True)
+    found = tuple(Axis(at, size, k, step, *pair) for at, size, k, step, pair in rows)
     for i, axis in enumerate(found):
         last = (axis.out - 1) * axis.stride - axis.low  # where the last window begins
         if axis.out and (axis.low >= axis.kernel or last >= axis.size):
@@ -81,7 +79,8 @@ def axes(
                 f"{where}: along spatial axis {i}, a window would see nothing but padding.",
                 path="padding",
                 expected="at least one element of x in every window",
-                actual=f"padding = {(axis.low, axis.high)}, kernel = {axis.kernel}, {axis.size} elements",
+                actual=f"{axis.size} elements, kernel {axis.kernel}, stride {axis.stride}, "
+                f"padding {(axis.low, axis.high)}",
             )
     return found
 

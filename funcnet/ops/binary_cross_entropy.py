@@ -8,7 +8,7 @@ the logarithm of 0. y, and all that is computed, is in float32 or wider.
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from funcnet import rules
 from funcnet.errors import DTypeError, describe
@@ -20,7 +20,7 @@ __all__ = ["apply", "cost", "reference", "vjp"]
 
 
 def reference(
-    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Int[Array, "*n"] | Bool[Array, "*n"]
+    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Integer[Array, "*n"] | Bool[Array, "*n"]
 ) -> Float[Array, "*n"]:
     """−z log p − (1 − z) log(1 − p), 1 − p = sigmoid(−x); 0 where an integer label is not 0 or 1."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
@@ -33,7 +33,7 @@ def reference(
 
 @rules.operation
 def apply(
-    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Int[Array, "*n"] | Bool[Array, "*n"]
+    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Integer[Array, "*n"] | Bool[Array, "*n"]
 ) -> Float[Array, "*n"]:
     """The loss of each element: −log of the probability that sigmoid(logits) gives to its label.
 
@@ -42,7 +42,7 @@ def apply(
 
     Args:
         logits: any shape.
-        labels: of the shape of logits: booleans, integers 0 and 1, or floats in [0, 1], which have a gradient.
+        labels: of the shape of logits: booleans, integers 0 and 1, or floats in [0, 1], with a gradient.
 
     Returns:
         y, of the same shape, in the dtype that holds logits and float labels, but at least float32. Under
@@ -71,7 +71,7 @@ def apply(
 
 
 def vjp(
-    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Int[Array, "*n"] | Bool[Array, "*n"]
+    logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Integer[Array, "*n"] | Bool[Array, "*n"]
 ) -> tuple[Float[Array, "*n"], Partial]:
     """y and its pullback: dlogits = dy · (sigmoid(x) − z), and for float labels dlabels = −dy · x."""
     x, z = _wide(logits, labels)
@@ -87,7 +87,8 @@ def _pullback(logits: Array, labels: Array, dy: Array) -> tuple[Array, Array | N
 
 
 def cost(
-    logits: Float[Abstract, "*n"], labels: Float[Abstract, "*n"] | Int[Abstract, "*n"] | Bool[Abstract, "*n"]
+    logits: Float[Abstract, "*n"],
+    labels: Float[Abstract, "*n"] | Integer[Abstract, "*n"] | Bool[Abstract, "*n"],
 ) -> Cost:
     """No products: 0 flops, and the bytes of logits, labels and y."""
     return Cost(0, traffic(reference, logits, labels))

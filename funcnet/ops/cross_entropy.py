@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
@@ -24,7 +24,7 @@ __all__ = ["apply", "cost", "reference", "vjp"]
 
 def reference(
     logits: Float[Array, "*n v"],
-    labels: Int[Array, "*n"] | Float[Array, "*n v"],
+    labels: Integer[Array, "*n"] | Float[Array, "*n v"],
     *,
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
@@ -50,7 +50,7 @@ def reference(
 @rules.operation
 def apply(
     logits: Float[Array, "*n v"],
-    labels: Int[Array, "*n"] | Float[Array, "*n v"],
+    labels: Integer[Array, "*n"] | Float[Array, "*n v"],
     *,
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
@@ -90,7 +90,7 @@ def apply(
 
 def vjp(
     logits: Float[Array, "*n v"],
-    labels: Int[Array, "*n"] | Float[Array, "*n v"],
+    labels: Integer[Array, "*n"] | Float[Array, "*n v"],
     *,
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
@@ -139,7 +139,7 @@ def _pullback_of_probabilities(
 
 def cost(
     logits: Float[Abstract, "*n v"],
-    labels: Int[Abstract, "*n"] | Float[Abstract, "*n v"],
+    labels: Integer[Abstract, "*n"] | Float[Abstract, "*n v"],
     *,
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,

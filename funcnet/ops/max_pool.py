@@ -51,8 +51,8 @@ def apply(
 ) -> Float[Array, "*n_and_out c"]:
     """Take the largest element of each window, channel by channel.
 
-    Differentiated by `vjp`, which keeps one byte per window and axis and compares; JAX's own rule keeps x and
-    runs a select-and-scatter, which on CPU takes 20 to 100 times as long (`python -m benchmarks pools`).
+    Differentiated by `vjp`, which keeps one byte per window and axis, and compares; JAX's own rule keeps x
+    and runs a select-and-scatter, which on CPU takes many times as long (`python -m benchmarks rules`).
 
     Args:
         x: [*n, *size, c], channels last.
