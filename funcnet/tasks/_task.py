@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from funcnet.errors import ValueRangeError
 from funcnet.train import State
 
-__all__ = ["Prediction", "Saved", "Task", "check_range", "fingerprint"]
+__all__ = ["Prediction", "Saved", "Task", "check_range", "correct", "fingerprint"]
 
 
 class Task(NamedTuple):
@@ -61,7 +62,7 @@ class Prediction(NamedTuple):
     text: str = ""
 
 
-def check_range(options: Any, **ranges: tuple[float, float]) -> None:
+def check_range(options: Any, **ranges: tuple[int | float, int | float]) -> None:
     """Raise ValueRangeError for the first option that lies outside its range, both ends included."""
     for name, (low, high) in ranges.items():
         value = getattr(options, name)
@@ -71,6 +72,11 @@ def check_range(options: Any, **ranges: tuple[float, float]) -> None:
                 path=name,
                 expected=f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}",
             )
+
+
+def correct(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """Whether the most probable class is the label."""
+    return logits.argmax(-1).astype(labels.dtype) == labels
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

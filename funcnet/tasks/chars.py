@@ -4,6 +4,7 @@ Without a text of yours it learns Python's reference manual, which CPython has i
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.resources
 import math
@@ -23,7 +24,7 @@ from funcnet.errors import FileFormatError, StructureError, ValueRangeError, des
 from funcnet.nets import transformer
 from funcnet.nets.spec import decay_mask
 from funcnet.ops import cross_entropy
-from funcnet.tasks._task import Prediction, Saved, Task, check_range, fingerprint
+from funcnet.tasks._task import Prediction, Saved, Task, check_range, correct, fingerprint
 
 NET = transformer
 MANUAL = "pydoc_data/topics.py"
@@ -48,8 +49,8 @@ class Options:
     text: Path | None = None
     minutes: float = 3.0
     steps: int | None = None
-    batch: int = 16
-    context: int = 128
+    batch: int = 8
+    context: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     seed: int = 0
@@ -98,13 +99,21 @@ def _manual() -> str:
         source = (importlib.resources.files("pydoc_data") / "topics.py").read_text(encoding="utf-8")
     except (ImportError, OSError) as error:
         raise FileNotFoundError(f"this Python has no {MANUAL}; name a text: --text FILE") from error
-    for statement in ast.parse(source).body:  # read, not run
-        match statement:
-            case ast.Assign(targets=[ast.Name("topics")], value=ast.Dict() as value):
-                topics = ast.literal_eval(value)
-                paragraphs = "\n\n".join(topics[name].strip("\n") for name in sorted(topics)).split("\n\n")
-                return "\n\n".join(dict.fromkeys(paragraphs))
-    raise FileFormatError(f"{MANUAL} does not assign a dict to topics; name a text: --text FILE", path=MANUAL)
+    topics = _dict_of_texts(source, "topics")
+    paragraphs = "\n\n".join(topics[name].strip("\n") for name in sorted(topics)).split("\n\n")
+    return "\n\n".join(dict.fromkeys(paragraphs))
+
+
+def _dict_of_texts(source: str, name: str) -> dict[str, str]:
+    """The dict of strings that is assigned to `name` in Python code; the code is not run."""
+    with contextlib.suppress(SyntaxError, ValueError, TypeError):
+        for statement in ast.parse(source).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(target)], value=ast.Dict() as value) if target == name:
+                    texts = ast.literal_eval(value)
+                    if all(isinstance(text, str) for pair in texts.items() for text in pair):
+                        return texts
+    raise FileFormatError(f"{MANUAL} holds no dict of texts; name a text: --text FILE", path=MANUAL)
 
 
 def encode(text: str, characters: str) -> Int[np.ndarray, " n"]:
@@ -165,7 +174,7 @@ def prepare(options: Options) -> Task:
     def score(params: Any, ids: Any) -> Any:
         ids = jnp.asarray(ids)
         logits, labels = transformer.apply(params, ids[:, :-1], net), ids[:, 1:]
-        return {"loss": cross_entropy.apply(logits, labels), "accuracy": logits.argmax(-1) == labels}
+        return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
 
     def batches() -> Iterator[Batch]:
         starts = train.batches(np.arange(len(train_ids) - t), options.batch, seed=options.seed)

@@ -20,7 +20,7 @@ from funcnet.nets import convnet
 from funcnet.nets.spec import decay_mask
 from funcnet.ops import cross_entropy
 from funcnet.tasks import _images, _plots
-from funcnet.tasks._task import Prediction, Saved, Task, check_range, fingerprint
+from funcnet.tasks._task import Prediction, Saved, Task, check_range, correct, fingerprint
 
 NET = convnet
 CLASSES = tuple("0123456789")
@@ -96,13 +96,13 @@ def prepare(options: Options) -> Task:
         images, labels = map(jnp.asarray, batch)
         key_shift, key_dropout = jax.random.split(key)
         logits = convnet.apply(params, _images.shifted(key_shift, images, by=1), net, key=key_dropout)
-        accuracy = (logits.argmax(-1) == labels).mean()
-        return cross_entropy.apply(logits, labels).mean(), {"accuracy": accuracy}
+        right = correct(logits, labels)
+        return cross_entropy.apply(logits, labels).mean(), {"accuracy": right.mean()}
 
     def score(params: Any, batch: Split) -> Any:
         images, labels = map(jnp.asarray, batch)
         logits = convnet.apply(params, images, net)
-        return {"loss": cross_entropy.apply(logits, labels), "accuracy": logits.argmax(-1) == labels}
+        return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
 
     def finish(params: Any, folder: Path) -> None:
         guess = _images.classify(params, test_set.images, net).argmax(-1)

@@ -20,7 +20,7 @@ from funcnet.nets import convnet
 from funcnet.nets.spec import decay_mask
 from funcnet.ops import cross_entropy
 from funcnet.tasks import _idx, _images
-from funcnet.tasks._task import Prediction, Saved, Task, check_range, fingerprint
+from funcnet.tasks._task import Prediction, Saved, Task, check_range, correct, fingerprint
 
 NET = convnet
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -116,13 +116,13 @@ def prepare(options: Options) -> Task:
     def loss(params: Any, batch: Split, key: Any) -> Any:
         images, labels = scaled(batch.images), jnp.asarray(batch.labels)
         logits = convnet.apply(params, images, net, key=key)
-        accuracy = (logits.argmax(-1) == labels).mean()
-        return cross_entropy.apply(logits, labels).mean(), {"accuracy": accuracy}
+        right = correct(logits, labels)
+        return cross_entropy.apply(logits, labels).mean(), {"accuracy": right.mean()}
 
     def score(params: Any, batch: Split) -> Any:
         images, labels = scaled(batch.images), jnp.asarray(batch.labels)
         logits = convnet.apply(params, images, net)
-        return {"loss": cross_entropy.apply(logits, labels), "accuracy": logits.argmax(-1) == labels}
+        return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
 
     steps_in_epoch = len(train_set.labels) // options.batch
     steps = options.epochs * steps_in_epoch

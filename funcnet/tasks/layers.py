@@ -92,8 +92,9 @@ def _trace(function: Callable[..., Any], *args: Any) -> list[rules.Call]:
     def flat(arrays: dict[int, Any]) -> Any:
         return function(*jax.tree.unflatten(tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]))
 
-    # Without jit a scan is a Python loop: its body is traced as often as it runs.
-    with jax.disable_jit(), rules.record() as calls:
+    # Without jit a scan is a Python loop: its body is traced as often as it runs. (And functions of jnp that
+    # are jitted else mix integer types, which strict promotion would take for the model's fault.)
+    with jax.disable_jit(), jax.numpy_dtype_promotion("standard"), rules.record() as calls:
         jax.eval_shape(flat, arrays)
     return calls
 

@@ -83,7 +83,7 @@ def test_parameters_that_no_operation_takes():
     params = {"scale": jnp.ones(3), "head": fn.linear.init(jax.random.key(0), 3, 2)}
 
     def apply(params, x):
-        return fn.linear.apply(params["head"], x * params["scale"])
+        return fn.linear.apply(params["head"], x * params["scale"].astype(x.dtype))
 
     assert layers(apply, params, np.ones((4, 3), np.float32)) == [
         Layer({"head.w": (3, 2), "head.b": (2,)}, {"linear": 1}, 2 * 4 * 3 * 2),

@@ -1,0 +1,208 @@
+"""The character model's data, clock, loss and sampling."""
+
+import itertools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcnet as fn
+from funcnet.errors import FileFormatError, StructureError, ValueRangeError
+from funcnet.nets import transformer
+from funcnet.tasks import chars
+from funcnet.tasks._task import Saved
+
+CONFIG = transformer.Config(vocabulary=7, context=5, layers=2, heads=2, d=6)
+TEXT = "".join("abcdefg"[i] for i in np.random.default_rng(0).integers(0, 7, 400))
+
+
+@pytest.fixture(scope="module")
+def params():
+    # Larger weights than `init` draws: its logits are all but equal, whatever the past.
+    return jax.tree.map(lambda leaf: 5 * leaf, transformer.init(jax.random.key(0), CONFIG))
+
+
+@pytest.fixture
+def written(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def options(path, **more):
+    return chars.Options(**{"text": path, "context": 5, "batch": 3, "steps": 4, **more})
+
+
+def test_the_manual_is_english_without_repetition():
+    text = chars.read(None)
+    paragraphs = text.split("\n\n")
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert len(text) > 300_000
+    assert text.count(" the ") > 2000
+    assert "syntactically nested" in text
+
+
+def test_the_manual_is_read_and_not_run(tmp_path, monkeypatch):
+    def source(text):
+        (tmp_path / "topics.py").write_text(text, encoding="utf-8")
+
+    monkeypatch.setattr(chars.importlib.resources, "files", lambda name: tmp_path)
+    source("topics = {'b': 'two\\n\\none', 'a': '\\none\\n\\nthree'}")
+    assert chars.read(None) == "one\n\nthree\n\ntwo"
+    for text in (
+        "raise SystemExit",
+        "topics = open('x')",
+        "topics = {'a': open('x')}",
+        "topics = {'a': 1}",
+        "topics = {**{}}",
+        "topics = {",
+    ):
+        source(text)
+        with pytest.raises(FileFormatError, match="--text FILE"):
+            chars.read(None)
+    (tmp_path / "topics.py").unlink()
+    with pytest.raises(FileNotFoundError, match="--text FILE"):
+        chars.read(None)
+
+
+def test_a_text_of_ones_own(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("a\né\n", encoding="utf-8")
+    assert chars.read(path) == "a\né\n"
+    path.write_bytes(b"a\xff")
+    with pytest.raises(FileFormatError, match="no UTF-8 text"):
+        chars.read(path)
+
+
+def test_encode():
+    np.testing.assert_array_equal(chars.encode("cab", "abc"), [2, 0, 1])
+    with pytest.raises(ValueRangeError) as raised:
+        chars.encode("abxéx", "abc")
+    assert str(raised.value) == (
+        "the text has characters that the model has not seen: 'xé'.\n"
+        "  expected  the 3 characters of its training text"
+    )
+
+
+def test_the_schedule_rises_and_falls():
+    rates = [chars.schedule(i / 1000) for i in range(1001)]
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0.1)
+    top = rates.index(max(rates))
+    assert 0.97 < max(rates) <= 1
+    assert 45 <= top <= 55
+    assert rates == sorted(rates[: top + 1]) + sorted(rates[top + 1 :], reverse=True)
+
+
+def test_batches_are_pieces_of_the_training_text(written):
+    task = chars.prepare(options(written))
+    batches = list(task.batches())
+    assert [batch.done for batch in batches] == [0, 0.25, 0.5, 0.75]
+    training = TEXT[: len(TEXT) - len(TEXT) // 10]
+    for batch in batches:
+        assert batch.ids.shape == (3, 6)
+        for piece in batch.ids:
+            assert "".join("abcdefg"[i] for i in piece) in training
+    again = list(task.batches())
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(batches, again, strict=True))
+    other = next(chars.prepare(options(written, seed=1)).batches())
+    assert not np.array_equal(other.ids, batches[0].ids)
+
+
+def test_the_clock_ends_the_batches(written):
+    task = chars.prepare(options(written, steps=None, minutes=0.01))
+    assert task.steps is None
+    began = time.monotonic()
+    done = [batch.done for batch in task.batches()]
+    assert time.monotonic() - began >= 0.6
+    assert done == sorted(done)
+    assert 0 <= done[0] < 0.5 < done[-1] < 1
+
+
+def test_the_learning_rate_follows_what_the_batch_says(written, monkeypatch):
+    monkeypatch.setattr(chars, "config", lambda options: CONFIG)
+    task = chars.prepare(options(written, learning_rate=0.01, weight_decay=0.0))
+    params = transformer.init(jax.random.key(0), CONFIG)
+
+    def moved(done):
+        state = fn.train.init(params, task.optimizer, key=jax.random.key(0))
+        batch = next(task.batches())._replace(done=done)
+        state, metrics = task.step(state, batch)
+        assert metrics.keys() == {"loss", "accuracy"}
+        changes = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, params)
+        return max(jax.tree.leaves(changes))
+
+    assert moved(0.0) == 0
+    assert moved(0.05) == pytest.approx(0.01 * chars.schedule(0.05), rel=1e-3), "Adam's first step"
+    assert moved(1.0) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_the_score_is_of_the_last_tenth(written, monkeypatch, params):
+    monkeypatch.setattr(chars, "config", lambda options: CONFIG)
+    task = chars.prepare(options(written))
+    state = fn.train.init(params, task.optimizer, key=jax.random.key(0))
+    held_out = chars.encode(TEXT[-40:], "abcdefg")
+    expected = chars.mean_loss(params, held_out[:36], CONFIG)  # 7 whole pieces of 5
+    assert task.evaluate(state)["loss"] == pytest.approx(expected, rel=1e-6)
+    assert task.data["train"] == 360
+    assert task.data["validation"] == 40
+
+
+def test_a_text_that_is_too_short(tmp_path):
+    path = tmp_path / "short"
+    path.write_text("abc" * 16, encoding="utf-8")
+    with pytest.raises(ValueRangeError, match="the text has 48 characters"):
+        chars.prepare(options(path))
+
+
+@pytest.mark.parametrize("n", [2, 6, 13])
+def test_the_mean_loss_takes_piece_by_piece(params, n):
+    ids = np.random.default_rng(1).integers(0, 7, n).astype(np.int32)
+    total = 0.0
+    for start in range(0, n - 1, 5):
+        piece = ids[start : start + 6]
+        logits = np.asarray(transformer.apply(params, jnp.asarray(piece[:-1]), CONFIG))
+        total += (np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(piece) - 1), piece[1:]]).sum()
+    assert chars.mean_loss(params, ids, CONFIG) == pytest.approx(total / (n - 1), rel=1e-6)
+
+
+def test_a_sample_follows_its_own_past(params):
+    ids = np.array([1, 2, 3], np.int32)
+
+    def sample(temperature, seed):
+        key = jax.random.key(seed)
+        return chars.sample(params, ids, CONFIG, count=9, temperature=temperature, key=key)
+
+    text = ids.tolist()
+    apply = jax.jit(lambda params, ids: transformer.apply(params, ids, CONFIG))
+    for _ in range(9):
+        text.append(int(apply(params, jnp.array(text[-5:], jnp.int32))[-1].argmax()))
+    assert sample(1e-6, seed=0) == text[3:]
+    assert sample(1.0, seed=0) == sample(1.0, seed=0)
+    assert len({tuple(sample(1.0, seed)) for seed in range(3)}) == 3
+
+
+def test_a_prediction(params, written):
+    saved = Saved("chars", CONFIG, params, {"characters": "abcdefg"})
+    prediction = chars.predict(saved, written)
+    assert prediction.rows[0][0] == "400"
+    assert len(prediction.text) == 400
+    assert set(prediction.text) <= set("abcdefg")
+    assert prediction == chars.predict(saved, written), "the same file, the same answer"
+    written.write_text("a", encoding="utf-8")
+    with pytest.raises(ValueRangeError, match="nothing to predict"):
+        chars.predict(saved, written)
+    for characters in ("abc", None, 7):
+        with pytest.raises(StructureError, match=r"config\.json"):
+            chars.predict(saved._replace(data={"characters": characters}), written)
+
+
+def test_options_that_make_no_sense():
+    for name, value in itertools.chain(
+        [("minutes", 0.0), ("minutes", float("nan")), ("steps", 0), ("batch", 0), ("context", 1)],
+        [("learning_rate", -1.0), ("weight_decay", -0.1), ("seed", -1)],
+    ):
+        with pytest.raises(ValueRangeError, match=name):
+            chars.Options(**{name: value})
