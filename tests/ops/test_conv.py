@@ -1,0 +1,256 @@
+"""What is special about conv: its errors, its options, and the algebra that a convolution has."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import funcnet as fn
+from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
+from tests.naive.conv import conv as naive
+
+conv = fn.conv
+
+
+def normal(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+PARAMS = {"w": normal(3, 3, 2, 4), "b": normal(4, seed=1)}
+IMAGE = normal(5, 7, 6, 2, seed=2)
+
+
+# ---- errors -----------------------------------------------------------------------------------------------
+
+
+def text_of(error, f):
+    with pytest.raises(error) as caught:
+        f()
+    return str(caught.value)
+
+
+def test_wrong_channels(unchecked):
+    assert text_of(ShapeError, lambda: conv.apply(PARAMS, normal(5, 7, 6, 3))) == (
+        'conv.apply: x has 3 channels in its last axis, but params["w"] takes 2.\n'
+        "  expected  x: float[*n, h, w, 2]     (w: float64[3, 3, 2, 4])\n"
+        "  got       x: float64[5, 7, 6, 3]"
+    )
+
+
+def test_channels_first(unchecked):
+    assert text_of(ShapeError, lambda: conv.apply(PARAMS, normal(5, 2, 7, 6))).endswith(
+        "  hint      axis 1 has 2: channels first? jnp.moveaxis(x, -3, -1) puts them last."
+    )
+
+
+def test_a_missing_group(unchecked):
+    assert text_of(ShapeError, lambda: conv.apply(PARAMS, normal(5, 7, 6, 4))).endswith(
+        "hint      groups=2 would fit."
+    )
+
+
+def test_wrong_rank(unchecked):
+    assert text_of(ShapeError, lambda: conv.apply(PARAMS, normal(7, 2))) == (
+        "conv.apply: x has rank 2, but at least 3 is needed.\n"
+        "  expected  x: float[*n, h, w, c]\n"
+        "  got       x: float64[7, 2]\n"
+        "  hint      is an axis missing? x[None] adds a batch, x[..., None] a channel axis."
+    )
+
+
+def test_integer_images(unchecked):
+    assert text_of(DTypeError, lambda: conv.apply(PARAMS, jnp.zeros((5, 7, 6, 2), jnp.uint8))) == (
+        "conv.apply: x has dtype uint8, but a float is needed.\n"
+        "  expected  x: float[...]\n"
+        "  got       x: uint8[5, 7, 6, 2]\n"
+        "  hint      cast it: x.astype(jnp.float32), divided by 255 if it is an image of bytes."
+    )
+
+
+def test_a_bias_of_another_size(unchecked):
+    assert text_of(ShapeError, lambda: conv.apply({**PARAMS, "b": normal(3)}, IMAGE)) == (
+        'conv.apply: params["b"] has 3 features in its last axis, '
+        'but params["w"] (float64[3, 3, 2, 4]) takes 4.\n'
+        '  expected  params["b"]: float[4]\n'
+        '  got       params["b"]: float64[3]'
+    )
+
+
+def test_params_one_level_up(unchecked):
+    assert text_of(StructureError, lambda: conv.apply({"conv1": PARAMS}, IMAGE)).endswith(
+        'hint      one level down there is one: pass params["conv1"].'
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "match"),
+    [
+        (ValueRangeError, {"stride": 0}, "stride is 0, but at least 1 is needed"),
+        (ValueRangeError, {"dilation": (1, -1)}, "dilation is -1, but at least 1 is needed"),
+        (DTypeError, {"stride": 1.5}, "stride is not an integer"),
+        (ShapeError, {"stride": (1, 2, 3)}, "stride has 3 entries, but there are 2 spatial axes"),
+        (ValueRangeError, {"padding": "full"}, "padding is 'full'"),
+        (DTypeError, {"padding": 1}, "padding is not a name and not a sequence of pairs"),
+        (ShapeError, {"padding": ((1, 1),)}, "padding has 1 pairs, but there are 2 spatial axes"),
+        (ValueRangeError, {"padding": ((-1, 0), (0, 0))}, "padding is negative"),
+        (ValueRangeError, {"padding_mode": "mirror"}, "padding_mode is 'mirror'"),
+        (ValueRangeError, {"groups": 3}, "3 groups do not divide c_out = 4"),
+        (ValueRangeError, {"groups": 0}, "groups is 0"),
+        (
+            ValueRangeError,
+            {"padding_mode": "reflect", "padding": ((7, 0), (0, 0))},
+            "a reflect border of 7 is too wide for spatial axis 0",
+        ),
+    ],
+)
+def test_options_out_of_range(error, options, match, unchecked):
+    with pytest.raises(error, match=match):
+        conv.apply(PARAMS, IMAGE, **options)
+
+
+def test_an_int_as_padding_shows_the_pairs(unchecked):
+    assert text_of(DTypeError, lambda: conv.apply(PARAMS, IMAGE, padding=1)).endswith(
+        "hint      for 1 on both sides of every axis: padding=((1, 1), (1, 1))."
+    )
+
+
+def test_init_refuses(unchecked):
+    key = jax.random.key(0)
+    for error, args, options, match in [
+        (ValueRangeError, (3, 4), {"kernel": (3, 0)}, "kernel is 0"),
+        (ValueRangeError, (3, 4), {"kernel": (3, 3), "groups": 2}, "2 groups do not divide c_in = 3"),
+        (ValueRangeError, (0, 4), {"kernel": (3, 3)}, "c_in is 0"),
+        (ShapeError, (3, 4), {"kernel": (3, 3, 3, 3)}, "kernel has 4 axes"),
+    ]:
+        with pytest.raises(error, match=match):
+            conv.init(key, *args, **options)
+
+
+def test_the_same_error_under_jit_and_vmap(unchecked):
+    plain = text_of(ShapeError, lambda: conv.apply(PARAMS, normal(7, 6, 3)))
+    assert text_of(ShapeError, lambda: jax.jit(conv.apply)(PARAMS, normal(7, 6, 3))) == plain
+    assert text_of(ShapeError, lambda: jax.vmap(conv.apply, (None, 0))(PARAMS, normal(5, 7, 6, 3))) == plain
+
+
+# ---- options ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2},
+        {"dilation": 2},
+        {"padding": "valid"},
+        {"padding": "causal"},
+        {"padding": ((2, 0), (1, 1))},
+        {"padding_mode": "circular"},
+        {"padding_mode": "reflect"},
+    ],
+    ids=str,
+)
+def test_every_option_changes_the_result(options):
+    plain, other = conv.apply(PARAMS, IMAGE), conv.apply(PARAMS, IMAGE, **options)
+    assert plain.shape != other.shape or not jnp.allclose(plain, other)
+
+
+def test_groups_are_independent_convolutions():
+    w, x = normal(3, 2, 6), normal(2, 7, 4, seed=3)
+    halves = [conv.apply({"w": w[..., 3 * g : 3 * g + 3]}, x[..., 2 * g : 2 * g + 2]) for g in range(2)]
+    assert jnp.allclose(conv.apply({"w": w}, x, groups=2), jnp.concatenate(halves, -1))
+
+
+def test_output_variance_is_that_of_the_input():
+    params = conv.init(jax.random.key(0), 16, 64, kernel=(3, 3))
+    y = conv.apply(params, normal(8, 16, 16, 16, seed=4), padding="valid")
+    assert 0.9 < float(y.var()) < 1.1
+
+
+# ---- properties -------------------------------------------------------------------------------------------
+
+
+def test_causal_by_gradient():
+    """Output o depends on the inputs ≤ o, on the current one too, and on none after it."""
+    params, x = conv.init(jax.random.key(0), 2, 3, kernel=3), normal(7, 2)
+    for o in range(7):
+        seen = jnp.abs(
+            jax.grad(lambda x, o=o: conv.apply(params, x, padding="causal", dilation=2)[o].sum())(x)
+        )
+        assert seen[o].sum() > 0
+        assert (seen[o + 1 :] == 0).all()
+
+
+def test_a_circular_convolution_commutes_with_shifts():
+    for shift in (1, 3):
+        shifted = conv.apply(PARAMS, jnp.roll(IMAGE, shift, (1, 2)), padding_mode="circular")
+        assert jnp.allclose(
+            shifted, jnp.roll(conv.apply(PARAMS, IMAGE, padding_mode="circular"), shift, (1, 2))
+        )
+
+
+def test_the_matrix_of_a_stride_one_convolution_is_toeplitz():
+    T = conv.matrix({"w": normal(3, 1, 1)}, (7, 1), dilation=2)
+    assert T.shape == (7, 7)
+    for offset in range(-6, 7):
+        assert np.ptp(np.diagonal(T, offset)) == 0
+
+
+def test_reverse_over_forward_stays_inside_the_three_products():
+    x = IMAGE[:1, :4, :4]
+
+    def f(w, x):
+        return jnp.sum(conv.apply({"w": w}, x, stride=2) ** 3)
+
+    jaxpr = str(jax.make_jaxpr(jax.jacfwd(jax.grad(f, (0, 1)), (0, 1)))(PARAMS["w"], x))
+    assert "conv_general_dilated" not in jaxpr
+    assert {"conv[", "conv_transposed[", "conv_kernel_gradient["} <= {
+        n for n in ("conv[", "conv_transposed[", "conv_kernel_gradient[") if n in jaxpr
+    }
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_any_window_equals_the_naive_loop(data):
+    draw = data.draw
+    d = draw(st.integers(1, 2))
+    sizes, kernel, stride, dilation = (
+        tuple(draw(st.integers(low, high)) for _ in range(d))
+        for low, high in ((0, 5), (1, 4), (1, 3), (1, 2))
+    )
+    groups, c_in, c_out = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    padding = draw(
+        st.sampled_from(["same", "valid", "causal"]) | st.tuples(*[st.tuples(*[st.integers(0, 3)] * 2)] * d)
+    )
+    rng = np.random.default_rng(0)
+    w, x = (
+        rng.standard_normal((*kernel, c_in, groups * c_out)),
+        rng.standard_normal((2, *sizes, groups * c_in)),
+    )
+    options = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
+    y, pull = jax.vjp(lambda w, x: conv.apply({"w": w}, x, **options), jnp.asarray(w), jnp.asarray(x))
+    want = naive({"w": w}, x, **options)
+    np.testing.assert_allclose(y, want, atol=1e-12)
+    dy = rng.standard_normal(want.shape)
+    dw, dx = pull(jnp.asarray(dy))
+    value = np.vdot(dy, want)  # linear in w and in x: each gradient gives it back
+    np.testing.assert_allclose([np.vdot(dw, w), np.vdot(dx, x)], [value, value], atol=1e-10)
+
+
+@pytest.mark.parametrize("axes", list(itertools.product((None, 0, -1), (None, 0, 1))), ids=str)
+def test_vmap_over_any_axis(axes):
+    if axes == (None, None):
+        return
+    w, x = (normal(3, 2, 3, seed=5), normal(2, 5, 2, seed=6))
+    put = lambda v, a: v if a is None else jnp.stack([v, 2 * v + 1, v * v], a)
+    ws, xs = put(w, axes[0]), put(x, axes[1])
+    f = lambda w, x: (
+        conv.apply({"w": w}, x),
+        jax.grad(lambda w, x: jnp.sum(conv.apply({"w": w}, x) ** 2), (0, 1))(w, x),
+    )
+    got = jax.vmap(f, axes)(ws, xs)
+    take = lambda v, a, i: v if a is None else jnp.take(v, i, a)
+    want = [f(take(ws, axes[0], i), take(xs, axes[1], i)) for i in range(3)]
+    jax.tree.map(lambda g, *w: np.testing.assert_allclose(g, jnp.stack(w), atol=1e-10), got, *want)
