@@ -58,7 +58,7 @@ def apply(
     """The loss of each example: −log of the probability that softmax(logits) gives to its label.
 
     Differentiated by `vjp`, which keeps logits, in their own dtype, and one number per example; JAX's own
-    rule keeps the exponentials too, in float32 or wider, and scatters.
+    rule keeps the exponentials and the one-hot labels too, in float32 or wider.
 
     Args:
         logits: [*n, v].
