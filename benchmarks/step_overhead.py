@@ -28,10 +28,10 @@ Loop = Callable[[int], Any]  # takes so many steps and returns the parameters
 
 def run(quick: bool) -> list[Table]:
     """Wall and processor time of a step, by depth, and of a step within a loop."""
-    rounds, steps, depths, middle = (3, 10, (1, 4), 4) if quick else (40, 100, (1, 4, 16, 64), 16)
-    timings = {depth: timed(step_loops(depth), rounds, steps) for depth in depths}
+    rounds, work, depths, middle = (3, 40, (1, 4), 4) if quick else (40, 1600, (1, 4, 16, 64), 16)
+    timings = {depth: timed(step_loops(depth), rounds, work // depth) for depth in depths}
     with tempfile.TemporaryDirectory() as folder:
-        loops = timed(fit_loops(middle, folder), rounds // 3, 10 * steps)
+        loops = timed(fit_loops(middle, folder), rounds, work // 4)
     tables = []
     for clock, note in (
         ("wall", "Target: ×1.05 at 16 layers, against the step by hand."),

@@ -29,14 +29,13 @@ def ctrl_c() -> Iterator[tuple[Callable[[Iterable[Any]], Iterator[Any]], Callabl
         nonlocal pressed, waiting
         iterator, end = iter(batches), object()
         while not pressed:
-            waiting = True
             try:
+                waiting = True
                 batch = next(iterator, end)
+                waiting = False
             except KeyboardInterrupt:
                 pressed = True
                 return
-            finally:
-                waiting = False
             if batch is end:
                 return
             yield batch
