@@ -76,7 +76,8 @@ def _pass(function: Any, options: dict[str, Any], mode: str) -> Any:
     """The jitted value and gradient of every float argument, as a function of the arguments."""
 
     def loss(floats: list[jax.Array], rebuild: Any) -> jax.Array:
-        return sum(jnp.sum(y**2) for y in jax.tree.leaves(function(*rebuild(floats), **options)))
+        squares = [jnp.sum(y**2) for y in jax.tree.leaves(function(*rebuild(floats), **options))]
+        return jnp.sum(jnp.stack(squares))
 
     def run(*args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)

@@ -1,6 +1,7 @@
 """Scaled dot-product attention: O = P V with P = softmax(scale · Q Kᵀ), a softmax over the keys seen.
 
-    o[n, i, h] = Σ_j p[n, h, i, j] · v[n, j, g(h)],   p[n, h, i, ·] = softmax_j(scale · q[n, i, h] · k[n, j, g(h)])
+    o[n, i, h] = Σ_j p[n, h, i, j] · v[n, j, g(h)]
+    p[n, h, i, j] = softmax over j of scale · q[n, i, h] · k[n, j, g(h)]
 
 Dimensions: *n any leading axes (batch), t queries i, s keys j, h heads of the queries, h_kv heads of the keys
 and values, e head width: q [*n, t, h, e], k [*n, s, h_kv, e], v [*n, s, h_kv, e_v], o [*n, t, h, e_v]. Query
@@ -13,7 +14,6 @@ import math
 import numbers
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
@@ -109,7 +109,7 @@ def vjp(
     mask: Bool[Array, "..."] | None = None,
     scale: float | None = None,
 ) -> tuple[Float[Array, "*n t h e_v"], Partial]:
-    """o and its pullback: with P computed again from q, k and the logarithms of its sums,
+    """o and its pullback, with P computed again from q, k and the logarithms of its sums.
 
     dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum(dO ∘ O)), dQ = scale · dS K, dK = scale · dSᵀ Q; dK and dV are summed
     over the query heads that share a key head.
@@ -148,11 +148,17 @@ def _pullback(
     dq = jnp.matmul(ds, k_, preferred_element_type=sums)
     dk = jnp.matmul(ds.mT, q_, preferred_element_type=sums)  # the sum over the heads that share k too
     dv = jnp.matmul(p.astype(do.dtype).mT, do, preferred_element_type=sums)
-    dq, dk, dv = _by_query_head(q.shape[-2], dq), dk.swapaxes(-3, -2), dv.swapaxes(-3, -2)
-    return narrow(dq, q), narrow(dk, k), narrow(dv, v)
+    h, h_kv = q.shape[-2], k.shape[-2]
+    return (
+        narrow(_by_query_head(h, dq), q),
+        narrow(_by_query_head(h_kv, dk), k),
+        narrow(_by_query_head(h_kv, dv), v),
+    )
 
 
-def _logits(q: Array, k: Array, shape: tuple[int, ...], mask: Array | None, causal: bool, scale: float) -> Array:
+def _logits(
+    q: Array, k: Array, shape: tuple[int, ...], mask: Array | None, causal: bool, scale: float
+) -> Array:
     """scale · Q Kᵀ [*n, h_kv, h / h_kv · t, s], in float32 or wider; −∞ where a key is not seen.
 
     q and k are as `_by_key_head` gives them; `shape` is that of q before.
@@ -170,12 +176,18 @@ def _logits(q: Array, k: Array, shape: tuple[int, ...], mask: Array | None, caus
 
 def _by_key_head(h_kv: int, *arrays: Array) -> list[Array]:
     """Every [*n, t, h, e] as [*n, h_kv, h / h_kv · t, e], so that each product is one of plain matrices."""
-    return [x.swapaxes(-3, -2).reshape(*x.shape[:-3], h_kv, -1, x.shape[-1]) for x in arrays]
+
+    def one(x: Array) -> Array:
+        *n, t, h, e = x.shape
+        return x.swapaxes(-3, -2).reshape(*n, h_kv, h // h_kv * t, e)
+
+    return [one(x) for x in arrays]
 
 
 def _by_query_head(h: int, x: Array) -> Array:
     """The inverse of `_by_key_head`."""
-    return x.reshape(*x.shape[:-3], h, -1, x.shape[-1]).swapaxes(-3, -2)
+    *n, h_kv, rows, e = x.shape
+    return x.reshape(*n, h, h_kv * rows // h, e).swapaxes(-3, -2)
 
 
 def cost(

@@ -1,6 +1,7 @@
 """The rows of a table: y[n] = w[ids[n]]. The same as one_hot(ids) W, without the product.
 
-Dimensions: *n any axes, v rows (the vocabulary), d features: ids [*n], integers in [0, v), w [v, d], y [*n, d].
+Dimensions: *n any axes, v rows (the vocabulary), d features: ids [*n] integers in [0, v), w [v, d],
+y [*n, d].
 """
 
 import functools
@@ -21,7 +22,7 @@ from funcnet.ops._dtype import wide
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
-# Up to so many rows the gradient is a product on accelerators: docs/derivations/embedding.md, "Two ways to add".
+# Up to so many rows the gradient is a product on accelerators ("Two ways to add" in the derivation).
 _FEW = 1024
 
 
@@ -64,7 +65,7 @@ def apply(params: Params, ids: Int[Array, "*n"]) -> Float[Array, "*n d"]:
         ids: integers of any shape [*n], in [0, v).
 
     Returns:
-        y [*n, d], in the dtype of w. Under `jax.jit` an id outside [0, v) gives a row of zeros and no gradient.
+        y [*n, d], in the dtype of w. Under `jax.jit` an id outside [0, v) gives zeros and no gradient.
 
     Raises:
         ValueRangeError: an id is outside [0, v), where ids are concrete.
@@ -99,8 +100,8 @@ def _check_ids(where: str, ids: Array, w: Array) -> None:
                 f"{where}: ids hold {outside[0]}, outside [0, {v}).",
                 path="ids",
                 expected=f'0 ≤ ids < {v}     (params["w"]: {describe(w)})',
-                actual=f"ids: {describe(ids)}, {outside.size} of {values.size} outside, from {outside.min()} to "
-                f"{outside.max()}",
+                actual=f"ids: {describe(ids)}, {outside.size} of {values.size} outside, "
+                f"from {outside.min()} to {outside.max()}",
                 hint="do they count from 1? ids - 1." if outside.max() == outside.min() == v else None,
             )
 

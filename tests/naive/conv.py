@@ -17,7 +17,11 @@ def conv(params, x, stride=1, padding="same", dilation=1, groups=1, padding_mode
             total = max((-(-sizes[a] // stride[a]) - 1) * stride[a] + reach - sizes[a], 0)
             pair = total // 2, total - total // 2
         else:
-            pair = {"valid": (0, 0), "causal": (reach - 1, 0)}.get(padding) if isinstance(padding, str) else padding[a]
+            pair = (
+                {"valid": (0, 0), "causal": (reach - 1, 0)}.get(padding)
+                if isinstance(padding, str)
+                else padding[a]
+            )
         low.append(pair[0])
         out.append(max((sizes[a] + sum(pair) - reach) // stride[a] + 1, 0))
 
