@@ -292,7 +292,7 @@ def _check_groups(where: str, groups: int, c_in: int, c_out: int) -> None:
             )
 
 
-def _check_channels(where: str, w: Array, x: Array | jax.ShapeDtypeStruct, groups: int) -> None:
+def _check_channels(where: str, w: Array, x: Abstract, groups: int) -> None:
     d, c_in = w.ndim - 2, w.shape[-2] * groups
     if x.shape[-1] == c_in:
         return
@@ -316,8 +316,8 @@ def _check_channels(where: str, w: Array, x: Array | jax.ShapeDtypeStruct, group
 
 def _window(
     where: str,
-    w: Array,
-    x: Array | jax.ShapeDtypeStruct,
+    w: Abstract,
+    x: Abstract,
     stride: int | Sequence[int],
     padding: Padding,
     dilation: int | Sequence[int],
