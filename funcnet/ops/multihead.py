@@ -2,14 +2,15 @@
 
     q = x Wq + bq,  k = x Wk + bk,  v = x Wv + bv,  y = Σ_h attention(q, k, v)[h] Wo[h] + bo
 
-Dimensions: *n any leading axes (batch), t positions, d features, h heads of the queries, h_kv heads of the keys
-and values, e head width: x, y [*n, t, d], q.w [d, h, e], k.w and v.w [d, h_kv, e], o.w [h, e, d]. The numbers
-of heads are read off these shapes. Source: Vaswani et al., "Attention is all you need", arXiv 1706.03762, §3.2.2.
+Dimensions: *n any leading axes (batch), t positions, d features, h heads of the queries, h_kv heads of the
+keys and values, e head width: x, y [*n, t, d], q.w [d, h, e], k.w and v.w [d, h_kv, e], o.w [h, e, d]. The
+numbers of heads are read off these shapes. Source: Vaswani et al., "Attention is all you need", arXiv
+1706.03762, §3.2.2.
 """
 
 import math
 from collections.abc import Mapping
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -86,13 +87,13 @@ def init(
         )
     sizes = {"q": (d, heads, e), "k": (d, h_kv, e), "v": (d, h_kv, e), "o": (heads, e, d)}
     keys = dict(zip(sizes, jax.random.split(key, 4), strict=True))
-    params = {}
+    params: dict[str, Any] = {}
     for name, size in sizes.items():
         inputs = heads * e if name == "o" else d
         params[name] = {"w": jax.random.normal(keys[name], size) / math.sqrt(inputs)}
         if bias:
             params[name]["b"] = jnp.zeros(size[2:] if name == "o" else size[1:])
-    return params
+    return cast(Params, params)
 
 
 def reference(
@@ -153,7 +154,15 @@ def apply(
 def _project(p: Projection, x: Array, axes: int) -> Array:
     """x W + b: W takes the last `axes` axes of x."""
     w, x = common(p["w"], x)
-    return _bias.add(jnp.tensordot(x, w, axes, preferred_element_type=wide(x.dtype)), p).astype(x.dtype)
+    rows, w_ = _matrices(x, w, axes)
+    y = jnp.matmul(rows, w_, preferred_element_type=wide(x.dtype))
+    return _bias.add(y.reshape(*x.shape[: x.ndim - axes], *w.shape[axes:]), p).astype(x.dtype)
+
+
+def _matrices(x: Array, w: Array, axes: int) -> tuple[Array, Array]:
+    """x as rows and w as one matrix: XLA:CPU cannot multiply every pair of bfloat16 tensors into float32."""
+    d_in = math.prod(w.shape[:axes])
+    return x.reshape(math.prod(x.shape[: x.ndim - axes]), d_in), w.reshape(d_in, math.prod(w.shape[axes:]))
 
 
 def vjp(
@@ -163,9 +172,9 @@ def vjp(
     causal: bool = False,
     mask: Bool[Array, "..."] | None = None,
 ) -> tuple[Float[Array, "*n t d"], Partial]:
-    """y and its pullback: dO[h] = dY Wo[h]ᵀ, dWo[h] = O[h]ᵀ dY; attention's own pullback of dO to dq, dk, dv;
+    """y and its pullback: dO[h] = dY Wo[h]ᵀ, dWo[h] = O[h]ᵀ dY; then attention's own, of dO to dq, dk and dv.
 
-    then dWq = Xᵀ dq and so for k and v, and dX = dq Wqᵀ + dk Wkᵀ + dv Wvᵀ; each db is the sum of its cotangent.
+    Last dWq = Xᵀ dq, so for k and v, and dX = dq Wqᵀ + dk Wkᵀ + dv Wvᵀ; each db is the sum of its cotangent.
     """
     q, k, v = (_project(params[name], x, 1) for name in "qkv")
     o, attend = attention.vjp(q, k, v, causal=causal, mask=mask)
@@ -185,13 +194,14 @@ def _pullback(params: Params, x: Array, o: Array, attend: Partial, dy: Array) ->
 def _pull_projection(p: Projection, x: Array, dy: Array, axes: int) -> tuple[dict, Array]:
     """The cotangents of p and, not yet rounded, of x."""
     w, x = common(p["w"], x)
-    n, sums = tuple(range(x.ndim - axes)), wide(dy.dtype)
-    outputs = (tuple(range(len(n), dy.ndim)), tuple(range(axes, w.ndim)))
-    dx = jnp.tensordot(dy, w, outputs, preferred_element_type=sums)
-    dw = jnp.tensordot(x, dy, (n, n), preferred_element_type=sums)
+    n, sums = x.ndim - axes, wide(dy.dtype)
+    rows, w_ = _matrices(x, w, axes)
+    dy_ = dy.reshape(rows.shape[0], w_.shape[1])
+    dw = jnp.matmul(rows.T, dy_, preferred_element_type=sums).reshape(w.shape)
+    dx = jnp.matmul(dy_, w_.T, preferred_element_type=sums).reshape(x.shape)
     grads = {"w": narrow(dw, p["w"])}
     if "b" in p:
-        grads["b"] = None if p["b"] is None else narrow(dy.sum(n, dtype=sums), p["b"])
+        grads["b"] = None if p["b"] is None else narrow(dy.sum(range(n), dtype=sums), p["b"])
     return grads, dx
 
 
@@ -216,7 +226,7 @@ def cost(
 # ---- checks -----------------------------------------------------------------------------------------------
 
 
-def _check_params(where: str, params: Params) -> None:
+def _check_params(where: str, params: Any) -> None:
     if not isinstance(params, Mapping) or any(
         not isinstance(params.get(name), Mapping) or params[name].get("w") is None for name in "qkvo"
     ):
