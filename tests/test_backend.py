@@ -138,6 +138,12 @@ def test_importing_funcnet_imports_neither_jax_nor_jaxlib():
     assert python("import sys, funcnet; print({'jax', 'jaxlib', 'numpy'} & {*sys.modules})") == "set()"
 
 
+def test_the_page_of_the_guard_names_every_version_and_flag():
+    page = Path(__file__).parents[1].joinpath("docs/guard.md").read_text(encoding="utf-8")
+    for version, fault in GUARDED.items():
+        assert [line for line in page.splitlines() if version in line and f"`={fault.flag}`" in line], version
+
+
 # Order of imports.
 
 
