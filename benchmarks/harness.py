@@ -35,7 +35,8 @@ class Timing:
 
     def __str__(self) -> str:
         scale, unit = next(p for p in _UNITS if self.median >= p[0] or p is _UNITS[-1])
-        median, low, high = (f"{value / scale:.3g}" for value in (self.median, self.low, self.high))
+        values = (value / scale for value in (self.median, self.low, self.high))
+        median, low, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in values)
         return f"{median} {unit} ({low}–{high}) ×{self.ratio:.3f}"
 
 
