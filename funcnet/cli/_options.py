@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -47,9 +46,15 @@ def parse(function: Callable[..., R], args: list[str], command: str, description
 
 def _message(box: str) -> str:
     """What tyro says in its box above the first rule, without the help of options, and what it suggests."""
-    lines = [line[2:].rstrip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rules = [i for i, line in enumerate(lines) if set(line) == {"─"}] or [len(lines)]
-    text = " ".join(line.strip() for line in lines[: rules[0]] if not line.startswith(" " * 8)).rstrip(".")
-    below = lines[rules[0] :]
-    names = [line.split()[0] for line in below if re.match(r" {4}--", line) and "Perhaps you meant:" in below]
+    lines = [line[2:].rstrip("│ ") for line in box.splitlines()[1:]]  # below the title
+    if lines and _is_rule(lines[0]):  # boxes without UTF-8 have one there
+        del lines[0]
+    end = next((i for i, line in enumerate(lines) if _is_rule(line)), len(lines))
+    text = " ".join(line.strip() for line in lines[:end] if not line.startswith(" " * 8)).rstrip(".")
+    suggested = lines[end:] if "Perhaps you meant:" in lines else []
+    names = [line.split()[0] for line in suggested if line.startswith("    --")]
     return text[:1].lower() + text[1:] + (f"; perhaps {' or '.join(names)}" if names else "")
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and set(line.strip()) <= {"─", "-"}

@@ -70,8 +70,9 @@ def train(name: str, options: Any, out: Path | None) -> int:
     from funcnet.train import NonFiniteError, fit, init
 
     module = getattr(tasks, name)
+    folder = _run.choose(out, name)
     task = module.prepare(options)
-    folder = _run.create(out, name)
+    folder.mkdir(parents=True, exist_ok=True)
     facts = {"funcnet": funcnet.__version__, **backend.facts()}
     heading(f"{name}: {tasks.TASKS[name]}")
     print("\n".join(f"{fact:<10}{value}" for fact, value in facts.items() if value))

@@ -165,13 +165,12 @@ def _logits(
     """
     logits = scale * jnp.matmul(q, k.mT, preferred_element_type=wide(q.dtype))
     (*n, t, h, _), s = shape, k.shape[-2]
-    seen = None if mask is None else mask
     if causal:
         before = jnp.tri(t, s, s - t, dtype=bool)
-        seen = before if seen is None else seen & before
-    if seen is None:
+        mask = before if mask is None else mask & before
+    if mask is None:
         return logits
-    return jnp.where(jnp.broadcast_to(seen, (*n, h, t, s)).reshape(logits.shape), logits, -jnp.inf)
+    return jnp.where(jnp.broadcast_to(mask, (*n, h, t, s)).reshape(logits.shape), logits, -jnp.inf)
 
 
 def _by_key_head(h_kv: int, *arrays: Array) -> list[Array]:
@@ -200,12 +199,9 @@ def cost(
     scale: float | None = None,
 ) -> Cost:
     """2 · n · h · t · s · (e + e_v) flops; products that a mask hides are counted."""
-
-    def definition(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-        return reference(q, k, v, causal=causal, mask=mask, scale=scale)
-
     products = math.prod(q.shape[:-1]) * k.shape[-3]
-    return Cost(2 * products * (q.shape[-1] + v.shape[-1]), traffic(definition, q, k, v, mask))
+    options = {"causal": causal, "mask": mask, "scale": scale}
+    return Cost(2 * products * (q.shape[-1] + v.shape[-1]), traffic(reference, q, k, v, **options))
 
 
 # ---- checks -----------------------------------------------------------------------------------------------
@@ -243,7 +239,7 @@ def _check_shapes(where: str, q: Array, k: Array, v: Array) -> None:
             path="k",
             expected=f"k: float[*n, s, h_kv, e], h_kv a divisor of {q.shape[-2]}     (q: {describe(q)})",
             actual=f"k: {describe(k)}",
-            hint="do the heads come before time? jnp.swapaxes(q, -3, -2), and so k and v, puts them after."
+            hint="do the heads come before time? jnp.swapaxes(x, -3, -2) of each puts them after."
             if heads_first
             else None,
         )
@@ -276,8 +272,7 @@ def _check_mask(where: str, mask: Any, q: Array, k: Array) -> None:
     raise ShapeError(
         f"{where}: mask does not broadcast to [*n, h, t, s].",
         path="mask",
-        expected=f"mask: what broadcasts to bool[{', '.join(map(str, full))}]     "
-        f"(q: {describe(q)}, k: {describe(k)})",
+        expected=f"mask: bool, broadcastable to [{', '.join(map(str, full))}]     (q: {describe(q)})",
         actual=f"mask: {describe(mask)}",
         hint=hint,
     )

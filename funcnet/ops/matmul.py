@@ -46,7 +46,7 @@ def apply(a: Float[Array, "*n i k"], b: Float[Array, "*m k j"]) -> Float[Array, 
     for path, x, dims in (("a", a, "*n, i, k"), ("b", b, "*m, k, j")):
         if x.ndim < 2:
             raise ShapeError(
-                f"{where}: {path} has {x.ndim} {'axis' if x.ndim == 1 else 'axes'}, but a matrix has 2.",
+                f"{where}: {path} has rank {x.ndim}, but at least 2 is needed.",
                 path=path,
                 expected=f"{path}: float[{dims}]",
                 actual=f"{path}: {describe(x)}",

@@ -213,14 +213,10 @@ def cost(
     mask: Bool[Abstract, "..."] | None = None,
 ) -> Cost:
     """2 · n · t · (d · e · (2 h + 2 h_kv) + 2 · t · h · e) flops: four projections and attention."""
-
-    def definition(params: Params, x: Array, mask: Array | None) -> Array:
-        return reference(params, x, causal=causal, mask=mask)
-
     t, (_, h, e) = x.shape[-2], params["q"]["w"].shape
     projections = sum(math.prod(p["w"].shape) for p in params.values())
     products = math.prod(x.shape[:-1]) * (projections + 2 * t * h * e)
-    return Cost(2 * products, traffic(definition, params, x, mask))
+    return Cost(2 * products, traffic(reference, params, x, causal=causal, mask=mask))
 
 
 # ---- checks -----------------------------------------------------------------------------------------------
@@ -243,7 +239,7 @@ def _check_params(where: str, params: Any) -> None:
     w = params["q"]["w"]
     if w.ndim != 3:
         raise ShapeError(
-            f'{where}: params["q"]["w"] has {w.ndim} axes, but 3 are needed.',
+            f'{where}: params["q"]["w"] has rank {w.ndim}, but 3 is needed.',
             path='params["q"]["w"]',
             expected='params["q"]["w"]: float[d, h, e]',
             actual=f'params["q"]["w"]: {describe(w)}',

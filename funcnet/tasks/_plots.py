@@ -41,10 +41,13 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     loss, accuracy = figure.axes
-    loss.set_ylabel("nats")
-    loss.set_ylim(bottom=0)
+    loss.set(ylabel="nats", yscale="log")
+    loss.yaxis.set_major_formatter("{x:g}")
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    accuracy.set_ylim(top=1.02 if accuracy.get_ylim()[1] > 0.9 else None)
+    _, values = _series(records, "accuracy")
+    later = _running_mean(values)[len(values) // 10 :]  # the first tenth may leave the picture
+    if len(later):
+        accuracy.set_ylim(bottom=max(0, later.min() - 0.05))
     figure.savefig(path)
 
 

@@ -20,24 +20,23 @@ from funcnet import store, tasks
 from funcnet.errors import FileFormatError, ValueRangeError
 from funcnet.tasks._task import Saved
 
-__all__ = ["create", "metrics", "read", "read_config", "write_config"]
+__all__ = ["choose", "metrics", "read", "read_config", "write_config"]
 
 _VERSION = 1
 
 
-def create(folder: Path | None, task: str) -> Path:
-    """A new, empty run folder: `folder`, or runs/TASK-TIME.
+def choose(folder: Path | None, task: str) -> Path:
+    """Where a run may write: `folder`, or runs/TASK-TIME; it is not made yet.
 
     Raises:
         ValueRangeError: `folder` has something in it.
-        OSError: it cannot be made.
+        OSError: `folder` is a file, or cannot be looked into.
     """
     if folder is None:
         name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
         names = [name, *(f"{name}-{i}" for i in range(2, 100))]
-        folder = next(path for path in (Path("runs", name) for name in names) if not path.exists())
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+        return next(path for path in (Path("runs", name) for name in names) if not path.exists())
+    if folder.exists() and any(folder.iterdir()):
         raise ValueRangeError(
             f"the folder {folder} is not empty.", path="out", expected="a folder that is new or empty"
         )

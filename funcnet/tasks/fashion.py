@@ -108,6 +108,7 @@ def example(config: convnet.Config) -> Float[np.ndarray, "1 h w c"]:
 def prepare(options: Options) -> Task:
     """The data, the loss with dropout, the optimizer, and the score on the test images."""
     train_set, test_set = data(options.data)
+    check_range(options, batch=(1, len(train_set.labels)))
     net = config(options)
 
     def scaled(images: Any) -> Any:  # on the device: bytes travel faster than floats

@@ -21,20 +21,24 @@ def described(folder, task="digits", config=CONFIG, **facts):
 
 def test_a_new_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert _run.create(tmp_path / "a" / "b", "digits").is_dir()
-    names = [_run.create(None, "digits").name for _ in range(3)]
+    assert _run.choose(tmp_path / "a" / "b", "digits") == tmp_path / "a" / "b"
+    names = []
+    for _ in range(3):
+        folder = _run.choose(None, "digits")
+        folder.mkdir(parents=True)
+        names.append(folder.name)
     assert len(set(names)) == 3, "three runs in one second"
     assert all(name.startswith("digits-2") for name in names)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(names)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    assert _run.create(tmp_path, "digits") == tmp_path, "an empty one may be used"
+    assert _run.choose(tmp_path, "digits") == tmp_path, "an empty one may be used"
     (tmp_path / "params.safetensors").touch()
     with pytest.raises(ValueRangeError, match="is not empty"):
-        _run.create(tmp_path, "digits")
-    with pytest.raises(OSError, match="exists"):
-        _run.create(tmp_path / "params.safetensors", "digits")
+        _run.choose(tmp_path, "digits")
+    with pytest.raises(OSError, match="Not a directory"):
+        _run.choose(tmp_path / "params.safetensors", "digits")
 
 
 @pytest.mark.parametrize(

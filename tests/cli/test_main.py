@@ -1,0 +1,165 @@
+"""Commands, options and paths: what is wrong is one line and exit code 2."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import funcnet
+from funcnet import cli
+from funcnet.cli import main
+
+
+def call(capsys, *args):
+    """Exit code, standard output, standard error."""
+    code = main([*map(str, args)])
+    return code, *capsys.readouterr()
+
+
+def refused(capsys, *args):
+    """The one line that a wrong command line gives."""
+    code, out, err = call(capsys, *args)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("funcnet")
+    return err.strip()
+
+
+def test_version(capsys):
+    assert call(capsys, "--version") == (0, f"funcnet {funcnet.__version__}\n", "")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["train", "--help"]])
+def test_help_names_everything(capsys, args):
+    code, out, err = call(capsys, *args)
+    assert (code, err) == (0, "")
+    names = funcnet.tasks.TASKS if "train" in args else cli.COMMANDS
+    assert all(f"\n  {name} " in out for name in names)
+
+
+@pytest.mark.parametrize("task", ["digits", "fashion", "chars"])
+def test_help_of_a_task_explains_its_options(capsys, task):
+    code, out, err = call(capsys, "train", task, "--help")
+    assert (code, err) == (0, "")
+    module = getattr(funcnet.tasks, task)
+    for name in module.Options.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')} " in out
+    assert "--out DIR" in out
+    assert out.count("default:") == len(module.Options.__dataclass_fields__) + 1
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("command", ["predict", "summary", "doctor"])
+def test_help_of_a_command(capsys, command):
+    code, out, err = call(capsys, command, "--help")
+    assert (code, err) == (0, "")
+    assert f"usage: funcnet {command}" in out
+
+
+def test_wrong_commands(capsys):
+    assert refused(capsys) == (
+        "funcnet: which command: there are train, predict, summary, doctor (funcnet --help)"
+    )
+    assert refused(capsys, "trian") == (
+        "funcnet: no command 'trian': there are train, predict, summary, doctor (funcnet --help)"
+    )
+    assert refused(capsys, "train", "digit") == (
+        "funcnet train: no task 'digit': there are digits, fashion, chars (funcnet train --help)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            "train digits --epoch 3",
+            "unrecognized options: --epoch, 3; perhaps --epochs (funcnet train digits",
+        ),
+        ("train digits --epochs x", "error parsing --epochs: invalid literal for int() with base 10: 'x'"),
+        ("train digits --epochs", "missing value for argument '--epochs'"),
+        ("train digits more", "unrecognized options: more (funcnet train digits --help)"),
+        ("train digits --epochs 0", "epochs is 0; expected 1 or more"),
+        ("train digits --batch 2000", "batch is 2000; expected 1 to 1437"),
+        ("train digits --learning-rate nan", "learning_rate is nan; expected 0 to 1"),
+        ("train fashion --data nowhere", "nowhere/train-images-idx3-ubyte.gz is not there"),
+        ("train chars --text nowhere", "No such file or directory: 'nowhere'"),
+        ("predict", "missing from funcnet predict: RUN FILE (funcnet predict --help)"),
+        ("predict run", "missing from funcnet predict: FILE (funcnet predict --help)"),
+        ("predict nowhere file", "nowhere is no run folder: there is no such folder"),
+        ("summary", "missing from funcnet summary: TASK|RUN"),
+        ("summary nowhere", "'nowhere' is neither a task (digits, fashion, chars) nor a run folder"),
+        ("doctor --quick", "unrecognized options: --quick (funcnet doctor --help)"),
+    ],
+)
+def test_wrong_options_and_paths(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *args.split())
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_a_folder_in_use_is_refused(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    line = refused(capsys, "train", "digits", "--out", tmp_path)
+    assert line == (
+        f"funcnet train: the folder {tmp_path} is not empty; expected a folder that is new or empty"
+    )
+
+
+def test_a_missing_extra(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_NEEDED", ("rich", "no_such_package"))
+    line = refused(capsys, "summary", "digits")
+    assert line == "funcnet summary: no_such_package not installed: pip install 'funcnet[cli]'"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "funcnet doctor: interrupted"),
+        (OSError(28, "No space left on device"), 1, "funcnet doctor: [Errno 28] No space left on device"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            2,
+            "funcnet doctor: [Errno 13] Permission denied: 'x'",
+        ),
+        (funcnet.errors.ShapeError("a\nb.", hint="c"), 2, "funcnet doctor: a; b; hint c"),
+    ],
+)
+def test_exit_codes(capsys, monkeypatch, error, code, line):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("funcnet.cli.doctor.run", fail)
+    assert call(capsys, "doctor") == (code, "", line + "\n")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("funcnet.cli.doctor.run", lambda args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_errors_in_any_encoding(encoding):
+    code = "from funcnet.cli import main; main(['doctor', '--quikc'])"
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stderr == "funcnet doctor: unrecognized options: --quikc (funcnet doctor --help)\n"
+
+
+def test_help_does_not_wait_for_jax():
+    code = (
+        "import sys; from funcnet.cli import main; main(['--help']); main(['train', '--help']);"
+        "print([name for name in ('jax', 'matplotlib', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_reader_that_goes_away():
+    code = "from funcnet.cli import main; import sys; sys.exit(main(['summary', 'digits']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert b"Traceback" not in err
