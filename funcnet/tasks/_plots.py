@@ -36,7 +36,7 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
         final = [f"{score:.2%}" if name == "accuracy" else f"{score:.4f}" for score in scores[-1:]]
         label = f"{held_out}, {final[0]} at the end" if final else held_out
         axes.plot(steps, scores, color=_HELD_OUT, marker="o", markersize=3.5, linewidth=1.2, label=label)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right" if name == "loss" else "lower right")
         axes.set(xlabel="step", title=name)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -47,7 +47,7 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
     _, values = _series(records, "accuracy")
     later = _running_mean(values)[len(values) // 10 :]  # the first tenth may leave the picture
     if len(later):
-        accuracy.set_ylim(bottom=max(0, later.min() - 0.05))
+        accuracy.set_ylim(max(0, later.min() - 0.05), min(1.01, accuracy.get_ylim()[1]))
     figure.savefig(path)
 
 
