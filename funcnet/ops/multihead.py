@@ -199,7 +199,7 @@ def _pull_projection(p: Projection, x: Array, dy: Array, axes: int) -> tuple[dic
     dy_ = dy.reshape(rows.shape[0], w_.shape[1])
     dw = jnp.matmul(rows.T, dy_, preferred_element_type=sums).reshape(w.shape)
     dx = jnp.matmul(dy_, w_.T, preferred_element_type=sums).reshape(x.shape)
-    grads = {"w": narrow(dw, p["w"])}
+    grads: dict[str, Any] = {"w": narrow(dw, p["w"])}
     if "b" in p:
         grads["b"] = None if p["b"] is None else narrow(dy.sum(range(n), dtype=sums), p["b"])
     return grads, dx
@@ -214,7 +214,7 @@ def cost(
 ) -> Cost:
     """2 · n · t · (d · e · (2 h + 2 h_kv) + 2 · t · h · e) flops: four projections and attention."""
     t, (_, h, e) = x.shape[-2], params["q"]["w"].shape
-    projections = sum(math.prod(p["w"].shape) for p in params.values())
+    projections = sum(math.prod(p["w"].shape) for p in (params["q"], params["k"], params["v"], params["o"]))
     products = math.prod(x.shape[:-1]) * (projections + 2 * t * h * e)
     return Cost(2 * products, traffic(reference, params, x, causal=causal, mask=mask))
 
