@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import funcnet as fn
-from benchmarks.harness import Table, interleave, summarise
+from benchmarks.harness import Table, summarise, wait_for_quiet
 
 WIDTH, BATCH = 16, 32
 OPTIMIZER = optax.adam(1e-3)
@@ -28,10 +28,10 @@ Loop = Callable[[int], Any]  # takes so many steps and returns the parameters
 
 def run(quick: bool) -> list[Table]:
     """Wall and processor time of a step, by depth, and of a step within a loop."""
-    rounds, work, depths, middle = (3, 40, (1, 4), 4) if quick else (40, 1600, (1, 4, 16, 64), 16)
+    rounds, work, depths, middle = (3, 40, (1, 4), 4) if quick else (400, 320, (1, 4, 16, 64), 16)
     timings = {depth: timed(step_loops(depth), rounds, work // depth) for depth in depths}
     with tempfile.TemporaryDirectory() as folder:
-        loops = timed(fit_loops(middle, folder), rounds, work // 4)
+        loops = timed(fit_loops(middle, folder), rounds // 10, work)
     tables = []
     for clock, note in (
         ("wall", "Target: ×1.05 at 16 layers, against the step by hand."),
@@ -47,24 +47,26 @@ def run(quick: bool) -> list[Table]:
 
 
 def timed(loops: dict[str, Loop], rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds per step, {clock: {loop: one per round}}, once all loops are known to compute the same."""
+    """Seconds per step, {clock: {loop: one per round}}, once all loops are known to compute the same.
+
+    Samples are short, a few milliseconds, and rounds many, so that most escape what else the machine does; it
+    is waited for, until it is quiet, at every tenth round only.
+    """
     ends = [loop(steps) for loop in loops.values()]
     for end in ends[1:]:
         jax.tree.map(np.testing.assert_array_equal, end, ends[0])
-
-    def sampler(loop: Loop) -> Callable[[], tuple[float, float]]:
-        def sample() -> tuple[float, float]:
+    names = list(loops)
+    samples = {clock: {name: [] for name in names} for clock in ("wall", "processor")}
+    for turn in range(rounds):
+        if turn % 10 == 0:
+            wait_for_quiet()
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             wall, processor = time.perf_counter(), time.process_time()
-            jax.block_until_ready(loop(steps))
-            return (time.perf_counter() - wall) / steps, (time.process_time() - processor) / steps
-
-        return sample
-
-    samples = interleave({name: sampler(loop) for name, loop in loops.items()}, rounds)
-    return {
-        clock: {name: [pair[i] for pair in pairs] for name, pairs in samples.items()}
-        for i, clock in enumerate(("wall", "processor"))
-    }
+            jax.block_until_ready(loops[name](steps))
+            samples["processor"][name].append((time.process_time() - processor) / steps)
+            samples["wall"][name].append((time.perf_counter() - wall) / steps)
+    return samples
 
 
 def init(depth: int) -> list[dict[str, jax.Array]]:

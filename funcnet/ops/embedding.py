@@ -104,7 +104,7 @@ def _check_ids(where: str, ids: Array, w: Array) -> None:
                 expected=f'0 ≤ ids < {v}     (params["w"]: {describe(w)})',
                 actual=f"ids: {describe(ids)}, {outside.size} of {values.size} outside, "
                 f"from {outside.min()} to {outside.max()}",
-                hint="do they count from 1? ids - 1." if outside.max() == outside.min() == v else None,
+                hint="do they count from 1? ids - 1." if values.min() > 0 and values.max() == v else None,
             )
 
 

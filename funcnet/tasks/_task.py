@@ -1,7 +1,7 @@
 """What a task hands to whoever trains it, and what comes back from disk."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class Task(NamedTuple):
     Attributes:
         config: of the model.
         optimizer: for `train.init`.
-        step: for `train.fit`; `step.loss` is the loss.
+        step: for `train.fit`: a function of state and batch, with the loss as its attribute `loss`.
         batches: each call gives the same batches, from the first.
         steps: how many steps that is; None: time ends it.
         evaluate: the score on data that was not trained on: "loss" and "accuracy".
@@ -34,7 +34,7 @@ class Task(NamedTuple):
 
     config: Any
     optimizer: optax.GradientTransformation
-    step: Callable[..., tuple[State, Mapping[str, Any]]]
+    step: Any
     batches: Callable[[], Iterator[Any]]
     steps: int | None
     evaluate: Callable[[State], dict[str, float]]

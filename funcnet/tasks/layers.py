@@ -106,8 +106,8 @@ def _key(tree: Any, first: int = 0) -> Key:
 
 def _shapes(node: Any, path: str) -> dict[str, tuple[int, ...]]:
     """The leaves below `path`, the weight before its bias."""
-    leaves = sorted(jax.tree.leaves_with_path(node), key=lambda leaf: -leaf[1].size)
-    return {
+    shapes = {
         f"{path}.{jax.tree_util.keystr(names, simple=True, separator='.')}".strip("."): leaf.shape
-        for names, leaf in leaves
+        for names, leaf in jax.tree.leaves_with_path(node)
     }
+    return dict(sorted(shapes.items(), key=lambda item: (item[0].rpartition(".")[0], item[0].endswith("b"))))

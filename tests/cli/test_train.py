@@ -1,5 +1,6 @@
 """`funcnet train` from end to end: what it prints, what it leaves behind, however it ends."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -149,8 +150,7 @@ def with_step(monkeypatch, change):
             state, metrics = task.step(state, batch)
             return state, change(int(state.step), metrics)
 
-        step.loss = task.step.loss
-        return task._replace(step=step)
+        return task._replace(step=functools.update_wrapper(step, task.step))
 
     monkeypatch.setattr(digits, "prepare", changed)
 

@@ -1,7 +1,7 @@
 """The character model's data, clock, loss and sampling."""
 
-import itertools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,9 +200,16 @@ def test_a_prediction(params, written):
 
 
 def test_options_that_make_no_sense():
-    for name, value in itertools.chain(
-        [("minutes", 0.0), ("minutes", float("nan")), ("steps", 0), ("batch", 0), ("context", 1)],
-        [("learning_rate", -1.0), ("weight_decay", -0.1), ("seed", -1)],
-    ):
-        with pytest.raises(ValueRangeError, match=name):
-            chars.Options(**{name: value})
+    wrong: list[dict[str, Any]] = [
+        {"minutes": 0.0},
+        {"minutes": float("nan")},
+        {"steps": 0},
+        {"batch": 0},
+        {"context": 1},
+        {"learning_rate": -1.0},
+        {"weight_decay": -0.1},
+        {"seed": -1},
+    ]
+    for option in wrong:
+        with pytest.raises(ValueRangeError, match=next(iter(option))):
+            chars.Options(**option)

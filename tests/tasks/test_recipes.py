@@ -20,10 +20,9 @@ def fashion_files(folder, train=40, test=20, seed=0):
         images = rng.integers(0, 256, (n, 28, 28), np.uint8)
         labels = (np.arange(n) % 10).astype(np.uint8)
         head = struct.pack(">4B3I", 0, 0, 8, 3, n, 28, 28)
-        with gzip.open(folder / f"{name}-images-idx3-ubyte.gz", "wb") as file:
-            file.write(head + images.tobytes())
-        with gzip.open(folder / f"{name}-labels-idx1-ubyte.gz", "wb") as file:
-            file.write(struct.pack(">4BI", 0, 0, 8, 1, n) + labels.tobytes())
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + images.tobytes()))
+        head = struct.pack(">4BI", 0, 0, 8, 1, n)
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(head + labels.tobytes()))
     return folder
 
 
@@ -86,8 +85,7 @@ def test_fashion_files_that_are_missing_or_do_not_fit(tmp_path):
     fashion_files(tmp_path)
     labels = tmp_path / "t10k-labels-idx1-ubyte.gz"
     for content in (bytes([3] * 19), bytes([3] * 21), bytes([10] * 20)):
-        with gzip.open(labels, "wb") as file:
-            file.write(struct.pack(">4BI", 0, 0, 8, 1, len(content)) + content)
+        labels.write_bytes(gzip.compress(struct.pack(">4BI", 0, 0, 8, 1, len(content)) + content))
         with pytest.raises(FileFormatError, match="labels do not fit the images"):
             fashion.data(tmp_path)
     labels.unlink()
