@@ -23,8 +23,8 @@ test:  ## the README's test command: float64 with annotations checked, then as u
 slow:  ## every case through every transform; minutes
 	$(PYTHON) -m pytest -m slow
 
-doctest:
-	$(PYTHON) -m pytest --doctest-modules funcnet --doctest-glob='*.md' README.md docs -p no:cacheprovider
+doctest:  ## the examples in docstrings; those in README.md and docs/ are run by tests/test_docs.py
+	$(PYTHON) -m pytest -q -n 0 --doctest-modules funcnet
 
 examples:
 	for script in examples/*.py; do echo "== $$script" && $(PYTHON) "$$script" || exit 1; done
