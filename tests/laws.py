@@ -399,12 +399,14 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
         "a cotangent has another dtype than its leaf"
     )
     assert jax.tree.map(lambda v: v.dtype, got[0]) == jax.tree.map(lambda v: v.dtype, theirs[0])
+    # A gradient that is zero by cancellation (of a key's bias, say) carries the rounding of its large terms.
+    largest = max([1.0, *(float(jnp.abs(w).max()) for w in jax.tree.leaves(want) if w.size)])
     for g, t, w in zip(jax.tree.leaves(got), jax.tree.leaves(theirs), jax.tree.leaves(want), strict=True):
         if not g.size:
             continue
         g, t, w = (np.asarray(v, np.float64) for v in (g, t, w))
         error, allowed = np.abs(g - w).max(), np.abs(t - w).max()
-        ulp = float(jnp.finfo(dtype).eps) * max(np.abs(w).max(), 1.0)  # the arguments are of size 1
+        ulp = float(jnp.finfo(dtype).eps) * largest
         assert error <= 2 * allowed + 4 * ulp, (
             f"{dtype}: error {error:.1e}, reference {allowed:.1e}, unit {ulp:.1e}"
         )
@@ -420,14 +422,15 @@ def large(case: Case, op: Any) -> None:
     formula = jax.jit(lambda a, dy: op.vjp(*a, **options)[1](dy))
     for dy in (normal_like(y, 11), jax.tree.map(jnp.ones_like, y)):
         want = list(pull(dy))
+        noise = 3e-5 * max([1.0, *(float(jnp.abs(w).max()) for w in want)])
         value, grads = jitted(values, dy)
-        close((value, list(grads)), (y, want), 3e-5, 3e-4)
-        close(with_zeros(formula(args, dy), args), want, 3e-5, 3e-4)
+        close((value, list(grads)), (y, want), 3e-5, noise)
+        close(with_zeros(formula(args, dy), args), want, 3e-5, noise)
     summed = jax.jit(
         jax.grad(lambda *v: sum(jnp.sum(u) for u in jax.tree.leaves(g(*v))), tuple(range(len(values))))
     )
     if values:
-        close(list(summed(*values)), list(pull(jax.tree.map(jnp.ones_like, y))), 3e-5, 3e-4)
+        close(list(summed(*values)), want, 3e-5, noise)
 
 
 LAWS = [naive, finite_differences, forward, formula, attached, no_retrace, forward_mode, cost]

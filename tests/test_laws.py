@@ -10,7 +10,9 @@ from funcnet import rules
 from tests import laws
 from tests.cases import CASES, LARGE, Case, F, case
 
-WITH_MATRIX = [c for c in CASES if hasattr(c.module, "matrix")]
+WITH_MATRIX = [
+    c for c in CASES if hasattr(c.module, "matrix") and not (c.op == "matmul" and len(c.args[1].shape) != 2)
+]  # the matrix of a product is that of one B
 
 
 def ids(v: Any) -> str:
