@@ -40,8 +40,8 @@ class Options:
         steps: take so many steps instead, however long they last; only then a run can be repeated exactly.
         batch: pieces of text in a step.
         context: characters in a piece, and the longest past that the model sees.
-        learning_rate: of AdamW, at its highest: it rises over the first twentieth of the training and then
-            falls to a tenth along a cosine.
+        learning_rate: of AdamW, at its highest: it rises over the first 100 steps and falls to a tenth
+            along a cosine.
         weight_decay: of matrices and tables, in units of the learning rate.
         seed: of the first parameters and the order of the pieces.
     """
@@ -69,10 +69,10 @@ class Options:
 
 
 class Batch(NamedTuple):
-    """ids [n, t + 1]: pieces of t characters and what follows them; done: share of the training, 0 to 1."""
+    """ids [n, t + 1]: pieces of t characters and what follows them; rate: share of the learning rate."""
 
     ids: Int[np.ndarray, "n t_and_1"]
-    done: float
+    rate: float
 
 
 def read(path: Path | None) -> str:
@@ -143,9 +143,14 @@ def example(config: transformer.Config) -> Int[np.ndarray, "1 t"]:
     return np.zeros((1, config.context), np.int32)
 
 
-def schedule(done: float) -> float:
-    """Share of the highest learning rate: up in the first twentieth, then down to a tenth along a cosine."""
-    return min(20 * done, 1.0) * (0.55 + 0.45 * math.cos(math.pi * done))
+def schedule(step: int, done: float) -> float:
+    """Share of the highest learning rate: up over 100 steps, and down to a tenth along a cosine.
+
+    Args:
+        step: how many steps came before.
+        done: the share of the training that is over, 0 to 1.
+    """
+    return min((step + 1) / 100, 1.0) * (0.55 + 0.45 * math.cos(math.pi * done))
 
 
 def prepare(options: Options) -> Task:
@@ -184,7 +189,7 @@ def prepare(options: Options) -> Task:
             done = elapsed if options.steps is None else number / options.steps
             if done >= 1:
                 return
-            yield Batch(train_ids[start[:, None] + np.arange(t + 1)], done)
+            yield Batch(train_ids[start[:, None] + np.arange(t + 1)], schedule(number, done))
 
     optimizer = optax.inject_hyperparams(optax.adamw, static_args="mask", hyperparam_dtype=jnp.float32)(
         learning_rate=0.0,  # set before each step
@@ -194,7 +199,7 @@ def prepare(options: Options) -> Task:
     inner = train.make_step(loss, optimizer)
 
     def step(state: train.State, batch: Batch) -> Any:
-        rate = jnp.float32(options.learning_rate * schedule(batch.done))
+        rate = jnp.float32(options.learning_rate * batch.rate)
         hyperparams = state.opt_state.hyperparams | {"learning_rate": rate}
         opt_state = state.opt_state._replace(hyperparams=hyperparams)
         return inner(state._replace(opt_state=opt_state), batch)

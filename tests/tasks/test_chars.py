@@ -87,19 +87,19 @@ def test_encode():
 
 
 def test_the_schedule_rises_and_falls():
-    rates = [chars.schedule(i / 1000) for i in range(1001)]
-    assert rates[0] == 0
+    rates = [chars.schedule(i, i / 5000) for i in range(5001)]
+    assert 0 < rates[0] <= 0.01
     assert rates[-1] == pytest.approx(0.1)
     top = rates.index(max(rates))
-    assert 0.97 < max(rates) <= 1
-    assert 45 <= top <= 55
+    assert max(rates) == pytest.approx(1, abs=0.01)
+    assert 95 <= top <= 105
     assert rates == sorted(rates[: top + 1]) + sorted(rates[top + 1 :], reverse=True)
 
 
 def test_batches_are_pieces_of_the_training_text(written):
     task = chars.prepare(options(written))
     batches = list(task.batches())
-    assert [batch.done for batch in batches] == [0, 0.25, 0.5, 0.75]
+    assert [batch.rate for batch in batches] == [chars.schedule(i, i / 4) for i in range(4)]
     training = TEXT[: len(TEXT) - len(TEXT) // 10]
     for batch in batches:
         assert batch.ids.shape == (3, 6)
@@ -115,10 +115,12 @@ def test_the_clock_ends_the_batches(written):
     task = chars.prepare(options(written, steps=None, minutes=0.01))
     assert task.steps is None
     began = time.monotonic()
-    done = [batch.done for batch in task.batches()]
+    rates = [batch.rate for batch in task.batches()]
     assert time.monotonic() - began >= 0.6
-    assert done == sorted(done)
-    assert 0 <= done[0] < 0.5 < done[-1] < 1
+    assert len(rates) > 200
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert rates[100] > 0.9
+    assert rates[-1] < 0.11
 
 
 def test_the_learning_rate_follows_what_the_batch_says(written, monkeypatch):
@@ -126,17 +128,17 @@ def test_the_learning_rate_follows_what_the_batch_says(written, monkeypatch):
     task = chars.prepare(options(written, learning_rate=0.01, weight_decay=0.0))
     params = transformer.init(jax.random.key(0), CONFIG)
 
-    def moved(done):
+    def moved(rate):
         state = fn.train.init(params, task.optimizer, key=jax.random.key(0))
-        batch = next(task.batches())._replace(done=done)
+        batch = next(task.batches())._replace(rate=rate)
         state, metrics = task.step(state, batch)
         assert metrics.keys() == {"loss", "accuracy"}
         changes = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, params)
         return max(jax.tree.leaves(changes))
 
     assert moved(0.0) == 0
-    assert moved(0.05) == pytest.approx(0.01 * chars.schedule(0.05), rel=1e-3), "Adam's first step"
-    assert moved(1.0) == pytest.approx(0.001, rel=1e-3)
+    assert moved(0.5) == pytest.approx(0.005, rel=1e-3), "Adam's first step"
+    assert moved(1.0) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_score_is_of_the_last_tenth(written, monkeypatch, params):

@@ -75,7 +75,7 @@ def test_stacked_layers_count_as_often_as_they_run():
     by_first = {next(iter(layer.shapes), ""): layer for layer in layers(*parts("transformer"))}
     assert by_first["blocks.up.w"].operations == {"linear": 3}
     assert by_first["blocks.attention.k.w"].operations == {"multihead": 3}
-    assert by_first["blocks.norm1.b"].operations == {"layer_norm": 7}, "two in each block, one at the end"
+    assert by_first["blocks.norm1.w"].operations == {"layer_norm": 7}, "two in each block, one at the end"
     assert "attention" not in {name for layer in by_first.values() for name in layer.operations}
 
 
