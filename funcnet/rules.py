@@ -15,6 +15,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from types import ModuleType
@@ -85,12 +86,24 @@ class _Tape:
 
 
 def operation(apply: Callable[P, R]) -> Callable[P, R]:
-    """Mark `apply` as an operation: inside `record`, its calls are noted. Otherwise nothing changes."""
+    """Mark `apply` as an operation: inside `record`, its calls are noted. Otherwise nothing changes.
+
+    However a call is written, it is noted by the contract: the parameters that must be given by position
+    are its arrays, the others (``axis`` in ``softmax.apply(x, 0)``) its options.
+    """
+    signature = inspect.signature(apply)
+    arrays = [
+        name
+        for name, p in signature.parameters.items()
+        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+    ]
 
     @functools.wraps(apply)
     def marked(*args: P.args, **options: P.kwargs) -> R:
         if (tape := _tape.value) is not None:
-            tape.calls.append(Call(sys.modules[apply.__module__], *_untraced((args, options))))
+            given = _untraced(signature.bind(*args, **options).arguments)
+            positional = tuple(given.pop(name) for name in arrays)
+            tape.calls.append(Call(sys.modules[apply.__module__], positional, given))
         return apply(*args, **options)
 
     return marked

@@ -317,7 +317,7 @@ LARGE = [
     case("multihead", heads(64, 4, 2, 16), F(8, 67, 64), causal=True),
     # ==== pools and losses
     case("max_pool", F(8, 64, 64, 2), kernel=(3, 3), stride=2, padding="same"),
-    case("avg_pool", F(2, 640, 67), kernel=(61,), stride=7, padding="same"),
+    case("avg_pool", F(2, 640, 67), kernel=(11,), stride=7, padding="same"),
     case("mse", F(8, 64, 67), F(8, 64, 67)),
     case("cross_entropy", F(8, 64, 67), I(67, 8, 64), ignore_index=3),
     case("binary_cross_entropy", F(8, 64, 67), U(8, 64, 67)),

@@ -1,8 +1,10 @@
 """How the tests run: in float64, with strict dtype promotion and every annotation checked at run time.
 
-`pytest --as-users` runs the float32 and bfloat16 laws again the way users run: x64 off, annotations not
-checked.
+Most of their time is XLA's, so it is told not to optimise. `pytest --as-users` runs the float32 and bfloat16
+laws the way users run: optimised, x64 off, annotations not checked.
 """
+
+import signal
 
 import jax
 import pytest
@@ -18,21 +20,36 @@ def pytest_configure(config: pytest.Config) -> None:
     global AS_USERS
     AS_USERS = config.getoption("--as-users")
     config.addinivalue_line("markers", "as_users: run again with x64 off and annotations unchecked")
+    config.addinivalue_line("markers", "only_as_users: says nothing without XLA's optimisations")
     jax.config.update("jax_enable_x64", not AS_USERS)
     jax.config.update("jax_num_cpu_devices", 4)
     if not AS_USERS:
         import jaxtyping
 
+        jax.config.update("jax_disable_most_optimizations", True)
         jax.config.update("jax_numpy_dtype_promotion", "strict")
         jaxtyping.install_import_hook("funcnet", "beartype.beartype")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    keep = lambda item: "slow" not in item.keywords or "slow" in config.getoption("-m")
-    if config.getoption("--as-users"):
-        keep = lambda item: "as_users" in item.keywords
-    config.hook.pytest_deselected(items=[item for item in items if not keep(item)])
-    items[:] = filter(keep, items)
+    left_out = {"slow"} if "slow" not in config.getoption("-m") else set()
+    asked = {"as_users", "only_as_users"} if AS_USERS else set()
+    if not AS_USERS:
+        left_out.add("only_as_users")
+
+    def kept(item: pytest.Item) -> bool:
+        return not left_out & item.keywords.keys() and (not asked or bool(asked & item.keywords.keys()))
+
+    config.hook.pytest_deselected(items=[item for item in items if not kept(item)])
+    items[:] = filter(kept, items)
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C raises, also where the shell that started the tests in the background had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 _tests_run = 0

@@ -56,7 +56,7 @@ def test_rounded(c, dtype):
     laws.rounded(c, c.module, dtype)
 
 
-@pytest.mark.as_users
+@pytest.mark.only_as_users
 @pytest.mark.parametrize("c", LARGE, ids=ids)
 def test_large(c):
     laws.large(c, c.module)
@@ -148,3 +148,19 @@ def test_law_rejects(law):
     law(CASE, OP, args, options)
     with pytest.raises((AssertionError, NotImplementedError, ValueError)):
         law(CASE, REJECTED[law], args, options)
+
+
+@pytest.mark.as_users
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounded_rejects(dtype):
+    laws.rounded(CASE, OP, dtype)
+    with pytest.raises(AssertionError):
+        laws.rounded(CASE, broken(apply=lambda p, x: scaled(OP.apply(p, x), 1.03)), dtype)
+
+
+@pytest.mark.only_as_users
+def test_large_rejects():
+    (c,) = (c for c in LARGE if c.op == "linear")
+    laws.large(c, OP)
+    with pytest.raises(AssertionError):
+        laws.large(c, broken(vjp=wrong_gradient))

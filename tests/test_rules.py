@@ -129,6 +129,16 @@ def test_record_lists_calls_with_values_or_shapes():
     assert calls == []
 
 
+def test_record_reads_a_call_however_it_is_written():
+    x = normal(7, 3)
+    with rules.record() as calls:
+        fn.gelu.apply(x, True)
+        fn.gelu.apply(approximate=True, x=x)
+    for call in calls:
+        assert len(call.args) == 1 and call.args[0] is x
+        assert call.options == {"approximate": True}
+
+
 # ---- no work twice ----------------------------------------------------------------------------------------
 
 
@@ -152,10 +162,9 @@ def test_bind_tells_one_from_true():
 # ---- sharded batches --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto])
-def test_a_batch_sharded_over_devices_is_not_gathered(axis_type):
+def test_a_batch_sharded_over_devices_is_not_gathered():
     """The gradient of a convolution over a sharded batch: partial sums and one all-reduce, no all-gather."""
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
     params, x = fn.conv.init(key(), 3, 5, kernel=(3, 3)), normal(8, 6, 6, 3)
     grad = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.sin(fn.conv.apply(p, x))), (0, 1)))
     want = grad(params, x)
