@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     global AS_USERS
     AS_USERS = config.getoption("--as-users")
-    config.addinivalue_line("markers", "as_users: run again with x64 off and annotations unchecked")
+    config.addinivalue_line("markers", "as_users: run again as users run")
     config.addinivalue_line("markers", "only_as_users: says nothing without XLA's optimisations")
     jax.config.update("jax_enable_x64", not AS_USERS)
     jax.config.update("jax_num_cpu_devices", 4)

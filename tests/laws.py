@@ -433,5 +433,5 @@ def large(case: Case, op: Any) -> None:
         close(list(summed(*values)), want, 3e-5, noise)
 
 
-LAWS = [naive, finite_differences, forward, formula, attached, no_retrace, forward_mode, cost]
-TRANSFORMS = [second_order, jacobians, batching, control_flow, sharding, export]
+LAWS = [naive, finite_differences, forward, formula, cost]
+TRANSFORMS = [attached, no_retrace, forward_mode, second_order, jacobians, batching, control_flow, sharding, export]

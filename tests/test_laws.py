@@ -23,10 +23,10 @@ def test_cases_are_distinct():
     assert len({c.id for c in CASES + LARGE}) == len(CASES + LARGE)
 
 
-def first(many: int) -> list[Any]:
+def first(many: int, cases: list[Case] = CASES) -> list[Any]:
     """All cases; those beyond the first few of each operation are slow: CI runs them all (`make slow`)."""
-    before = {c.id: [d.op for d in CASES[:i]].count(c.op) for i, c in enumerate(CASES)}
-    return [c if before[c.id] < many else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+    before = {c.id: [d.op for d in cases[:i]].count(c.op) for i, c in enumerate(cases)}
+    return [c if before[c.id] < many else pytest.param(c, marks=pytest.mark.slow) for c in cases]
 
 
 @pytest.mark.parametrize("c", first(2), ids=ids)
@@ -43,13 +43,13 @@ def test_transform(law, c):
     law(c, c.module, args, options)
 
 
-@pytest.mark.parametrize("c", WITH_MATRIX, ids=ids)
+@pytest.mark.parametrize("c", first(2, WITH_MATRIX), ids=ids)
 def test_matrix(c):
     args, options = c.draw()
     laws.matrix(c, c.module, args, options)
 
 
-@pytest.mark.as_users
+@pytest.mark.only_as_users
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("c", first(2), ids=ids)
 def test_rounded(c, dtype):
@@ -150,7 +150,7 @@ def test_law_rejects(law):
         law(CASE, REJECTED[law], args, options)
 
 
-@pytest.mark.as_users
+@pytest.mark.only_as_users
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rounded_rejects(dtype):
     laws.rounded(CASE, OP, dtype)

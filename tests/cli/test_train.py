@@ -96,22 +96,15 @@ def test_a_run_can_be_applied_and_shown(small, capsys, tmp_path):
     assert main(["predict", "run", str(tmp_path)]) == 2
 
 
-def test_the_default_folder_is_new_each_time(small, tmp_path):
-    for _ in range(2):
-        assert main(["train", "digits", "--epochs", "1", "--batch", "1437"]) == 0
-    folders = list((tmp_path / "runs").iterdir())
-    assert len(folders) == 2
-    assert all(folder.name.startswith("digits-") for folder in folders)
-
-
-def test_fashion(small, capsys, tmp_path):
+def test_fashion_in_the_default_folder(small, capsys, tmp_path):
     fashion_files(tmp_path)
-    args = ["--data", str(tmp_path), "--epochs", "2", "--batch", "8", "--out", "run"]
-    assert main(["train", "fashion", *args]) == 0
-    assert len(records(Path("run"))) == 10
+    assert main(["train", "fashion", "--data", str(tmp_path), "--epochs", "2", "--batch", "8"]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("fashion-")
+    assert len(records(folder)) == 10
     np.save("images.npy", np.zeros((28, 28), np.uint8))
     capsys.readouterr()
-    assert main(["predict", "run", "images.npy"]) == 0
+    assert main(["predict", str(folder), "images.npy"]) == 0
     assert "pullover" in capsys.readouterr().out
 
 
