@@ -324,7 +324,11 @@ def _linear_transpose(dy: Any, *operands: Any, linear: Any, known: int) -> list[
     grads = linear.pull(list(operands[:known]), dy)
     wanted = operands[known:]
     return [None] * known + [
-        None if not ad.is_undefined_primal(a) else ad.Zero(a.aval) if g is None else g
+        None
+        if not ad.is_undefined_primal(a)
+        else ad.Zero(a.aval)
+        if g is None
+        else same_variance(g, *dy, *operands[:known])[0]  # a constant does not vary
         for g, a in zip(grads, wanted, strict=True)
     ]
 
@@ -353,10 +357,14 @@ class Bilinear:
     """A product (a, b) -> c, linear in each operand, as a primitive; call it like the function it wraps."""
 
     def __init__(self, name: str, product: Callable[..., jax.Array], static: tuple[str, ...]):
-        self.product, self.primitive = product, Primitive(name)
-        self.primitive.def_impl(jax.jit(product, static_argnames=static))
+        @functools.wraps(product)
+        def varying(a: jax.Array, b: jax.Array, **static: Hashable) -> jax.Array:
+            return same_variance(product(a, b, **static), a, b)[0]  # zeros of an empty product do not vary
+
+        self.product, self.primitive = varying, Primitive(name)
+        self.primitive.def_impl(jax.jit(varying, static_argnames=static))
         self.primitive.def_abstract_eval(self._abstract)
-        mlir.register_lowering(self.primitive, mlir.lower_fun(product, multiple_results=False))
+        mlir.register_lowering(self.primitive, mlir.lower_fun(varying, multiple_results=False))
         _products.add(self.primitive)
 
     def _abstract(self, *operands: Any, **static: Hashable) -> Any:

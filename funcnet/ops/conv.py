@@ -470,6 +470,13 @@ def _batch(
     ) -> tuple[Array, int]:
         into_a, into_b, into_c = only_a if b_axis is None else only_b if a_axis is None else groups
         size = next(x.shape[axis] for x, axis in ((a, a_axis), (b, b_axis)) if axis is not None)
+        if size == 0:  # joined to another axis it would take that with it
+            empty = [
+                (x.shape[:at] + x.shape[at + 1 :] if at is not None else x.shape)
+                for x, at in ((a, a_axis), (b, b_axis))
+            ]
+            c = product(*(jnp.zeros(shape, a.dtype) for shape in empty), window=window)
+            return jnp.zeros((0, *c.shape), c.dtype), 0
         a = a if a_axis is None else _join(a, a_axis, into_a)
         b = b if b_axis is None else _join(b, b_axis, into_b)
         c = product(a, b, window=window)
