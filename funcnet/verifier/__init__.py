@@ -2,6 +2,6 @@
 
 from funcnet.verifier.compare import verify
 from funcnet.verifier.model import verify_model
-from funcnet.verifier.report import Report, Row
+from funcnet.verifier.report import KINDS, Finding, FormulaError, Report, Row
 
-__all__ = ["Report", "Row", "verify", "verify_model"]
+__all__ = ["KINDS", "Finding", "FormulaError", "Report", "Row", "verify", "verify_model"]

@@ -1,6 +1,5 @@
 """Every gradient formula in a model, verified on the model's own shapes."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -9,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet import rules
+from funcnet.verifier import judge
 from funcnet.verifier.compare import verify
-from funcnet.verifier.report import Report, Row
+from funcnet.verifier.problem import pose, wide
+from funcnet.verifier.report import Finding, Report, Row
 
 __all__ = ["verify_model"]
 
@@ -23,7 +24,7 @@ def verify_model(
     The loss is run once, unjitted, and the calls are noted; nothing is listed by hand, so it works for any
     model made of funcnet's operations. A call with values is verified on them; one inside `jax.jit`,
     `jax.lax.scan` or `jax.vmap` on random arguments of its shapes. Each formula is compared with `jax.vjp`
-    of the operation's `reference`, in float64.
+    of the operation's `reference`, in float64; a wrong one is then diagnosed by `verify`.
 
     Args:
         loss: ``loss(params, batch, key)``, or with a model_state ``loss(params, model_state, batch, key)``.
@@ -43,7 +44,8 @@ def verify_model(
     for call in calls:
         if hasattr(call.operation, "vjp"):
             distinct.setdefault(_signature(call), []).append(call)
-    return Report(tuple(_worst(same, seed) for same in distinct.values()))
+    verdicts = [_verdict(same, seed) for same in distinct.values()]
+    return Report(tuple(row for row, _ in verdicts), tuple(f for _, findings in verdicts for f in findings))
 
 
 def _signature(call: rules.Call) -> Any:
@@ -53,12 +55,24 @@ def _signature(call: rules.Call) -> Any:
     return call.operation.__name__, kinds, tree
 
 
-def _worst(calls: list[rules.Call], seed: int) -> Row:
+def _verdict(calls: list[rules.Call], seed: int) -> tuple[Row, tuple[Finding, ...]]:
+    """The worst leaf of one operation at one set of shapes, and what is wrong there."""
     fill = functools.partial(_fill, np.random.default_rng(seed))
     args, options = jax.tree.map_with_path(fill, (calls[0].args, calls[0].options))
-    report = verify(calls[0].operation, args, static=options, seed=seed)
-    worst = max(report.rows, key=lambda row: (not row.ok, row.error))
-    return dataclasses.replace(worst, count=len(calls))
+    with jax.enable_x64(True):
+        problem = pose(calls[0].operation, None, wide(args), static=wide(options))
+        ready = judge.judge_of(problem, problem.arrays)
+        point = ready.at("as called", problem.arrays, np.random.default_rng(seed))
+        allowed = ready.tolerances(point)
+    errors = [judge.measure([point], i)[0] for i in range(len(allowed))]
+    worst = max(range(len(errors)), key=lambda i: errors[i] / allowed[i])
+    text = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in problem.arrays)
+    ok, findings = errors[worst] <= allowed[worst], ()
+    if not ok:
+        findings = verify(calls[0].operation, args, static=options, seed=seed).findings
+    note = ", ".join(dict.fromkeys(f.kind for f in findings))
+    row = Row(problem.name, problem.paths[worst], text, len(calls), errors[worst], allowed[worst], ok, note)
+    return row, findings
 
 
 def _fill(rng: np.random.Generator, path: Any, leaf: Any) -> Any:

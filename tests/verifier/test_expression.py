@@ -166,7 +166,7 @@ REFUSED = {
     "(x": (0, "'(' was never closed"),
     "x = 3": (2, "invalid syntax"),
     "import os": (0, "invalid syntax"),
-    "z + x": (0, 'there is no "z": there are b, dy, ids, images, möbius, w, x, pi, e'),
+    "z + x": (0, 'there is no "z": there are x, w, b, dy, images, ids, möbius, pi, e'),
     "image": (0, "; perhaps images"),
     "x + jnp.exp(x)": (4, "functions stand alone: exp(x), not jnp.exp(x)"),
     "exp + x": (0, "exp is a function: write exp(x)"),

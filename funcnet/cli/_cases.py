@@ -1,0 +1,235 @@
+"""Small arguments for every operation of the library, and the laws that `funcnet verify --all` holds it to.
+
+Sizes are distinct primes, so that a transposed or dropped axis cannot pass, with the plain case first.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["CASES", "DTYPES", "EXACT", "LAWS", "Measured", "draw", "measure"]
+
+DTYPES = ("float64", "float32", "bfloat16")
+EXACT = 1e-10  # in float64, relative to the largest value or gradient
+LAWS = (
+    "apply = reference",
+    "vjp = jax.vjp(reference)",
+    "jax.vjp(apply) = jax.vjp(reference)",
+    "a gradient has the dtype of its leaf",
+)
+
+Draw = Callable[[jax.Array, str], jax.Array]  # from a key and the dtype of floats
+Case = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments, options; a Draw for every array
+
+
+def _normal(*shape: int) -> Draw:
+    return lambda key, dtype: jax.random.normal(key, shape, dtype)
+
+
+def _positive(*shape: int) -> Draw:
+    """State: never narrower than float32."""
+    return lambda key, dtype: jax.random.uniform(key, shape, jnp.promote_types(dtype, "float32"), 0.5, 1.5)
+
+
+def _unit(*shape: int) -> Draw:
+    return lambda key, dtype: jax.random.uniform(key, shape, dtype)
+
+
+def _probabilities(*shape: int) -> Draw:
+    return lambda key, dtype: jax.random.dirichlet(key, jnp.ones(shape[-1]), shape[:-1]).astype(dtype)
+
+
+def _ids(high: int, *shape: int) -> Draw:
+    return lambda key, _: jax.random.randint(key, shape, 0, high)
+
+
+def _mask(*shape: int) -> Draw:
+    return lambda key, _: jax.random.bernoulli(key, 0.6, shape)
+
+
+def _key() -> Draw:
+    return lambda key, _: key
+
+
+def _case(*args: Any, **options: Any) -> Case:
+    return args, options
+
+
+def _heads(d: int, h: int, h_kv: int, e: int) -> dict[str, dict[str, Draw]]:
+    """The parameters of multihead."""
+    return {
+        "q": {"w": _normal(d, h, e), "b": _normal(h, e)},
+        "k": {"w": _normal(d, h_kv, e), "b": _normal(h_kv, e)},
+        "v": {"w": _normal(d, h_kv, e), "b": _normal(h_kv, e)},
+        "o": {"w": _normal(h, e, d), "b": _normal(d)},
+    }
+
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "attention": (
+        _case(_normal(2, 5, 3, 7), _normal(2, 11, 3, 7), _normal(2, 11, 3, 13)),
+        _case(_normal(2, 3, 4, 5), _normal(2, 7, 2, 5), _normal(2, 7, 2, 3), causal=True, mask=_mask(3, 7)),
+    ),
+    "avg_pool": (
+        _case(_normal(2, 7, 11, 3), kernel=(2, 3)),
+        _case(_normal(3, 13, 5), kernel=(3,), stride=2, padding="same"),
+    ),
+    "batch_norm": tuple(
+        _case(
+            {"w": _normal(5), "b": _normal(5)},
+            {"mean": _positive(5), "var": _positive(5)},
+            _normal(11, 5),
+            train=train,
+        )
+        for train in (True, False)
+    ),
+    "binary_cross_entropy": (_case(_normal(7, 11), _unit(7, 11)), _case(_normal(17), _ids(2, 17))),
+    "conv": (
+        _case({"w": _normal(3, 2, 5), "b": _normal(5)}, _normal(7, 11, 2)),
+        _case({"w": _normal(2, 3, 2, 5), "b": _normal(5)}, _normal(3, 7, 5, 2), stride=2),
+        _case({"w": _normal(3, 2, 2, 6)}, _normal(2, 7, 5, 4), groups=2, dilation=(2, 1), padding="valid"),
+    ),
+    "cross_entropy": (
+        _case(_normal(7, 11), _ids(11, 7)),
+        _case(_normal(17, 5), _ids(5, 17), ignore_index=3, label_smoothing=0.3),
+        _case(_normal(3, 7), _probabilities(3, 7)),
+    ),
+    "dropout": (_case(_normal(7, 11), rate=0.3, key=_key()),),
+    "embedding": (_case({"w": _normal(7, 5)}, _ids(7, 11)), _case({"w": _normal(2, 3)}, _ids(2, 17))),
+    "gelu": (_case(_normal(7, 11)), _case(_normal(7, 11), approximate=True)),
+    "group_norm": (
+        _case({"w": _normal(6), "b": _normal(6)}, _normal(7, 5, 3, 6), groups=2),
+        _case({"w": _normal(10)}, _normal(3, 2, 7, 5, 10), groups=5, spatial=2),
+    ),
+    "layer_norm": (
+        _case({"w": _normal(11), "b": _normal(11)}, _normal(7, 11)),
+        _case({"w": _normal(5)}, _normal(2, 3, 5), eps=1e-3),
+    ),
+    "linear": (
+        _case({"w": _normal(11, 13), "b": _normal(13)}, _normal(7, 11)),
+        _case({"w": _normal(11, 13)}, _normal(3, 5, 11)),
+    ),
+    "matmul": (
+        _case(_normal(7, 11), _normal(11, 13)),
+        _case(_normal(5, 1, 2, 7), _normal(3, 7, 11)),  # both are broadcast
+    ),
+    "max_pool": (
+        _case(_normal(2, 7, 11, 3), kernel=(2, 3)),
+        _case(_normal(3, 13, 5), kernel=(3,), stride=2, padding="same"),
+    ),
+    "mse": (_case(_normal(7, 11), _normal(7, 11)),),
+    "multihead": (
+        _case(_heads(7, 3, 3, 5), _normal(2, 11, 7)),
+        _case(_heads(5, 4, 2, 3), _normal(7, 5), causal=True),  # two query heads share a key head
+    ),
+    "relu": (_case(_normal(7, 11)),),
+    "rms_norm": (
+        _case({"w": _normal(11)}, _normal(7, 11)),
+        _case({"w": _normal(5)}, _normal(2, 3, 5), eps=1e-3),
+    ),
+    "sigmoid": (_case(_normal(7, 11)),),
+    "silu": (_case(_normal(7, 11)),),
+    "softmax": (_case(_normal(7, 11)), _case(_normal(2, 3, 5), axis=-2)),
+    "tanh": (_case(_normal(7, 11)),),
+}
+
+
+def draw(case: Case, key: jax.Array, dtype: str = "float32") -> Case:
+    """The case with arrays.
+
+    Args:
+        case: of `CASES`.
+        key: a random key.
+        dtype: of its floats; state stays in float32 or wider.
+
+    Returns:
+        The positional arguments and the options.
+    """
+    leaves, tree = jax.tree.flatten(case)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        tree, [v(k, dtype) if callable(v) else v for v, k in zip(leaves, keys, strict=True)]
+    )
+
+
+class Measured(NamedTuple):
+    """One case of an operation.
+
+    Attributes:
+        errors: of the formula's gradients, by the dtype in which it is computed, against `jax.vjp` of the
+            reference in float64, relative to the largest gradient.
+        laws: those of `LAWS` that hold.
+    """
+
+    errors: dict[str, float]
+    laws: tuple[str, ...]
+
+
+def measure(operation: ModuleType, case: Case, key: jax.Array) -> Measured:
+    """Compute one case in every dtype.
+
+    Args:
+        operation: with `reference`, `apply` and `vjp`.
+        case: of `CASES`.
+        key: a random key.
+    """
+    errors, dtypes_kept, exact = {}, True, ()
+    with jax.enable_x64(True):  # for all: dropout draws another mask without it
+        options = draw(case, key)[1]
+        functions = (operation.reference, operation.apply, operation.vjp)
+        reference, apply, vjp = (functools.partial(f, **options) for f in functions)
+        by_formula = jax.jit(lambda args, dy: vjp(*args)[1](dy))
+        by_jax, attached = (
+            jax.jit(functools.partial(_by_jax, f), static_argnums=0) for f in (reference, apply)
+        )
+        for dtype in DTYPES:
+            args, _ = draw(case, key, dtype)
+            dy = _random_like(jax.eval_shape(reference, *args), jax.random.fold_in(key, 1))
+            grads = by_formula(args, dy)
+            moving = tuple(i for i, grad in enumerate(grads) if grad is not None)
+            value, truth = by_jax(moving, _wide(args), _wide(dy))
+            errors[dtype] = _error(grads, truth)
+            if dtype == "float64":
+                found = attached(moving, args, dy)
+                exact = (_error(found[0], value), errors[dtype], _error(found[1], truth))
+            leaves = jax.tree.leaves([args[i] for i in moving])
+            dtypes_kept &= [v.dtype for v in jax.tree.leaves(grads)] == [v.dtype for v in leaves]
+    holds = [*(error <= EXACT for error in exact), dtypes_kept]
+    return Measured(errors, tuple(itertools.compress(LAWS, holds)))
+
+
+def _by_jax(f: Callable[..., Any], moving: tuple[int, ...], args: Sequence[Any], dy: Any) -> tuple[Any, Any]:
+    """f(*args), and by jax.vjp its gradients of the arguments that are counted in `moving`."""
+
+    def of_moving(*values: Any) -> Any:
+        given = dict(zip(moving, values, strict=True))
+        return f(*(given.get(i, arg) for i, arg in enumerate(args)))
+
+    y, pullback = jax.vjp(of_moving, *(args[i] for i in moving))
+    return y, pullback(dy)
+
+
+def _random_like(tree: Any, key: jax.Array) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _wide(tree: Any) -> Any:
+    """The floats in float64, exactly."""
+    return jax.tree.map(lambda v: v.astype("float64") if jnp.issubdtype(v.dtype, jnp.floating) else v, tree)
+
+
+def _error(got: Any, want: Any) -> float:
+    """The largest error of any leaf, relative to the largest element of all; infinite if it is not finite."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    error = max(float(jnp.abs(g.astype("float64") - w).max()) for g, w in pairs)
+    error /= max(float(jnp.abs(w).max()) for w in jax.tree.leaves(want)) or 1.0
+    return error if math.isfinite(error) else math.inf

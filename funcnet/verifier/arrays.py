@@ -1,0 +1,200 @@
+"""Naming a mistake from arrays alone: what the formula gives, and what is true, for several cotangents."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from funcnet.verifier.report import Finding
+
+__all__ = ["constants", "name_constant", "named", "ratio", "support"]
+
+Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # (formula, truth) per cotangent
+SAME = 1e-7  # of the largest element: two arrays are one
+
+
+def named(argument: str, pairs: Pairs, others: dict[str, Pairs], sizes: dict[str, int]) -> Finding | None:
+    """The mistake in one gradient, if arrays show it.
+
+    Args:
+        argument: whose gradient it is.
+        pairs: formula and truth; the shapes of all formulas are equal, and those of all truths.
+        others: the same of the other arguments.
+        sizes: the sizes of the arguments by name, to name constants with: ``x.shape[0]``.
+    """
+    got, want = pairs[0]
+    if got.shape != want.shape:
+        return _other_shape(argument, pairs)
+    if all(not u.any() for u, _ in pairs):
+        return Finding(argument, "zero", "the formula gives zeros, and the true gradient is not zero")
+    if not all(np.isfinite(u).all() for u, _ in pairs):
+        bad = ~np.isfinite(pairs[0][0])
+        return Finding(
+            argument, "nan", "the formula is not finite where the true gradient is", where=support(bad)
+        )
+    if (c := ratio(pairs)) is not None:
+        return _scaled(argument, c, sizes)
+    for other, theirs in others.items():
+        if all(_same(u, t) for (u, _), (_, t) in zip(pairs, theirs, strict=True)):
+            return Finding(
+                argument, "swapped", f"this is the gradient of {other}", f"exchange it with that of {other}"
+            )
+    for axes in itertools.permutations(range(got.ndim)) if got.ndim <= 4 else ():
+        if axes != tuple(range(got.ndim)) and _all(pairs, lambda u, axes=axes: u.transpose(axes)):
+            fix = ".T" if got.ndim == 2 else f".transpose{axes}"
+            return Finding(
+                argument, "transpose", "this is the transpose of the true gradient", f"append {fix}"
+            )
+    for axis in range(got.ndim):
+        if _all(pairs, lambda u, axis=axis: np.flip(u, axis)):
+            return Finding(argument, "flip", f"reversed along axis {axis}", f"flip it along axis {axis}")
+    spatial = [a for a in range(got.ndim) if got.shape[a] > 2]
+    for axis, by in ((a, s) for a in spatial for s in (1, -1, 2, -2)):
+        if _all(pairs, lambda u, a=axis, s=by: np.roll(u, s, a)) or _shifted(pairs, axis, by):
+            return Finding(argument, "shift", f"shifted by {-by} along axis {axis}", f"shift it by {by}")
+    if got.ndim > 1 and len(set(got.shape)) == 1:
+        for axes in itertools.combinations(range(got.ndim), 2):
+            turned = lambda u, axes=axes: np.flip(u, axes)
+            if _all(pairs, turned):
+                return Finding(argument, "flip", f"reversed along axes {axes}", f"flip it along axes {axes}")
+    return None
+
+
+def _same(u: np.ndarray, t: np.ndarray) -> bool:
+    return u.shape == t.shape and bool(np.abs(u - t).max(initial=0) <= SAME * np.abs(t).max(initial=1e-300))
+
+
+def _all(pairs: Pairs, edit) -> bool:
+    return all(_same(edit(u), t) for u, t in pairs)
+
+
+def ratio(pairs: Pairs) -> float | None:
+    """c where U = c·T for every cotangent."""
+    dot = sum(float(np.vdot(u, t)) for u, t in pairs)
+    norm = sum(float(np.vdot(t, t)) for _, t in pairs)
+    c = dot / norm if norm else 0.0
+    return c if c and all(_same(u, c * t) for u, t in pairs) else None
+
+
+def _scaled(argument: str, c: float, sizes: dict[str, int]) -> Finding:
+    if abs(c + 1) < SAME:
+        return Finding(argument, "sign", "this is the negative of the true gradient", "negate it")
+    message = f"too large by the factor {c:.6g}" if abs(c) > 1 else f"too small: {c:.6g} of the true gradient"
+    name, inverse = name_constant(c, sizes), name_constant(1 / c, sizes)
+    known = lambda text: f" ({text})" if ":" in text else ""
+    return Finding(argument, "scale", message + known(name), f"multiply it by {1 / c:.6g}" + known(inverse))
+
+
+def constants(sizes: dict[str, int]) -> Iterator[tuple[str, float]]:
+    """The factors that people forget or add, named: N, 1/N, √N, N − 1 over N, 2, ½ ..."""
+    yield from (("2", 2.0), ("1/2", 0.5), ("3", 3.0), ("1/3", 1 / 3), ("4", 4.0), ("1/4", 0.25))
+    seen = set()
+    for name, n in sizes.items():
+        if n < 2 or n in seen:
+            continue
+        seen.add(n)
+        yield f"{n}: {name}", float(n)
+        yield f"1/{n}: {name}", 1 / n
+        yield f"√{n}: {name}", math.sqrt(n)
+        yield f"1/√{n}: {name}", 1 / math.sqrt(n)
+        yield f"{n - 1}/{n}: {name}", (n - 1) / n
+        yield f"{n}/{n - 1}: {name}", n / (n - 1)
+        yield f"{n}²: {name}", float(n * n)
+        yield f"1/{n}²: {name}", 1 / (n * n)
+        if n > 2:
+            yield f"1/{n - 1}: {name} - 1", 1 / (n - 1)
+            yield f"{n - 1}: {name} - 1", n - 1.0
+
+
+def name_constant(c: float, sizes: dict[str, int]) -> str:
+    """What a factor is: "1/7: x.shape[0]"; "" where no size explains it."""
+    for name, value in constants(sizes):
+        if abs(abs(c) - value) < 1e-7 * value:
+            return ("-" if c < 0 else "") + name
+    values = {name: n for name, n in sizes.items() if n > 1}
+    for (a, m), (b, n) in itertools.combinations(values.items(), 2):
+        for text, value in (
+            (f"{m}·{n}: {a} · {b}", m * n),
+            (f"1/({m}·{n}): {a} · {b}", 1 / (m * n)),
+            (f"{m}/{n}: {a} / {b}", m / n),
+            (f"{n}/{m}: {b} / {a}", n / m),
+        ):
+            if abs(abs(c) - value) < 1e-7 * value:
+                return ("-" if c < 0 else "") + text
+    return ""
+
+
+def _other_shape(argument: str, pairs: Pairs) -> Finding:
+    got, want = pairs[0]
+    expected = f"shape {got.shape}, not {want.shape}"
+    extra = got.ndim - want.ndim
+    if extra > 0:
+        leading = tuple(range(extra))
+        if _all(
+            pairs, lambda u: u.sum(leading).reshape(want.shape) if u[(0,) * extra].shape == want.shape else u
+        ):
+            axes = leading[0] if extra == 1 else leading
+            return Finding(
+                argument,
+                "missing_batch_sum",
+                f"{expected}: not summed over the batch",
+                f"append .sum({axes})",
+            )
+        for axes in itertools.combinations(range(got.ndim), extra):
+            if _all(pairs, lambda u, axes=axes: u.sum(axes)):
+                return Finding(
+                    argument, "unbroadcast", f"{expected}: not summed back", f"append .sum({axes})"
+                )
+    if extra >= 0:
+        axes = tuple(range(extra)) + tuple(
+            extra + i
+            for i, (a, b) in enumerate(zip(got.shape[extra:], want.shape, strict=True))
+            if b == 1 != a
+        )
+        if axes and _all(
+            pairs, lambda u: u.sum(axes).reshape(want.shape) if u.sum(axes).size == want.size else u
+        ):
+            return Finding(
+                argument,
+                "unbroadcast",
+                f"{expected}: not summed over the axes that the forward pass broadcasts",
+                f"sum it over {axes} with keepdims",
+            )
+    if got.ndim == want.ndim and sorted(got.shape) == sorted(want.shape):
+        for axes in itertools.permutations(range(got.ndim)):
+            if _all(pairs, lambda u, axes=axes: u.transpose(axes)):
+                return Finding(
+                    argument, "transpose", f"{expected}: the transpose of the gradient", "append .T"
+                )
+    return Finding(argument, "shape", expected, f"give it the shape {want.shape} of the argument")
+
+
+def _shifted(pairs: Pairs, axis: int, by: int) -> bool:
+    """Shifted with zeros moving in: equal where both know."""
+    inner = [slice(None)] * pairs[0][0].ndim
+    inner[axis] = slice(by, None) if by > 0 else slice(None, by)
+    return all(_same(np.roll(u, by, axis)[tuple(inner)], t[tuple(inner)]) for u, t in pairs) and any(
+        t[tuple(inner)].any() for _, t in pairs
+    )
+
+
+def support(wrong: np.ndarray) -> str:
+    """Where a boolean array is True, in words: "rows 0 and 6 of axis 0"; "" if everywhere or scattered."""
+    if wrong.all() or not wrong.any() or not wrong.ndim:
+        return ""
+    for axis in range(wrong.ndim):
+        others = tuple(a for a in range(wrong.ndim) if a != axis)
+        some = np.flatnonzero(wrong.any(others))
+        if len(some) < wrong.shape[axis] and wrong.take(some, axis).mean() > 0.5:
+            return f"{_listed(some)} of axis {axis}"
+    return f"{int(wrong.sum())} of {wrong.size} elements"
+
+
+def _listed(indices: np.ndarray) -> str:
+    first, last = int(indices[0]), int(indices[-1])
+    if len(indices) == 1:
+        return f"index {first}"
+    if len(indices) == last - first + 1:
+        return f"indices {first} to {last}"
+    return "indices " + ", ".join(map(str, indices[:6])) + (", ..." if len(indices) > 6 else "")

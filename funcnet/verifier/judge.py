@@ -1,0 +1,239 @@
+"""Is the formula right? Its gradients against the truth, leaf by leaf, at several points.
+
+The truth is `jax.vjp` of the forward pass in float64: no differences, so no step and almost no noise. What
+error is allowed follows from the narrowest dtype that takes part (its eps), from the length of the sums, and
+from how much the true gradient itself moves when the arguments move by rounding (its conditioning).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.errors import StructureError
+from funcnet.verifier import referee, trace
+from funcnet.verifier.problem import Problem, cotangents, is_float
+from funcnet.verifier.report import Finding
+
+__all__ = ["Judge", "Point", "differs", "judge_of", "largest", "measure"]
+
+ROUNDINGS = 4096  # of eps, for each √length: a right formula may be a good deal less exact than autodiff
+NOISE = 2.0**-46  # of the largest gradient of all leaves: what cancellation leaves of one that is zero
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Arguments, cotangents, and what truth and formula say there: one list of gradients per cotangent."""
+
+    label: str
+    arrays: list[Any]
+    dys: list[list[np.ndarray]]
+    truth: list[list[np.ndarray]]
+    formula: list[list[np.ndarray | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """The truth and the formula of one problem, as functions of (arrays, dy).
+
+    Attributes:
+        truth: the gradients of the floats.
+        formula: the same by the formula; None where it gives none.
+        y: the float leaves of the result.
+        eps: of the narrowest dtype that takes part.
+        jitted: whether the formula could be traced.
+        notes: what the report should say of all this.
+    """
+
+    problem: Problem
+    truth: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
+    formula: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
+    y: Callable[[Sequence[Any]], list[Any]]
+    eps: float
+    jitted: bool
+    notes: tuple[str, ...]
+
+    def at(self, label: str, arrays: Sequence[Any], rng: np.random.Generator) -> Point:
+        """Truth and formula at `arrays`, for two random cotangents and a constant one."""
+        arrays = list(arrays)
+        dys = cotangents(jax.eval_shape(self.y, arrays), rng)
+        truth = [[np.asarray(v, np.float64) for v in self.truth(arrays, dy)] for dy in dys]
+        formula = [
+            [None if v is None else np.asarray(v, np.float64) for v in self.formula(arrays, dy)] for dy in dys
+        ]
+        return Point(label, arrays, dys, truth, formula)
+
+    def conditioning(self, point: Point) -> list[float]:
+        """How much each true gradient moves, in units of the eps by which arguments and cotangent move."""
+        h, rng = 2.0**-30, np.random.default_rng(0)
+        by = lambda v: np.asarray(v) * (1 + h * rng.choice([-1.0, 1.0], np.shape(v)))
+        move = lambda v: jnp.asarray(by(v)) if is_float(v) else v
+        moved = self.truth([move(v) for v in point.arrays], [by(v) for v in point.dys[0]])
+        return [
+            float(np.nan_to_num(largest(np.asarray(a) - b) / (h * max(largest(b), 1e-300)), posinf=0.0))
+            for a, b in zip(moved, point.truth[0], strict=True)
+        ]
+
+    def tolerances(self, point: Point) -> list[float]:
+        """The error that is allowed for each leaf, relative to the largest element of its true gradient."""
+        length = max([1, *(v.size for v in point.arrays), *(v.size for v in point.dys[0])])
+        return [
+            self.eps * (ROUNDINGS * math.sqrt(length) if self.eps < 1e-12 else 64 * math.sqrt(length))
+            + 64 * self.eps * k
+            for k in self.conditioning(point)
+        ]
+
+
+def judge_of(problem: Problem, arrays: Sequence[Any]) -> Judge:
+    """Prepare truth and formula; needs `jax.enable_x64`.
+
+    Raises whatever the forward pass raises, and StructureError where the formula's gradients cannot be matched
+    with the arguments.
+    """
+    notes: list[str] = []
+    y: Callable[..., Any] = lambda a: problem.y(a)
+
+    def vjp(a: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
+        values = [a[i] for i in problem.moving]
+        return list(jax.vjp(lambda *v: y_plain(problem.place(a, v)), *values)[1](dy))
+
+    program, shapes = trace.trace(lambda *a: problem.y(a), *arrays)
+    y_plain: Callable[..., Any] = y
+    if program.custom:
+        y_plain = lambda a: _run_plain(program, a)
+        notes.append(
+            "the forward pass contains custom derivative rules: the truth is numerical differentiation, "
+            "and autodiff of the forward pass without those rules where the two agree"
+        )
+    truth, jit_y = jax.jit(vjp), jax.jit(y)
+    jitted = True
+    dy = [jnp.zeros(v.shape, jnp.float64) for v in shapes]
+    narrow = list(program.avals)
+    try:
+        backward, _ = trace.trace(lambda a, d: _given(problem.gradients(a, d)), list(arrays), dy)
+        narrow += backward.avals
+        formula: Callable[..., Any] = jax.jit(lambda a, d: problem.gradients(a, d))
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        jitted, formula = False, lambda a, d: problem.gradients(a, d)
+        notes.append(
+            f"the formula cannot be traced by JAX ({type(error).__name__}): it is run as plain Python"
+        )
+    eps = max((float(jnp.finfo(v.dtype).eps) for v in narrow if is_float(v)), default=2.0**-52)
+    if eps > 1e-12:
+        notes.append(
+            "some of it is computed in less than float64, whatever the arguments: less error can be seen"
+        )
+    judge = Judge(problem, truth, formula, jit_y, eps, jitted, tuple(notes))
+    if program.custom:
+        judge = dataclasses.replace(judge, truth=_refereed(judge, arrays, dy))
+    return judge
+
+
+def _given(grads: Sequence[Any]) -> list[Any]:
+    return [g for g in grads if g is not None]
+
+
+def _run_plain(program: trace.Program, arrays: Sequence[Any]) -> list[Any]:
+    """The forward pass by JAX, its custom rules left out."""
+    values: list[Any] = [None] * len(program)
+    values[: program.inputs] = arrays
+    for eqn in program.equations:
+        operands = [values[v] if isinstance(v, int) else v for v in eqn.inputs]
+        for v, result in zip(eqn.outputs, trace.bind(eqn, operands), strict=True):
+            values[v] = result
+    return [values[v] for v in program.outputs]
+
+
+def _refereed(judge: Judge, arrays: Sequence[Any], zeros: Sequence[Any]) -> Callable[..., Any]:
+    """Autodiff without custom rules if the referee agrees with it here, else numerical differentiation."""
+    rng = np.random.default_rng(0)
+    dy = [jnp.asarray(rng.standard_normal(v.shape)) for v in zeros]
+    if all(check.agrees for check in checks(judge, arrays, dy, judge.truth(arrays, dy), 1e-6)):
+        return judge.truth
+
+    def numerical(a: Sequence[Any], d: Sequence[Any]) -> list[np.ndarray]:
+        f = lambda values: judge.y(judge.problem.place(a, [jnp.asarray(v) for v in values]))
+        return referee.gradient(f, [a[i] for i in judge.problem.moving], d)
+
+    return numerical
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One gradient along one direction, against differences."""
+
+    claimed: float
+    measured: float
+    trust: float
+    agrees: bool
+
+
+def checks(
+    judge: Judge, arrays: Sequence[Any], dy: Sequence[Any], grads: Sequence[Any], tolerance: float
+) -> list[Check]:
+    """Ask the referee about each of `grads`, along a random direction."""
+    rng, problem = np.random.default_rng(1), judge.problem
+    values = [np.asarray(arrays[i], np.float64) for i in problem.moving]
+    f = lambda moved: judge.y(problem.place(arrays, [jnp.asarray(v) for v in moved]))
+    out = []
+    for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
+        t = rng.standard_normal(value.shape) * (float(np.abs(value).mean()) if value.size else 1.0 or 1.0)
+        along = [t if j == i else np.zeros(v.shape) for j, v in enumerate(values)]
+        measured, trust = referee.derivative(f, values, along, dy)
+        claimed = (
+            float(np.vdot(np.asarray(grad), t))
+            if grad is not None and np.shape(grad) == t.shape
+            else math.nan
+        )
+        size = max(abs(measured), abs(claimed), float(np.linalg.norm(np.asarray(t))) * 1e-8)
+        out.append(Check(claimed, measured, trust, abs(claimed - measured) <= tolerance * size + 4 * trust))
+    return out
+
+
+# ---- measuring --------------------------------------------------------------------------------------------
+
+
+def largest(x: Any) -> float:
+    """The largest absolute value; 0 of an empty array, NaN if there is one."""
+    x = np.asarray(x)
+    return float(np.abs(x).max()) if x.size else 0.0
+
+
+def measure(points: Sequence[Point], i: int) -> tuple[float, np.ndarray | None]:
+    """The largest error of gradient i over all points and cotangents, and that of every element at the first."""
+    worst, errors = 0.0, None
+    for n, point in enumerate(points):
+        scale, everything = scales(point)
+        for want, got in zip(point.truth, point.formula, strict=True):
+            if got[i] is None:
+                found = np.abs(want[i])
+            elif got[i].shape != want[i].shape:
+                return math.inf, None
+            else:
+                found = np.abs(got[i] - want[i])
+            found = np.where(np.isfinite(found), found, math.inf) / max(
+                scale[i], everything * NOISE * 2**33, 1e-300
+            )
+            worst = max(worst, largest(found))
+            if n == 0:
+                errors = found if errors is None else np.maximum(errors, found)
+    return worst, errors
+
+
+def scales(point: Point) -> tuple[list[float], float]:
+    """The largest element of each true gradient over all cotangents, and of all of them."""
+    each = [max(largest(want[i]) for want in point.truth) for i in range(len(point.truth[0]))]
+    return each, max(each, default=0.0)
+
+
+def differs(got: Any, want: Any, tolerance: float, scale: float) -> bool:
+    """Whether two arrays differ by more than rounding."""
+    got, want = np.asarray(got), np.asarray(want)
+    if got.shape != want.shape:
+        return True
+    error = np.abs(got - want)
+    return not bool((error <= tolerance * max(scale, 1e-300)).all())

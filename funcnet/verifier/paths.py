@@ -1,0 +1,232 @@
+"""Naming a mistake from the forward pass: which path of the chain rule does the formula leave out or distort?
+
+The derivative of every equation of the forward pass gets a gate, a factor that is 1. If the true gradient with
+one gate at 0 is what the formula gives, then the formula lacks the path through that equation; with the gate at
+-1 it has its sign wrong. All gates are tried in one compiled call. The formula need not be seen.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.verifier import trace
+from funcnet.verifier.arrays import SAME
+from funcnet.verifier.judge import Point
+from funcnet.verifier.problem import Problem, is_float
+from funcnet.verifier.report import Finding
+
+__all__ = ["search"]
+
+MANY = 80  # gates; a longer forward pass is not searched
+FACTORS = (0.0, -1.0, 2.0, 0.5)
+_REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "dot_general", "argmax", "cumsum")
+
+
+class Gate(NamedTuple):
+    """A place in the forward pass: the output of an equation, or one of the uses of a shared value."""
+
+    equation: int
+    operand: int | None  # None: the output
+    slope: bool = False  # instead of a factor: the derivative of y = f(x) is taken for 1
+
+
+class Setting(NamedTuple):
+    """Some gates at another factor than 1."""
+
+    gates: tuple[int, ...]
+    factor: float
+
+
+def search(problem: Problem, points: Sequence[Point], wrong: Sequence[int]) -> dict[int, Finding]:
+    """Findings for those of the `wrong` gradients that one setting of the gates explains at every point.
+
+    The points may differ in their sizes, as long as the forward pass has the same equations there.
+    """
+    first = points[0]
+    program, _ = trace.trace(lambda *a: problem.y(a), *first.arrays)
+    gates = _gates(program, problem.moving)
+    if not 0 < len(gates) <= MANY:
+        return {}
+    settings = _settings(program, gates)
+    explains = {i: list(range(len(settings))) for i in wrong}
+    for point in points:
+        program, _ = trace.trace(lambda *a: problem.y(a), *point.arrays)
+        if _gates(program, problem.moving) != gates:
+            continue
+        gradients = jax.jit(jax.vmap(_gated(problem, program, gates, point.arrays), (0, None)))
+        matrix = np.ones((len(settings), len(gates)))
+        for row, setting in zip(matrix, settings, strict=True):
+            row[list(setting.gates)] = setting.factor
+        for dy, formula in zip(point.dys, point.formula, strict=True):
+            if not any(explains.values()):
+                return {}
+            found = [np.asarray(g) for g in gradients(matrix, dy)]
+            for i, left in explains.items():
+                u = formula[i]
+                if u is None or u.shape != found[i].shape[1:]:
+                    left.clear()
+                else:
+                    bound = SAME * max(np.abs(u).max(initial=0), 1e-300)
+                    left[:] = [s for s in left if np.abs(found[i][s] - u).max(initial=0) <= bound]
+    return {
+        i: _finding(problem.paths[i], program, gates, settings[left[0]])
+        for i, left in explains.items()
+        if left
+    }
+
+
+def _active(program: trace.Program, moving: Sequence[int]) -> set[int]:
+    """The values that depend on the floats of the arguments, differentiably."""
+    active = set(moving)
+    for eqn in program.equations:
+        if eqn.name != "stop_gradient" and any(v in active for v in eqn.inputs if isinstance(v, int)):
+            active.update(v for v in eqn.outputs if is_float(program.avals[v]))
+    return active
+
+
+def _gates(program: trace.Program, moving: Sequence[int]) -> list[Gate]:
+    active = _active(program, moving)
+    used = [v for eqn in program.equations for v in eqn.inputs if isinstance(v, int)]
+    gates = []
+    for k, eqn in enumerate(program.equations):
+        through = [j for j, v in enumerate(eqn.inputs) if isinstance(v, int) and v in active]
+        if eqn.primitive is None or len(eqn.outputs) != 1 or not through or eqn.outputs[0] not in active:
+            continue
+        gates.append(Gate(k, None))
+        gates += [Gate(k, j) for j in through if used.count(eqn.inputs[j]) > 1]
+        shapes = {program.avals[v].shape for v in (eqn.inputs[through[0]], eqn.outputs[0])}
+        if len(through) == 1 and len(shapes) == 1 and eqn.name not in ("neg", "add", "sub", "copy"):
+            gates.append(Gate(k, through[0], slope=True))
+    return gates
+
+
+def _settings(program: trace.Program, gates: Sequence[Gate]) -> list[Setting]:
+    """One gate at each factor; slopes; and statistics together, since whoever forgets one may forget two."""
+    settings = [Setting((i,), c) for i, gate in enumerate(gates) for c in ((0.0,) if gate.slope else FACTORS)]
+    statistics = [
+        i
+        for i, g in enumerate(gates)
+        if g.operand is None and program.equations[g.equation].name in _REDUCTIONS
+    ][:8]
+    for many in (2, 3):
+        settings += [Setting(some, 0.0) for some in itertools.combinations(statistics, many)]
+    return settings
+
+
+def _gated(
+    problem: Problem, program: trace.Program, gates: Sequence[Gate], arrays: Sequence[Any]
+) -> Callable[..., list[Any]]:
+    number = {gate: i for i, gate in enumerate(gates)}
+
+    def gated(x: Any, gate: Gate, factors: Any) -> Any:
+        if gate not in number:
+            return x
+        c = factors[number[gate]].astype(x.dtype)
+        return c * x + jax.lax.stop_gradient((1 - c) * x)
+
+    def y(values: Sequence[Any], factors: Any) -> list[Any]:
+        known: list[Any] = [None] * len(program)
+        known[: program.inputs] = problem.place(arrays, values)
+        for k, eqn in enumerate(program.equations):
+            operands = [
+                gated(known[v], Gate(k, j), factors) if isinstance(v, int) else v
+                for j, v in enumerate(eqn.inputs)
+            ]
+            results = trace.bind(eqn, operands)
+            for j, x in enumerate(operands):
+                if (gate := Gate(k, j, slope=True)) in number:
+                    c = factors[number[gate]].astype(results[0].dtype)
+                    straight = x + jax.lax.stop_gradient(results[0] - x)
+                    results = [jnp.where(c == 0, straight, results[0])]
+            results = [gated(results[0], Gate(k, None), factors), *results[1:]]
+            for v, result in zip(eqn.outputs, results, strict=True):
+                known[v] = result
+        return [known[v] for v in program.outputs]
+
+    def gradients(factors: Any, dy: Sequence[Any]) -> list[Any]:
+        values = [arrays[i] for i in problem.moving]
+        return list(jax.vjp(lambda *v: y(v, factors), *values)[1](list(dy)))
+
+    return gradients
+
+
+def _finding(argument: str, program: trace.Program, gates: Sequence[Gate], setting: Setting) -> Finding:
+    gate = gates[setting.gates[0]]
+    eqn = program.equations[gate.equation]
+    names = " and ".join(dict.fromkeys(program.equations[gates[i].equation].name for i in setting.gates))
+    source = trace.source(eqn.line)
+    where = f"`{names}` of the forward pass" + (f" (`{source}`)" if source else "")
+    if gate.slope:
+        kind = "mask" if eqn.name in ("max", "min", "select_n", "abs", "clamp") else "missing_term"
+        return Finding(
+            argument,
+            kind,
+            f"the derivative of {where} is left out",
+            f"multiply by the derivative of {eqn.name}",
+            eqn.line,
+        )
+    if setting.factor == 0:
+        if any(_is_statistic(program, gates[i].equation) for i in setting.gates):
+            return Finding(
+                argument,
+                "statistics_constant",
+                f"the statistic computed by {where} is held constant",
+                "add the term that flows through it",
+                eqn.line,
+            )
+        what = f"operand {gate.operand} of {where}" if gate.operand is not None else where
+        return Finding(
+            argument,
+            "missing_term",
+            f"the path through {what} is missing",
+            "add the term that flows there",
+            eqn.line,
+        )
+    what = f"the path through {where}"
+    if setting.factor == -1:
+        return Finding(argument, "sign", f"{what} has the opposite sign", "negate that term", eqn.line)
+    return Finding(
+        argument,
+        "scale",
+        f"{what} counts {setting.factor:g} times",
+        f"multiply that term by {1 / setting.factor:g}",
+        eqn.line,
+    )
+
+
+def _is_statistic(program: trace.Program, k: int) -> bool:
+    """Whether equation k is part of a mean: a sum that is divided by a constant, or what follows from it."""
+    eqn = program.equations[k]
+    makers = {v: e for e in program.equations for v in e.outputs}
+
+    def is_mean(e: trace.Equation) -> bool:
+        if e.name not in ("div", "mul") or len(e.inputs) != 2:
+            return False
+        constant = any(not isinstance(v, int) and np.size(v) == 1 for v in e.inputs)
+        summed = next((makers.get(v) for v in e.inputs if isinstance(v, int)), None)
+        while summed is not None and summed.name in ("broadcast_in_dim", "reshape", "expand_dims"):
+            summed = makers.get(summed.inputs[0]) if isinstance(summed.inputs[0], int) else None
+        return constant and summed is not None and summed.name == "reduce_sum"
+
+    seen, todo = set(), [eqn]
+    while todo:  # back to what this equation is made of, as long as the shape stays that of a statistic
+        e = todo.pop()
+        if is_mean(e):
+            return True
+        if e.name == "reduce_sum" or id(e) in seen:
+            continue
+        seen.add(id(e))
+        size = np.prod(program.avals[eqn.outputs[0]].shape, dtype=int)
+        for v in e.inputs:
+            if isinstance(v, int) and v in makers and np.prod(program.avals[v].shape, dtype=int) <= size:
+                todo.append(makers[v])
+    if eqn.name == "reduce_sum":  # the sum itself: is it divided by a constant later?
+        after = [e for e in program.equations if eqn.outputs[0] in e.inputs]
+        while after and after[0].name in ("broadcast_in_dim", "reshape", "expand_dims"):
+            after = [e for e in program.equations if after[0].outputs[0] in e.inputs]
+        return bool(after) and is_mean(after[0])
+    return False

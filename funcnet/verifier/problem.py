@@ -1,0 +1,294 @@
+"""What is verified: a forward pass, a formula for its gradients, and points at which to compare them."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.errors import DTypeError, StructureError, describe
+
+__all__ = ["Problem", "cotangents", "elsewhere", "fresh", "is_float", "pose", "wide"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A forward pass and a formula for its gradients.
+
+    Attributes:
+        name: of the operation.
+        names: of its arguments.
+        forward: ``forward(*args) -> y``, the definition.
+        formula: ``formula(args, dy)``: one gradient tree per argument, or None.
+        args: where to verify.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    forward: Callable[..., Any]
+    formula: Callable[[Any, Any], Any]
+    args: tuple[Any, ...]
+
+    @functools.cached_property
+    def arrays(self) -> tuple[Any, ...]:
+        """The leaves of the arguments that are arrays."""
+        return tuple(leaf for leaf in jax.tree.leaves(self.args) if hasattr(leaf, "dtype"))
+
+    @functools.cached_property
+    def moving(self) -> tuple[int, ...]:
+        """The numbers of the floats among `arrays`."""
+        return tuple(i for i, leaf in enumerate(self.arrays) if is_float(leaf))
+
+    def unflatten(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments made of other arrays."""
+        leaves, tree = jax.tree.flatten(self.args)
+        others = iter(arrays)
+        return jax.tree.unflatten(tree, [next(others) if hasattr(v, "dtype") else v for v in leaves])
+
+    @functools.cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The float leaves as the user writes them: ``params["w"]``."""
+
+        def text(path: Any) -> str:
+            rest = (f'["{k.key}"]' if isinstance(k, jax.tree_util.DictKey) else str(k) for k in path[1:])
+            return self.names[path[0].idx] + "".join(rest)
+
+        return tuple(text(p) for p, leaf in jax.tree.leaves_with_path(self.args) if is_float(leaf))
+
+    def place(self, arrays: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+        """All arrays, with `values` in place of the floats."""
+        replaced = dict(zip(self.moving, values, strict=True))
+        return [replaced.get(i, v) for i, v in enumerate(arrays)]
+
+    def y(self, arrays: Sequence[Any]) -> list[Any]:
+        """The float leaves of the result."""
+        return [v for v in jax.tree.leaves(self.forward(*self.unflatten(arrays))) if is_float(v)]
+
+    def gradients(self, arrays: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
+        """What the formula gives for the float leaves; None where it gives none.
+
+        Raises:
+            StructureError: its gradients are of another number or nesting than the arguments.
+        """
+        args = self.unflatten(arrays)
+        y = jax.eval_shape(lambda *v: self.forward(*self.unflatten(v)), *arrays)
+        of_floats = map(jnp.asarray, dy)
+        filled = [
+            next(of_floats) if is_float(v) else np.zeros(v.shape, jax.dtypes.float0)
+            for v in jax.tree.leaves(y)
+        ]
+        return self._matched(self.formula(args, jax.tree.unflatten(jax.tree.structure(y), filled)), args)
+
+    def _matched(self, grads: Any, args: Any) -> list[Any]:
+        if not isinstance(grads, tuple | list) or len(grads) != len(args):
+            raise StructureError(
+                f"verify: the formula of {self.name} does not return one gradient for each argument.",
+                path="backward",
+                expected=f"a tuple of {len(args)}, in the order of args; None where there is no gradient",
+                actual=f"{len(grads)} gradients" if isinstance(grads, tuple | list) else describe(grads),
+            )
+        matched: list[Any] = []
+
+        def visit(grad: Any, arg: Any) -> None:
+            if grad is None or getattr(grad, "dtype", None) == jax.dtypes.float0:
+                matched.extend([None] * sum(map(is_float, jax.tree.leaves(arg))))
+            elif not hasattr(arg, "dtype"):
+                raise ValueError("one gradient for a whole tree")
+            elif is_float(arg):
+                matched.append(jnp.asarray(grad))
+            # else: a gradient of an integer, which has none; the shape check of the judge says so
+
+        try:
+            jax.tree.map(visit, tuple(grads), tuple(args), is_leaf=lambda v: v is None)
+        except ValueError as error:
+            raise StructureError(
+                f"verify: the gradients of {self.name} have another structure than its arguments.",
+                path="backward",
+                expected=str(jax.tree.structure(tuple(args))),
+                actual=str(jax.tree.structure(tuple(grads))),
+            ) from error
+        return matched
+
+
+def pose(
+    forward: Any, backward: Any, args: Any, *, reference: Any = None, static: Mapping[str, Any] | None = None
+) -> Problem:
+    """Read the arguments of `verify`, in any of its three forms.
+
+    Raises:
+        DTypeError: args is not a tuple, or has no float leaf; a leaf is no array.
+    """
+    static = dict(static or {})
+    if args is None:
+        args, backward = backward, None
+    if not isinstance(args, tuple | list):
+        raise DTypeError(
+            "verify: args is not a tuple of arguments.",
+            path="args",
+            expected="args: (x, w, ...)",
+            actual=f"args: {describe(args)}",
+            hint="one argument is (x,)." if hasattr(args, "dtype") else None,
+        )
+    args = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, float | np.ndarray) else v, tuple(args))
+    name = getattr(forward, "__name__", "forward").rpartition(".")[2].replace("<lambda>", "forward")
+    if hasattr(forward, "vjp") and (hasattr(forward, "reference") or hasattr(forward, "apply")):
+        definition: Any = getattr(forward, "reference", None) or forward.apply
+
+        def formula(args: Any, dy: Any) -> Any:
+            return forward.vjp(*args, **static)[1](dy)
+    elif backward is not None:
+        definition = forward
+
+        def formula(args: Any, dy: Any) -> Any:
+            grads = backward(*args, dy, **static)
+            return (grads,) if len(args) == 1 and not isinstance(grads, tuple | list) else grads
+    else:
+        definition = forward if reference is None else reference
+
+        def formula(args: Any, dy: Any) -> Any:
+            return _vjp_of_floats(lambda *a: forward(*a, **static), args, dy)
+
+    problem = Problem(name, _names(definition, len(args)), lambda *a: definition(*a, **static), formula, args)
+    if not problem.moving:
+        given = ", ".join(describe(v) for v in jax.tree.leaves(args))
+        raise DTypeError(
+            "verify: args has no floating-point array, so there is no gradient to verify.",
+            path="args",
+            actual=given or "nothing",
+            hint="give floats: x.astype(float)." if given else None,
+        )
+    return problem
+
+
+def _vjp_of_floats(f: Callable[..., Any], args: Any, dy: Any) -> tuple[Any, ...]:
+    leaves, tree = jax.tree.flatten(args)
+    moving = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+    def of_floats(*values: Any) -> Any:
+        replaced = dict(zip(moving, values, strict=True))
+        return f(*jax.tree.unflatten(tree, [replaced.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+    grads = iter(jax.vjp(of_floats, *(leaves[i] for i in moving))[1](dy))
+    return jax.tree.unflatten(tree, [next(grads) if i in moving else None for i in range(len(leaves))])
+
+
+def _names(function: Any, count: int) -> tuple[str, ...]:
+    try:
+        names = [
+            p.name
+            for p in inspect.signature(function).parameters.values()
+            if p.kind <= p.POSITIONAL_OR_KEYWORD
+        ]
+    except (ValueError, TypeError):  # a built-in without a signature
+        names = []
+    return tuple([*names, *(f"argument {i}" for i in range(len(names), count))][:count])
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf can have a gradient."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def wide(tree: Any) -> Any:
+    """The floats in float64; needs `jax.enable_x64`."""
+    return jax.tree.map(lambda v: jnp.asarray(np.asarray(v, np.float64)) if is_float(v) else v, tree)
+
+
+# ---- points -----------------------------------------------------------------------------------------------
+
+
+def cotangents(y: Sequence[Any], rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """Two random cotangents and a constant one, for the float leaves of y."""
+    return [[draw(v.shape) for v in y] for draw in (rng.standard_normal, rng.standard_normal, np.ones)]
+
+
+def fresh(leaf: Any, rng: np.random.Generator, by: float = 0.1) -> Any:
+    """Other values near those of `leaf`, of the same kind: signs, symmetry, probabilities and masks are kept."""
+    if not is_float(leaf):
+        return leaf
+    x = np.asarray(leaf, np.float64)
+    finite = np.isfinite(x)
+    if _is_binary(x) or not finite.any():
+        return leaf
+    noise = rng.standard_normal(x.shape) * by
+    spread = float(x[finite].std()) or float(np.abs(x[finite]).max()) or 1.0
+    one_sided = (x[finite] > 0).all() or (x[finite] < 0).all()
+    return jnp.asarray(_alike(x, np.where(finite, x * np.exp(noise) if one_sided else x + spread * noise, x)))
+
+
+def _resized(leaf: Any, shape: Sequence[int], smallest: int, rng: np.random.Generator) -> Any:
+    """Values of another shape, of the kind of `leaf`: integers below `smallest`, masks of the same density."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    x = np.asarray(leaf)
+    if x.dtype == bool:
+        if x.ndim >= 2 and (x == np.tril(x)).all() and x.any():
+            return jnp.asarray(np.tril(np.ones(shape, bool)))
+        return jnp.asarray(rng.random(shape) < (x.mean() if x.size else 0.5))
+    if not is_float(leaf):
+        high = max(1, min(smallest, int(x.max(initial=0)) + 1))
+        return jnp.asarray(rng.integers(0, high, shape), leaf.dtype)
+    x = x.astype(np.float64)
+    if _is_binary(x):
+        low, high = np.unique(x)
+        return jnp.asarray(np.where(rng.random(shape) < (x == high).mean(), high, low))
+    noise, x = rng.standard_normal(tuple(shape)), x if x.size else np.zeros(1)
+    if (x > 0).all() or (x < 0).all():
+        return jnp.asarray(_alike(x, x.mean() * np.exp(0.5 * noise)))
+    return jnp.asarray(_alike(x, x.mean() + (float(x.std()) or 1.0) * noise))
+
+
+def _is_binary(x: np.ndarray) -> bool:
+    return x.size > 1 and bool(np.isin(x, (0.0, 1.0, -np.inf)).all()) and len(np.unique(x)) == 2
+
+
+def _alike(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """`new` with the structure that `old` has exactly: symmetric, or rows that sum to 1."""
+    if old.ndim >= 2 and old.shape[-1] == old.shape[-2] > 1 and (old == old.swapaxes(-1, -2)).all():
+        if not (old == old.flat[0]).all() and new.shape[-1] == new.shape[-2]:
+            return (new + new.swapaxes(-1, -2)) / 2
+    if old.ndim and old.shape[-1] > 1 and (old >= 0).all() and np.allclose(old.sum(-1), 1, atol=1e-6):
+        return np.abs(new) / np.abs(new).sum(-1, keepdims=True)
+    return new
+
+
+_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
+
+
+def _other_sizes(leaves: Sequence[Any], kind: str) -> dict[int, int] | None:
+    """A size for each size of the arguments: "primes", "square", "second", "zero" or "one"; None if the same."""
+    old = sorted({d for leaf in leaves for d in leaf.shape if d > 1})
+    if kind == "square":
+        new = dict.fromkeys(old, 5)
+    elif kind in ("zero", "one"):  # of the first axis, which as a rule is the batch
+        first = next((leaf.shape[0] for leaf in leaves if leaf.ndim > 1), None)
+        if first is None or first <= 1:
+            return None
+        new = {d: d for d in old} | {first: int(kind == "one")}
+    else:
+        start = 1 if kind == "primes" else 2
+        new = dict(zip(old, _PRIMES[start:], strict=False))
+        while any(a == b for a, b in new.items()) and start < 5:
+            start += 1
+            new = dict(zip(old, _PRIMES[start:], strict=False))
+    return None if len(new) < len(old) or all(a == b for a, b in new.items()) else new
+
+
+def elsewhere(problem: Problem, kind: str, rng: np.random.Generator) -> list[Any] | None:
+    """The leaves of the arguments at other sizes, or None where the forward pass does not run there.
+
+    Equal sizes stay equal; a size of 0 or 1 stays as it is.
+    """
+    if (sizes := _other_sizes(problem.arrays, kind)) is None:
+        return None
+    smallest = min((d for d in sizes.values() if d), default=1)
+    moved = [_resized(v, [sizes.get(d, d) for d in v.shape], smallest, rng) for v in problem.arrays]
+    try:
+        y = jax.eval_shape(lambda *v: problem.y(v), *moved)
+    except Exception:  # whatever a forward pass may raise on shapes that it does not know
+        return None
+    return moved if y else None

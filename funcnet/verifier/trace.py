@@ -1,0 +1,303 @@
+"""A function as a flat list of equations that NumPy can run, each with the line that wrote it.
+
+What JAX traces is inlined until only primitives are left. The equations are then cheap to run again with one
+of them changed, which is how mistakes are searched for: no tracing and no compiling per attempt.
+"""
+
+import dataclasses
+import linecache
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["CUSTOM", "HIDDEN", "Equation", "Program", "bind", "line", "rerun", "run", "source", "trace"]
+
+_INLINED = {
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+Value = int  # a value of the program, numbered from the inputs on
+
+
+class Equation(NamedTuple):
+    """``outputs = primitive(*inputs, **params)``; an input is a value's number, or a constant array."""
+
+    primitive: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Value, ...]
+    params: dict[str, Any]
+    line: str
+
+    @property
+    def name(self) -> str:
+        """Of the primitive: ``dot_general``."""
+        return self.primitive.name if self.primitive is not None else "copy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Straight-line code: values 0, 1, ... are the inputs, then what each equation gives.
+
+    Every input and every output passes through a ``copy`` equation, so that both can be edited like the rest.
+    """
+
+    equations: tuple[Equation, ...]
+    inputs: int
+    outputs: tuple[Value, ...]
+    avals: tuple[Any, ...]
+    custom: bool  # whether a custom derivative rule was inlined
+
+    def __len__(self) -> int:
+        return len(self.avals)
+
+
+def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
+    """The program of ``function(*args)`` over the flat leaves of its arguments, and the tree of its result.
+
+    Raises whatever `function` raises when it is traced.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    equations: list[Equation] = []
+    avals: list[Any] = []
+    custom = False
+
+    def new(aval: Any) -> Value:
+        avals.append(aval)
+        return len(avals) - 1
+
+    def copy(source: Any, aval: Any, where: str = "") -> Value:
+        out = new(aval)
+        equations.append(Equation(None, (source,), (out,), {}, where))
+        return out
+
+    def inline(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        nonlocal custom
+        known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+        known.update(zip(jaxpr.invars, inputs, strict=True))
+        read = lambda v: _constant(v.val) if isinstance(v, jex.Literal) else known[v]
+        for eqn in jaxpr.eqns:
+            operands = [read(v) for v in eqn.invars]
+            name = eqn.primitive.name
+            if name in _INLINED:
+                custom |= name in CUSTOM
+                inner = eqn.params[_INLINED[name]]
+                inner, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+                results: Sequence[Any] = inline(inner, consts, operands)
+            else:
+                results = [new(v.aval) for v in eqn.outvars]
+                equations.append(
+                    Equation(eqn.primitive, tuple(operands), tuple(results), dict(eqn.params), line(eqn))
+                )
+            known.update(zip(eqn.outvars, results, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    given = [new(v.aval) for v in closed.jaxpr.invars]
+    copied = [copy(v, avals[v]) for v in given]
+    results = inline(closed.jaxpr, closed.consts, copied)
+    written = {out: eqn.line for eqn in equations for out in eqn.outputs}
+    outputs = [
+        copy(v, a, written.get(v, "") if isinstance(v, int) else "")
+        for v, a in zip(results, closed.out_avals, strict=True)
+    ]
+    return Program(tuple(equations), len(given), tuple(outputs), tuple(avals), custom), shape
+
+
+def _constant(value: Any) -> Any:
+    return np.asarray(value) if not _is_key(value) else value
+
+
+def _is_key(value: Any) -> bool:
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+HIDDEN = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, __file__))
+
+
+def line(eqn: Any) -> str:
+    """``file.py:57``: the innermost line outside JAX and the verifier that wrote a JAX equation."""
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        if not frame.file_name.startswith(HIDDEN) and "importlib" not in frame.file_name:
+            near = (
+                os.path.relpath(frame.file_name) if frame.file_name.startswith(os.getcwd() + os.sep) else ""
+            )
+            return f"{near or frame.file_name}:{frame.line_num}"
+    return ""
+
+
+def source(where: str) -> str:
+    """The text of a line such as ``file.py:57``; "" where it cannot be read."""
+    file, _, number = where.rpartition(":")
+    return linecache.getline(file, int(number)).strip()[:100] if number.isdigit() else ""
+
+
+# ---- running it in NumPy ----------------------------------------------------------------------------------
+
+
+def run(program: Program, inputs: Sequence[Any], changed: dict[int, Any] | None = None) -> list[Any]:
+    """All values of the program.
+
+    Args:
+        program: the equations.
+        inputs: one array per input.
+        changed: by the number of an equation, what computes its outputs instead: ``f(operands, values)``.
+    """
+    values: list[Any] = [None] * len(program)
+    values[: program.inputs] = inputs
+    for k, eqn in enumerate(program.equations):
+        operands = [values[v] if isinstance(v, int) else v for v in eqn.inputs]
+        results = changed[k](operands, values) if changed and k in changed else apply(eqn, operands)
+        for v, result in zip(eqn.outputs, results, strict=True):
+            values[v] = result
+    return values
+
+
+def rerun(
+    program: Program, values: list[Any], changed: dict[int, Any], wanted: Sequence[Value]
+) -> list[Any] | None:
+    """The `wanted` values when some equations are changed; only what depends on them is computed again."""
+    new = dict[int, Any]()
+    start = min(changed)
+    for k in range(start, len(program.equations)):
+        eqn = program.equations[k]
+        if k not in changed and not any(v in new for v in eqn.inputs if isinstance(v, int)):
+            continue
+        operands = [(new[v] if v in new else values[v]) if isinstance(v, int) else v for v in eqn.inputs]
+        results = changed[k](operands, values) if k in changed else apply(eqn, operands)
+        for v, result in zip(eqn.outputs, results, strict=True):
+            if np.shape(result) != program.avals[v].shape:
+                return None
+            new[v] = result
+    return [new.get(v, values[v]) for v in wanted]
+
+
+def apply(eqn: Equation, operands: Sequence[Any]) -> Sequence[Any]:
+    """The outputs of one equation; by JAX where NumPy has no word for it."""
+    if eqn.primitive is None:
+        return operands
+    with np.errstate(all="ignore"):
+        if (known := _NUMPY.get(eqn.name)) is not None:
+            return [known(*operands, **eqn.params)]
+        return bind(eqn, [v if _is_key(v) else jnp.asarray(v) for v in operands], np.asarray)
+
+
+def bind(eqn: Equation, operands: Sequence[Any], out: Callable[[Any], Any] = lambda v: v) -> list[Any]:
+    """The outputs of one equation by JAX, differentiable."""
+    if eqn.primitive is None:
+        return list(operands)
+    results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    results = results if eqn.primitive.multiple_results else [results]
+    return [v if _is_key(v) else out(v) for v in results]
+
+
+def _dot_general(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
+    (ca, cb), (ba, bb) = dimension_numbers
+    free_a = [i for i in range(a.ndim) if i not in (*ca, *ba)]
+    free_b = [i for i in range(b.ndim) if i not in (*cb, *bb)]
+    batch = [a.shape[i] for i in ba]
+    k = math.prod(a.shape[i] for i in ca)
+    left = a.transpose(*ba, *free_a, *ca).reshape(*batch, math.prod(a.shape[i] for i in free_a), k)
+    right = b.transpose(*bb, *cb, *free_b).reshape(*batch, k, math.prod(b.shape[i] for i in free_b))
+    return (left @ right).reshape(*batch, *(a.shape[i] for i in free_a), *(b.shape[i] for i in free_b))
+
+
+def _broadcast_in_dim(x: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any) -> Any:
+    aligned = [1] * len(shape)
+    for i, d in enumerate(broadcast_dimensions):
+        aligned[d] = x.shape[i]
+    return np.broadcast_to(np.reshape(x, aligned), shape)
+
+
+def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any) -> Any:
+    steps = strides or [1] * x.ndim
+    return x[tuple(slice(*s) for s in zip(start_indices, limit_indices, steps, strict=True))]
+
+
+def _select_n(which: Any, *cases: Any) -> Any:
+    return np.where(which, cases[1], cases[0]) if len(cases) == 2 else np.choose(which, cases)
+
+
+def _iota(*, dtype: Any, shape: Any, dimension: int, **_: Any) -> Any:
+    along = np.arange(shape[dimension], dtype=dtype)
+    return np.broadcast_to(along.reshape([-1 if i == dimension else 1 for i in range(len(shape))]), shape)
+
+
+def _argument(function: Any) -> Any:
+    return lambda x, *, axes, index_dtype: function(x, axis=axes[0]).astype(index_dtype)
+
+
+def _cumulative(function: Any) -> Any:
+    def along(x: Any, *, axis: int, reverse: bool) -> Any:
+        return np.flip(function(np.flip(x, axis), axis), axis) if reverse else function(x, axis)
+
+    return along
+
+
+def _logistic(x: Any, **_: Any) -> Any:
+    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+
+
+def _elementwise(function: Any) -> Any:
+    return lambda *operands, **_: function(*operands)
+
+
+def _reduction(function: Any) -> Any:
+    return lambda x, *, axes, **_: function(x, axis=tuple(axes))
+
+
+_NUMPY: dict[str, Callable[..., Any]] = {
+    **{
+        name: _elementwise(function)
+        for name, function in {
+            "abs": np.abs, "add": np.add, "add_any": np.add, "and": np.bitwise_and, "ceil": np.ceil,
+            "cos": np.cos, "cosh": np.cosh, "div": np.divide, "eq": np.equal, "exp": np.exp,
+            "exp2": np.exp2, "expm1": np.expm1, "floor": np.floor, "ge": np.greater_equal,
+            "gt": np.greater, "is_finite": np.isfinite, "le": np.less_equal, "log": np.log,
+            "log1p": np.log1p, "lt": np.less, "max": np.maximum, "min": np.minimum, "mul": np.multiply,
+            "ne": np.not_equal, "neg": np.negative, "not": np.invert, "or": np.bitwise_or,
+            "pow": np.power, "sign": np.sign, "sin": np.sin, "sinh": np.sinh, "sqrt": np.sqrt,
+            "square": np.square, "stop_gradient": np.asarray, "sub": np.subtract, "tan": np.tan,
+            "tanh": np.tanh, "xor": np.bitwise_xor, "copy": np.asarray, "copy_p": np.asarray,
+        }.items()
+    },
+    **{
+        name: _reduction(function)
+        for name, function in {
+            "reduce_and": np.all, "reduce_max": np.max, "reduce_min": np.min, "reduce_or": np.any,
+            "reduce_prod": np.prod, "reduce_sum": np.sum,
+        }.items()
+    },
+    "argmax": _argument(np.argmax),
+    "argmin": _argument(np.argmin),
+    "broadcast_in_dim": _broadcast_in_dim,
+    "clamp": lambda low, x, high: np.clip(x, low, high),
+    "concatenate": lambda *parts, dimension: np.concatenate(parts, dimension),
+    "convert_element_type": lambda x, *, new_dtype, **_: np.asarray(x).astype(new_dtype),
+    "cumsum": _cumulative(np.cumsum),
+    "cumprod": _cumulative(np.cumprod),
+    "dot_general": _dot_general,
+    "expand_dims": lambda x, *, dimensions: np.expand_dims(x, dimensions),
+    "integer_pow": lambda x, *, y: np.asarray(x) ** float(y) if y < 0 else np.asarray(x) ** y,
+    "iota": _iota,
+    "logistic": _logistic,
+    "reshape": lambda x, *_, new_sizes, **__: np.reshape(x, new_sizes),
+    "rev": lambda x, *, dimensions: np.flip(x, dimensions),
+    "rsqrt": lambda x, **_: 1 / np.sqrt(x),
+    "select_n": _select_n,
+    "slice": _slice,
+    "squeeze": lambda x, *, dimensions: np.squeeze(x, tuple(dimensions)),
+    "transpose": lambda x, *, permutation: np.transpose(x, permutation),
+}  # fmt: skip
