@@ -377,8 +377,8 @@ def products(jaxpr: Any) -> int:
 def rounded(case: Case, op: Any, dtype: str) -> None:
     """In `dtype`, value and gradient err at most twice as much as those of reference in `dtype`.
 
-    Both against reference in float64 on the same rounded arguments. Result and cotangents have the dtypes that
-    they should.
+    Both against reference in float64 on the same rounded arguments. Result and cotangents have the dtypes
+    that they should.
     """
     args, options = case.draw(dtype=dtype)
     plain, values = on_floats(op.reference, args, options)
@@ -409,7 +409,9 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
         scale, eps = np.abs(w).max(), float(jnp.finfo(dtype).eps)
         slack = eps * scale if scale > eps * largest else 4 * eps * largest
         slack += 16 * float(jnp.finfo("float32").eps) * largest
-        assert error <= 2 * allowed + slack, f"{dtype}: error {error:.1e}, reference {allowed:.1e} + {slack:.1e}"
+        assert error <= 2 * allowed + slack, (
+            f"{dtype}: error {error:.1e}, reference {allowed:.1e} + {slack:.1e}"
+        )
 
 
 def large(case: Case, op: Any) -> None:
@@ -433,5 +435,19 @@ def large(case: Case, op: Any) -> None:
         close(list(summed(*values)), want, 3e-5, noise)
 
 
-LAWS = [naive, finite_differences, forward, formula, cost]
-TRANSFORMS = [attached, no_retrace, forward_mode, second_order, jacobians, batching, control_flow, sharding, export]
+LAWS = [
+    naive,
+    finite_differences,
+    forward,
+    formula,
+    cost,
+    attached,
+    no_retrace,
+    forward_mode,
+    second_order,
+    jacobians,
+    batching,
+    control_flow,
+    sharding,
+    export,
+]

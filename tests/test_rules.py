@@ -135,7 +135,8 @@ def test_record_reads_a_call_however_it_is_written():
         fn.gelu.apply(x, True)
         fn.gelu.apply(approximate=True, x=x)
     for call in calls:
-        assert len(call.args) == 1 and call.args[0] is x
+        (given,) = call.args
+        assert given is x
         assert call.options == {"approximate": True}
 
 

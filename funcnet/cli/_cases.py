@@ -34,7 +34,8 @@ def _normal(*shape: int) -> Draw:
 
 def _positive(*shape: int) -> Draw:
     """State: never narrower than float32."""
-    return lambda key, dtype: jax.random.uniform(key, shape, jnp.promote_types(dtype, "float32"), 0.5, 1.5)
+    wide = {"bfloat16": "float32"}
+    return lambda key, dtype: jax.random.uniform(key, shape, wide.get(dtype, dtype), 0.5, 1.5)
 
 
 def _unit(*shape: int) -> Draw:

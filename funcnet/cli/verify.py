@@ -39,7 +39,7 @@ class Options:
     funcnet verify FORWARD BACKWARD --shape x=7,11 --shape w=11,13: two functions, each MODULE:NAME or
     FILE.py:NAME; BACKWARD(x, w, dy) returns the gradients in the order of FORWARD's arguments.
 
-    funcnet verify --forward "x @ w" --shape x=7,11 --shape w=11,13 --grad "w = x.T @ dy" --grad "x = dy @ w.T":
+    funcnet verify --forward "x @ w" --shape x=7,11 --shape w=11,13 --grad "x = dy @ w.T" --grad ...:
     formulas as text, in the terms of jax.numpy.
 
     funcnet verify --op conv, or --all: the library's own.
@@ -155,7 +155,7 @@ def _of_functions(options: Options) -> Any:
 
     if len(options.functions) != 2:
         given = " ".join(options.functions)
-        raise UsageError(f"two functions are needed, FORWARD BACKWARD, not {given!r} (funcnet verify --help)")
+        raise UsageError(f"two functions are needed, not {given!r} (funcnet verify --help)")
     modules: dict[str, ModuleType] = {}
     forward, backward = (_function(text, modules) for text in options.functions)
     args = _in_order(options.functions[0], forward, _draw(options.shape, options.seed))

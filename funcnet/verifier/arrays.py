@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # (formula, truth) per cotangen
 SAME = 1e-7  # of the largest element: two arrays are one
 
 
-def named(argument: str, pairs: Pairs, others: dict[str, Pairs], sizes: dict[str, int]) -> Finding | None:
+def named(argument: str, pairs: Pairs, others: Mapping[str, Pairs], sizes: dict[str, int]) -> Finding | None:
     """The mistake in one gradient, if arrays show it.
 
     Args:

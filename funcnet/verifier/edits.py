@@ -1,15 +1,15 @@
 """Naming a mistake from the user's own program: which single edit of the backward pass makes it right?
 
 The backward pass is traced to equations, and one of them at a time is changed: an operand transposed or
-exchanged for another value in scope, a sum taken over another axis, an operation left out, a factor put in. An
-edit counts only if the gradient is then the true one at every point, at other sizes too. Equations know their
-source lines, so that the edit can be told at the user's file and line.
+exchanged for another value in scope, a sum taken over another axis, an operation left out, a factor put in.
+An edit counts only if the gradient is then the true one at every point, at other sizes too. Equations know
+their source lines, so that the edit can be told at the user's file and line.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from funcnet.verifier.report import Finding
 __all__ = ["search"]
 
 MANY = 250  # equations; a longer backward pass is not searched
-Changed = dict[int, Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]]
+Changed = Mapping[int, Callable[..., Sequence[Any]]]
 
 
 class Edit(NamedTuple):
@@ -53,7 +53,7 @@ class Scene(NamedTuple):
 def search(
     problem: Problem, points: Sequence[Point], wrong: Sequence[int], sizes: dict[str, int], deadline: float
 ) -> dict[int, Finding]:
-    """Findings for those of the `wrong` gradients that one edit, or two, of the formula mends at every point."""
+    """Findings for those of the `wrong` gradients that one edit of the formula, or two, mends everywhere."""
     scenes = [scene for scene in (_scene(problem, point) for point in points) if scene is not None]
     if not scenes or len(scenes[0].program.equations) > MANY:
         return {}
@@ -78,7 +78,10 @@ def search(
         if one.at == two.at:
             continue
         both = Edit(
-            one.kind, f"{one.words}, and {two.words}", one.at, lambda p, a=one, b=two: a.build(p) | b.build(p)
+            one.kind,
+            f"{one.words}, and {two.words}",
+            one.at,
+            lambda p, a=one, b=two: {**a.build(p), **b.build(p)},
         )
         for i in list(left):
             if _mends(both, scene, i) is not None and all(_mends(both, o, i) is not None for o in alike):
@@ -173,14 +176,14 @@ def _edits(scene: Scene, problem: Problem) -> Iterator[Edit]:
     behind = range(scene.first, len(program.equations))
     moved = _depends(program, range(len(problem.arrays), program.inputs))  # on dy
     floats = [k for k in behind if _is_float(values[program.equations[k].outputs[0]])]
-    yield from _signs(program, floats)
+    yield from _signs(floats)
     yield from _transposes(program, values, behind)
     yield from _axes(program, behind)
     yield from _left_out(program, values, floats)
     yield from _flips(program, values, behind)
     yield from _exchanged(program, behind)
     yield from _scaled(floats)
-    yield from _others(program, values, behind, moved, scene.first)
+    yield from _others(program, values, behind, moved)
     yield from _factors(program, values, floats, moved)
     yield from _terms(program, values, floats, moved)
 
@@ -229,7 +232,7 @@ def _refit(eqn: trace.Equation, old: Sequence[Any], new: Sequence[Any]) -> trace
     return eqn
 
 
-def _signs(program: trace.Program, floats: Sequence[int]) -> Iterator[Edit]:
+def _signs(floats: Sequence[int]) -> Iterator[Edit]:
     for k in floats:
         yield Edit("sign", "negate the result of {op}", k, _output(k, np.negative))
 
@@ -461,7 +464,7 @@ def _candidates(values: Sequence[Any], wanted: Callable[[Any], bool], before: in
 
 
 def _others(
-    program: trace.Program, values: Sequence[Any], behind: Sequence[int], moved: set[int], first: int
+    program: trace.Program, values: Sequence[Any], behind: Sequence[int], moved: set[int]
 ) -> Iterator[Edit]:
     """Another value in place of an operand, or of all the uses of a value."""
     uses: dict[int, list[tuple[int, int]]] = {}
@@ -473,7 +476,7 @@ def _others(
         eqn = program.equations[k]
         for j, v in enumerate(eqn.inputs):
             old = values[v] if isinstance(v, int) else v
-            if not hasattr(old, "dtype") or eqn.name in ("broadcast_in_dim",) and not isinstance(v, int):
+            if not hasattr(old, "dtype") or (eqn.name in ("broadcast_in_dim",) and not isinstance(v, int)):
                 continue
             fits = lambda x, old=old: x.shape == np.shape(old) and x.dtype == old.dtype and np.ndim(old) > 0
             before = min(eqn.outputs) if eqn.outputs else len(values)
@@ -495,7 +498,7 @@ def _others(
                 continue
 
             def build(p: trace.Program, u: int = u, places: Any = tuple(places)) -> Changed:
-                changed: Changed = {}
+                changed: dict[int, Any] = {}
                 for k in dict.fromkeys(k for k, _ in places):
                     eqn, at = p.equations[k], [j for kk, j in places if kk == k]
 
@@ -577,7 +580,7 @@ def _finding(problem: Problem, scene: Scene, edit: Edit, i: int, c: float, sizes
     kind, name = edit.kind, name_constant(c, sizes)
     if edit.solved and kind == "scale":
         kind = "sign" if abs(c + 1) < SAME else "extra_term" if abs(c) < SAME else "scale"
-    text = edit.words.replace("{op}", _named(program, eqn)).replace(
+    text = edit.words.replace("{op}", _named(eqn)).replace(
         "{c}", f"{c:.6g}" + (f" ({name})" if ":" in name else "")
     )
     for v in range(len(program)):
@@ -610,7 +613,7 @@ _MESSAGES = {
 }
 
 
-def _named(program: trace.Program, eqn: trace.Equation) -> str:
+def _named(eqn: trace.Equation) -> str:
     if eqn.primitive is None:
         return "the gradient"
     number = eqn.line.rpartition(":")[2]

@@ -127,7 +127,8 @@ def _eye(n: int) -> jax.Array:
 
 
 def _one_hot(ids: jax.Array, n: int) -> jax.Array:
-    return jnp.where(ids[..., None] == jnp.arange(n), 1.0, 0.0)  # weakly typed: it takes the others' dtype
+    is_id = ids[..., None] == jnp.arange(n, dtype=ids.dtype)
+    return jnp.where(is_id, 1.0, 0.0)  # weakly typed: it takes the dtype of what it meets
 
 
 def _einsum(subscripts: str, operands: tuple[jax.Array, ...]) -> jax.Array:

@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.errors import StructureError
 from funcnet.verifier import referee, trace
 from funcnet.verifier.problem import Problem, cotangents, is_float
-from funcnet.verifier.report import Finding
 
-__all__ = ["Judge", "Point", "differs", "judge_of", "largest", "measure"]
+__all__ = ["SMALL", "Judge", "Point", "checks", "differs", "judge_of", "largest", "measure", "scales"]
 
+SMALL = 50_000  # elements; above, one point is enough, and mistakes are named at other sizes
 ROUNDINGS = 4096  # of eps, for each √length: a right formula may be a good deal less exact than autodiff
-NOISE = 2.0**-46  # of the largest gradient of all leaves: what cancellation leaves of one that is zero
+FLOOR = 2.0**-13  # of the largest gradient: a smaller one may be zero but for what cancellation leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Point:
     arrays: list[Any]
     dys: list[list[np.ndarray]]
     truth: list[list[np.ndarray]]
-    formula: list[list[np.ndarray | None]]
+    formula: list[list[Any]]  # None where it gives none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +90,8 @@ class Judge:
 def judge_of(problem: Problem, arrays: Sequence[Any]) -> Judge:
     """Prepare truth and formula; needs `jax.enable_x64`.
 
-    Raises whatever the forward pass raises, and StructureError where the formula's gradients cannot be matched
-    with the arguments.
+    Raises whatever the forward pass raises, and StructureError where the formula's gradients do not match
+    the arguments.
     """
     notes: list[str] = []
     y: Callable[..., Any] = lambda a: problem.y(a)
@@ -181,7 +180,7 @@ def checks(
     f = lambda moved: judge.y(problem.place(arrays, [jnp.asarray(v) for v in moved]))
     out = []
     for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
-        t = rng.standard_normal(value.shape) * (float(np.abs(value).mean()) if value.size else 1.0 or 1.0)
+        t = rng.standard_normal(value.shape) * (float(np.abs(value).mean()) if value.size else 1.0)
         along = [t if j == i else np.zeros(v.shape) for j, v in enumerate(values)]
         measured, trust = referee.derivative(f, values, along, dy)
         claimed = (
@@ -204,30 +203,29 @@ def largest(x: Any) -> float:
 
 
 def measure(points: Sequence[Point], i: int) -> tuple[float, np.ndarray | None]:
-    """The largest error of gradient i over all points and cotangents, and that of every element at the first."""
+    """The largest error of gradient i over points and cotangents, and that of every element at the first."""
     worst, errors = 0.0, None
     for n, point in enumerate(points):
-        scale, everything = scales(point)
+        scale = scales(point)
         for want, got in zip(point.truth, point.formula, strict=True):
-            if got[i] is None:
+            mine = got[i]
+            if mine is None:
                 found = np.abs(want[i])
-            elif got[i].shape != want[i].shape:
+            elif mine.shape != want[i].shape:
                 return math.inf, None
             else:
-                found = np.abs(got[i] - want[i])
-            found = np.where(np.isfinite(found), found, math.inf) / max(
-                scale[i], everything * NOISE * 2**33, 1e-300
-            )
+                found = np.abs(mine - want[i])
+            found = np.asarray(np.where(np.isfinite(found), found, math.inf) / scale[i])
             worst = max(worst, largest(found))
             if n == 0:
-                errors = found if errors is None else np.maximum(errors, found)
+                errors = found if errors is None else np.asarray(np.maximum(errors, found))
     return worst, errors
 
 
-def scales(point: Point) -> tuple[list[float], float]:
-    """The largest element of each true gradient over all cotangents, and of all of them."""
+def scales(point: Point) -> list[float]:
+    """What the errors of each gradient are relative to: its largest element over all cotangents."""
     each = [max(largest(want[i]) for want in point.truth) for i in range(len(point.truth[0]))]
-    return each, max(each, default=0.0)
+    return [max(scale, FLOOR * max(each), 1e-300) for scale in each]
 
 
 def differs(got: Any, want: Any, tolerance: float, scale: float) -> bool:

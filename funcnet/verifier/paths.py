@@ -1,8 +1,8 @@
 """Naming a mistake from the forward pass: which path of the chain rule does the formula leave out or distort?
 
-The derivative of every equation of the forward pass gets a gate, a factor that is 1. If the true gradient with
-one gate at 0 is what the formula gives, then the formula lacks the path through that equation; with the gate at
--1 it has its sign wrong. All gates are tried in one compiled call. The formula need not be seen.
+The derivative of every equation of the forward pass gets a gate, a factor that is 1. If the true gradient
+with one gate at 0 is what the formula gives, then the formula lacks the path through that equation; with the
+gate at -1 it has its sign wrong. All gates are tried in one compiled call. The formula need not be seen.
 """
 
 import itertools

@@ -207,7 +207,7 @@ def cotangents(y: Sequence[Any], rng: np.random.Generator) -> list[list[np.ndarr
 
 
 def fresh(leaf: Any, rng: np.random.Generator, by: float = 0.1) -> Any:
-    """Other values near those of `leaf`, of the same kind: signs, symmetry, probabilities and masks are kept."""
+    """Values near those of `leaf`, of the same kind: signs, symmetry, probabilities and masks are kept."""
     if not is_float(leaf):
         return leaf
     x = np.asarray(leaf, np.float64)
@@ -220,8 +220,8 @@ def fresh(leaf: Any, rng: np.random.Generator, by: float = 0.1) -> Any:
     return jnp.asarray(_alike(x, np.where(finite, x * np.exp(noise) if one_sided else x + spread * noise, x)))
 
 
-def _resized(leaf: Any, shape: Sequence[int], smallest: int, rng: np.random.Generator) -> Any:
-    """Values of another shape, of the kind of `leaf`: integers below `smallest`, masks of the same density."""
+def _resized(leaf: Any, shape: Sequence[Any], smallest: int, rng: np.random.Generator) -> Any:
+    """Values of another shape, of the kind of `leaf`: integers below `smallest`, masks as dense."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     x = np.asarray(leaf)
@@ -248,9 +248,9 @@ def _is_binary(x: np.ndarray) -> bool:
 
 def _alike(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """`new` with the structure that `old` has exactly: symmetric, or rows that sum to 1."""
-    if old.ndim >= 2 and old.shape[-1] == old.shape[-2] > 1 and (old == old.swapaxes(-1, -2)).all():
-        if not (old == old.flat[0]).all() and new.shape[-1] == new.shape[-2]:
-            return (new + new.swapaxes(-1, -2)) / 2
+    square = old.ndim >= 2 and old.shape[-1] == old.shape[-2] > 1 and new.shape[-1] == new.shape[-2]
+    if square and (old == old.swapaxes(-1, -2)).all() and not (old == old.flat[0]).all():
+        return (new + new.swapaxes(-1, -2)) / 2
     if old.ndim and old.shape[-1] > 1 and (old >= 0).all() and np.allclose(old.sum(-1), 1, atol=1e-6):
         return np.abs(new) / np.abs(new).sum(-1, keepdims=True)
     return new
@@ -259,8 +259,8 @@ def _alike(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
 
 
-def _other_sizes(leaves: Sequence[Any], kind: str) -> dict[int, int] | None:
-    """A size for each size of the arguments: "primes", "square", "second", "zero" or "one"; None if the same."""
+def _other_sizes(leaves: Sequence[Any], kind: str) -> dict[Any, int] | None:
+    """A size for each size of the arguments: "primes", "square", "second", "zero", "one"; None if equal."""
     old = sorted({d for leaf in leaves for d in leaf.shape if d > 1})
     if kind == "square":
         new = dict.fromkeys(old, 5)

@@ -1,8 +1,8 @@
 """Numerical differentiation, for when a formula and autodiff disagree, or autodiff cannot be trusted.
 
-Central differences along a direction, at steps h and h/2. The error of the smooth part falls by 4 from the one
-to the other, so that their combination (Richardson) is exact to O(h⁴), and the fall itself says whether the
-function is smooth here at all: no step or tolerance has to be chosen by the user.
+Central differences along a direction, at three steps, each half the one before. Where the function is smooth,
+the error falls by 4 from one to the next, so that two combine to one that is exact to O(h⁴) (Richardson), and
+the difference of two such combinations says how far to trust them: the user chooses no step or tolerance.
 """
 
 from collections.abc import Callable, Sequence

@@ -173,7 +173,7 @@ class Report:
         return "\n".join([*lines, self.verdict])
 
     def to_json(self) -> str:
-        """The report as JSON text: ``ok``, ``verdict``, ``rows``, ``findings``, ``notes``; infinite is null."""
+        """As JSON text: ``ok``, ``verdict``, ``rows``, ``findings``, ``notes``; infinite numbers are null."""
 
         def plain(record: Any) -> dict[str, Any]:
             return {
@@ -196,7 +196,7 @@ class Report:
         )
 
     def to_html(self) -> str:
-        """The report as one page that needs no network: verdict, tables, heat maps of the errors, formulas."""
+        """As one page that needs no network: verdict, tables, heat maps of the errors, formulas."""
         from funcnet.verifier.html import page
 
         return page(self)

@@ -8,7 +8,7 @@ import dataclasses
 import linecache
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -126,11 +126,16 @@ def _is_key(value: Any) -> bool:
 HIDDEN = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, __file__))
 
 
+_COMMAND = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cli", "")
+
+
 def line(eqn: Any) -> str:
     """``file.py:57``: the innermost line outside JAX and the verifier that wrote a JAX equation."""
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
-        if not frame.file_name.startswith(HIDDEN) and "importlib" not in frame.file_name:
+        if frame.file_name.startswith(_COMMAND):
+            return ""  # a formula given as text has no line
+        if not frame.file_name.startswith(HIDDEN):
             near = (
                 os.path.relpath(frame.file_name) if frame.file_name.startswith(os.getcwd() + os.sep) else ""
             )
@@ -147,7 +152,7 @@ def source(where: str) -> str:
 # ---- running it in NumPy ----------------------------------------------------------------------------------
 
 
-def run(program: Program, inputs: Sequence[Any], changed: dict[int, Any] | None = None) -> list[Any]:
+def run(program: Program, inputs: Sequence[Any], changed: Mapping[int, Any] | None = None) -> list[Any]:
     """All values of the program.
 
     Args:
@@ -166,7 +171,7 @@ def run(program: Program, inputs: Sequence[Any], changed: dict[int, Any] | None 
 
 
 def rerun(
-    program: Program, values: list[Any], changed: dict[int, Any], wanted: Sequence[Value]
+    program: Program, values: list[Any], changed: Mapping[int, Any], wanted: Sequence[Value]
 ) -> list[Any] | None:
     """The `wanted` values when some equations are changed; only what depends on them is computed again."""
     new = dict[int, Any]()

@@ -50,7 +50,7 @@ def test_help_of_a_task_explains_its_options(capsys, task):
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("command", ["predict", "summary", "doctor"])
+@pytest.mark.parametrize("command", ["predict", "summary", "verify", "doctor"])
 def test_help_of_a_command(capsys, command):
     code, out, err = call(capsys, command, "--help")
     assert (code, err) == (0, "")
@@ -59,10 +59,10 @@ def test_help_of_a_command(capsys, command):
 
 def test_wrong_commands(capsys):
     assert refused(capsys) == (
-        "funcnet: which command: there are train, predict, summary, doctor (funcnet --help)"
+        "funcnet: which command: there are train, predict, summary, verify, doctor (funcnet --help)"
     )
     assert refused(capsys, "trian") == (
-        "funcnet: no command 'trian': there are train, predict, summary, doctor (funcnet --help)"
+        "funcnet: no command 'trian': there are train, predict, summary, verify, doctor (funcnet --help)"
     )
     assert refused(capsys, "train", "digit") == (
         "funcnet train: no task 'digit': there are digits, fashion, chars (funcnet train --help)"

@@ -23,7 +23,7 @@ VALUES = {
     "b": normal(13, seed=2),
     "dy": normal(7, 13, seed=3),
     "images": normal(2, 3, 5, 7, seed=4),
-    "ids": jnp.arange(7) % 3,
+    "ids": jnp.arange(7, dtype="int32") % 3,
     "möbius": normal(3, seed=5),
 }
 X, W, B, DY, IMAGES, IDS = (VALUES[name] for name in ("x", "w", "b", "dy", "images", "ids"))
