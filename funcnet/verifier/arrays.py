@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,9 @@ Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # (formula, truth) per cotangen
 SAME = 1e-7  # of the largest element: two arrays are one
 
 
-def named(argument: str, pairs: Pairs, others: Mapping[str, Pairs], sizes: dict[str, int]) -> Finding | None:
+def named(
+    argument: str, pairs: Pairs, others: Mapping[str, Pairs], sizes: dict[str, int], batched: int
+) -> Finding | None:
     """The mistake in one gradient, if arrays show it.
 
     Args:
@@ -22,10 +24,11 @@ def named(argument: str, pairs: Pairs, others: Mapping[str, Pairs], sizes: dict[
         pairs: formula and truth; the shapes of all formulas are equal, and those of all truths.
         others: the same of the other arguments.
         sizes: the sizes of the arguments by name, to name constants with: ``x.shape[0]``.
+        batched: the number of axes of the result.
     """
     got, want = pairs[0]
     if got.shape != want.shape:
-        return _other_shape(argument, pairs)
+        return _other_shape(argument, pairs, batched)
     if all(not u.any() for u, _ in pairs):
         return Finding(argument, "zero", "the formula gives zeros, and the true gradient is not zero")
     if not all(np.isfinite(u).all() for u, _ in pairs):
@@ -36,7 +39,7 @@ def named(argument: str, pairs: Pairs, others: Mapping[str, Pairs], sizes: dict[
     if (c := ratio(pairs)) is not None:
         return _scaled(argument, c, sizes)
     for other, theirs in others.items():
-        if all(_same(u, t) for (u, _), (_, t) in zip(pairs, theirs, strict=True)):
+        if _same([(u, t) for (u, _), (_, t) in zip(pairs, theirs, strict=True)]):
             return Finding(
                 argument, "swapped", f"this is the gradient of {other}", f"exchange it with that of {other}"
             )
@@ -61,12 +64,14 @@ def named(argument: str, pairs: Pairs, others: Mapping[str, Pairs], sizes: dict[
     return None
 
 
-def _same(u: np.ndarray, t: np.ndarray) -> bool:
-    return u.shape == t.shape and bool(np.abs(u - t).max(initial=0) <= SAME * np.abs(t).max(initial=1e-300))
+def _all(pairs: Pairs, edit: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether the edited formula is the truth, for every cotangent."""
+    return _same([(edit(u), t) for u, t in pairs])
 
 
-def _all(pairs: Pairs, edit) -> bool:
-    return all(_same(edit(u), t) for u, t in pairs)
+def _same(pairs: Pairs) -> bool:
+    scale = max(np.abs(t).max(initial=1e-300) for _, t in pairs)
+    return all(u.shape == t.shape and np.abs(u - t).max(initial=0) <= SAME * scale for u, t in pairs)
 
 
 def ratio(pairs: Pairs) -> float | None:
@@ -74,7 +79,7 @@ def ratio(pairs: Pairs) -> float | None:
     dot = sum(float(np.vdot(u, t)) for u, t in pairs)
     norm = sum(float(np.vdot(t, t)) for _, t in pairs)
     c = dot / norm if norm else 0.0
-    return c if c and all(_same(u, c * t) for u, t in pairs) else None
+    return c if c and _same([(u, c * t) for u, t in pairs]) else None
 
 
 def _scaled(argument: str, c: float, sizes: dict[str, int]) -> Finding:
@@ -125,16 +130,16 @@ def name_constant(c: float, sizes: dict[str, int]) -> str:
     return ""
 
 
-def _other_shape(argument: str, pairs: Pairs) -> Finding:
+def _other_shape(argument: str, pairs: Pairs, batched: int) -> Finding:
     got, want = pairs[0]
     expected = f"shape {got.shape}, not {want.shape}"
     extra = got.ndim - want.ndim
+    if got.size == want.size and _all(pairs, lambda u: u.reshape(want.shape)):
+        return Finding(argument, "shape", expected, f"append .reshape({want.shape})")
     if extra > 0:
-        leading = tuple(range(extra))
-        if _all(
-            pairs, lambda u: u.sum(leading).reshape(want.shape) if u[(0,) * extra].shape == want.shape else u
-        ):
-            axes = leading[0] if extra == 1 else leading
+        batch = tuple(range(extra))
+        if (got.ndim == batched or extra == 1) and _all(pairs, lambda u: u.sum(batch)):
+            axes = batch[0] if extra == 1 else batch
             return Finding(
                 argument,
                 "missing_batch_sum",
@@ -174,7 +179,7 @@ def _shifted(pairs: Pairs, axis: int, by: int) -> bool:
     """Shifted with zeros moving in: equal where both know."""
     inner = [slice(None)] * pairs[0][0].ndim
     inner[axis] = slice(by, None) if by > 0 else slice(None, by)
-    return all(_same(np.roll(u, by, axis)[tuple(inner)], t[tuple(inner)]) for u, t in pairs) and any(
+    return _same([(np.roll(u, by, axis)[tuple(inner)], t[tuple(inner)]) for u, t in pairs]) and any(
         t[tuple(inner)].any() for _, t in pairs
     )
 

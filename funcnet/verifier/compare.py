@@ -66,6 +66,7 @@ def verify(
         ShapeError: the forward pass does not run on args.
         ValueRangeError: args or the result of the forward pass are not finite; `shapes` is another word.
 
+    >>> import jax.numpy as jnp
     >>> import funcnet as fn
     >>> x, w = jnp.ones((7, 11)), jnp.ones((11, 13))
     >>> fn.verify(lambda x, w: x @ w, lambda x, w, dy: (dy @ w.T, x.T @ dy), (x, w)).ok

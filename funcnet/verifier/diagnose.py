@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from funcnet.verifier import arrays, edits, paths
+from funcnet.verifier import arrays, edits, judge, paths
 from funcnet.verifier.judge import SMALL, Judge, Point, largest
 from funcnet.verifier.problem import Problem, elsewhere
 from funcnet.verifier.report import Finding
@@ -45,7 +45,9 @@ def diagnose(
     checked = [p for p in checked if all(t.size for t in p.truth[0])] or points[:1]
     _say("verify: naming the mistake ...")
     for i in wrong:
-        if (found := _from_values(problem, checked, i)) is not None:
+        found = _on_cotangent(ready, checked[0], i) or _from_values(problem, checked, i)
+        found = found or _one_sample(ready, checked[0], i)
+        if found is not None:
             known[i] = found
     left = [i for i in wrong if i not in known]
     if left and checked[0].truth[0][0].size <= SMALL and time.monotonic() < deadline:
@@ -57,10 +59,31 @@ def diagnose(
     for i in left:
         known[i] = _from_support(problem, checked, i)
     _say("")
-    where = {i: _where(measured[i]) for i in wrong}
-    return [
-        dataclasses.replace(known[i], error=measured[i][0], where=known[i].where or where[i]) for i in wrong
-    ]
+    findings = []
+    for i in wrong:
+        error, errors = measured[i]
+        found = dataclasses.replace(known[i], error=error, where=known[i].where or _where(errors))
+        if found.kind in _PERHAPS_BORDER and _at_border(errors):
+            message = f"right inside, wrong at the border: {found.message}"
+            found = dataclasses.replace(found, kind="border", message=message)
+        findings.append(found)
+    return findings
+
+
+_PERHAPS_BORDER = ("mask", "extra_term", "missing_term", "unknown", "wrong_residual")
+
+
+def _at_border(errors: Any) -> bool:
+    """Whether all that is wrong lies in the outer third of an axis, and what is inside is right."""
+    if errors is None or not errors.size:
+        return False
+    bad = errors > 1e-6 * largest(errors)
+    for axis in range(bad.ndim):
+        n, others = bad.shape[axis], tuple(a for a in range(bad.ndim) if a != axis)
+        rows, reach = np.flatnonzero(bad.any(others)), min(bad.shape[axis] // 3, 3)
+        if n >= 4 and len(rows) and all(r < reach or r >= n - reach for r in rows):
+            return True
+    return False
 
 
 def _say(text: str) -> None:
@@ -69,8 +92,7 @@ def _say(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _where(measured: tuple[float, Any]) -> str:
-    _, errors = measured
+def _where(errors: Any) -> str:
     return arrays.support(errors > 1e-3 * largest(errors)) if errors is not None and errors.size else ""
 
 
@@ -90,14 +112,13 @@ def _from_values(problem: Problem, points: Sequence[Point], i: int) -> Finding |
     found = None
     for n, point in enumerate(points):
         pairs = [(f[i], t[i]) for f, t in zip(point.formula, point.truth, strict=True)]
-        if n == 0 and (law := _on_cotangent(path, pairs)) is not None:
-            return law
         others = {
             problem.paths[j]: [(f[j], t[j]) for f, t in zip(point.formula, point.truth, strict=True)]
             for j in range(len(problem.paths))
             if j != i and point.formula[0][j] is not None
         }
-        named = arrays.named(path, pairs, others, _sizes(problem, point.arrays))
+        batched = max(v.ndim for v in point.dys[0])
+        named = arrays.named(path, pairs, others, _sizes(problem, point.arrays), batched)
         if n == 0:
             found = named
         if named is None or found is None or named.kind != found.kind:
@@ -119,12 +140,54 @@ def _same_factor(problem: Problem, one: Point, two: Point, i: int) -> bool:
     )
 
 
-def _on_cotangent(path: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Finding | None:
-    """Does the gradient depend on dy at all?"""
-    first = pairs[0][0]
-    if first.any() and all(np.array_equal(first, u) for u, _ in pairs) and any(t.any() for _, t in pairs):
+def _on_cotangent(ready: Judge, point: Point, i: int) -> Finding | None:
+    """Is the gradient linear in dy?"""
+    path, first = ready.problem.paths[i], point.formula[0][i]
+    if first is None or not np.isfinite(first).all():
+        return None
+    values = [f[i] for f in point.formula]
+    if first.any() and all(np.array_equal(first, u) for u in values) and any(t[i].any() for t in point.truth):
         return Finding(path, "ignores_cotangent", "the gradient is the same for every dy", "multiply by dy")
+    at = lambda c: np.asarray(ready.formula(point.arrays, [c * v for v in point.dys[0]])[i])
+    none, twice, thrice = at(0.0), at(2.0), at(3.0)
+    scale = max(largest(first), largest(twice))
+    if not judge.differs(twice, 2 * first, 1e-6, scale):
+        return None
+    if judge.differs(twice - none, 2 * (first - none), 1e-6, scale) or judge.differs(
+        thrice - none, 3 * (first - none), 1e-6, scale
+    ):
+        return Finding(path, "nonlinear_in_cotangent", "the gradient of 2·dy is not twice the gradient of dy")
+    if not judge.differs(first - none, point.truth[0][i], 1e-7, scale):
+        return Finding(path, "extra_term", "a term that does not depend on dy is added", "leave it out")
+    return Finding(path, "ignores_cotangent", "a term does not depend on dy", "multiply it by dy")
+
+
+def _one_sample(ready: Judge, point: Point, i: int) -> Finding | None:
+    """Does only one index of an axis of y count, the first or the last?"""
+    path, dys = ready.problem.paths[i], point.dys
+    got = [f[i] for f in point.formula]
+    if any(u is None or u.shape != t[i].shape for u, t in zip(got, point.truth, strict=True)):
+        return None
+    for axis in range(max(v.ndim for v in dys[0])):
+        for index in (0, -1):
+            kept = [[_only(v, axis, index) for v in dy] for dy in dys]
+            want = [np.asarray(ready.truth(point.arrays, dy)[i]) for dy in kept]
+            scale = max(largest(t) for t in want)
+            if scale and not any(judge.differs(u, t, 1e-7, scale) for u, t in zip(got, want, strict=True)):
+                which = f"{'first' if index == 0 else 'last'} index of axis {axis} of y"
+                kind = "missing_batch_sum" if axis == 0 else "ignores_cotangent"
+                return Finding(path, kind, f"only the {which} counts", f"sum over axis {axis}")
     return None
+
+
+def _only(v: np.ndarray, axis: int, index: int) -> np.ndarray:
+    if axis >= v.ndim:
+        return v
+    kept = np.zeros_like(v)
+    at = [slice(None)] * v.ndim
+    at[axis] = slice(index, index + 1 or None)
+    kept[tuple(at)] = v[tuple(at)]
+    return kept
 
 
 def _from_support(problem: Problem, points: Sequence[Point], i: int) -> Finding:
@@ -140,18 +203,4 @@ def _from_support(problem: Problem, points: Sequence[Point], i: int) -> Finding:
     if bad.any() and not bad.all() and (extra or lacking):
         what = "not zero where the truth is" if extra else "zero where the truth is not"
         return Finding(path, "mask", f"right but for a mask: {what}", "", "", math.inf, arrays.support(bad))
-    for axis in range(bad.ndim):
-        n, others = bad.shape[axis], tuple(a for a in range(bad.ndim) if a != axis)
-        rows = np.flatnonzero(bad.any(others))
-        reach = min(n // 3, 3)
-        if n >= 4 and len(rows) and all(r < reach or r >= n - reach for r in rows):
-            return Finding(
-                path,
-                "border",
-                f"right inside, wrong at the border of axis {axis}",
-                "",
-                "",
-                math.inf,
-                arrays.support(bad),
-            )
     return Finding(path, "unknown", "wrong, and no single edit of the formula makes it right")

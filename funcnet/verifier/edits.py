@@ -25,6 +25,7 @@ from funcnet.verifier.report import Finding
 __all__ = ["search"]
 
 MANY = 250  # equations; a longer backward pass is not searched
+_TWICE = ("sign", "transpose", "wrong_axis", "flip", "mask", "missing_term")  # slips that come in pairs
 Changed = Mapping[int, Callable[..., Sequence[Any]]]
 
 
@@ -62,7 +63,7 @@ def search(
     left = [i for i in wrong if i in scene.outputs]
     found: dict[int, Finding] = {}
     cheap: list[Edit] = []
-    for edit in _edits(scene, problem):
+    for edit in _edits(scene, problem, left):
         if not left or time.monotonic() > deadline:
             break
         if not edit.solved:
@@ -75,14 +76,12 @@ def search(
     for one, two in itertools.combinations(cheap[:400], 2):
         if not left or time.monotonic() > deadline:
             break
-        if one.at == two.at:
+        if one.at == two.at or one.kind != two.kind or one.kind not in _TWICE:
             continue
-        both = Edit(
-            one.kind,
-            f"{one.words}, and {two.words}",
-            one.at,
-            lambda p, a=one, b=two: {**a.build(p), **b.build(p)},
-        )
+        if one.words.rpartition(" by ")[2] == two.words.rpartition(" by ")[2] != one.words:
+            continue  # times u and over u
+        build = lambda p, a=one, b=two: {**a.build(p), **b.build(p)}
+        both = Edit(one.kind, f"{one.words}, and {two.words}", one.at, build)
         for i in list(left):
             if _mends(both, scene, i) is not None and all(_mends(both, o, i) is not None for o in alike):
                 found[i] = _finding(problem, scene, both, i, 1.0, sizes)
@@ -123,29 +122,23 @@ def _shape_of(program: trace.Program) -> Any:
 
 def _mends(edit: Edit, scene: Scene, i: int) -> float | None:
     """The factor c with which the edit gives the true gradient for every cotangent (1 if none is open)."""
+    wanted, c = [scene.outputs[i]], None if edit.solved else 1.0
     try:
         changed = edit.build(scene.program)
-    except (ValueError, IndexError, TypeError):
-        return None
-    wanted, c = [scene.outputs[i]], None if edit.solved else 1.0
-    for values, truth in zip(scene.values, scene.truth, strict=True):
-        want = truth[i]
-        scale = np.abs(want).max(initial=0)
-        if edit.solved and c is None:
-            c = _solve(edit, scene, values, wanted, want)
-            if c is None:
-                return None
-        try:
+        scale = max(np.abs(truth[i]).max(initial=0) for truth in scene.truth)
+        for values, truth in zip(scene.values, scene.truth, strict=True):
+            want = truth[i]
             with np.errstate(all="ignore"):
-                new = trace.rerun(
-                    scene.program, values, _with(changed, c) if edit.solved else changed, wanted
-                )
-        except (ValueError, IndexError, TypeError, ZeroDivisionError):
-            return None
-        if new is None or new[0].shape != want.shape:
-            return None
-        if not np.abs(new[0] - want).max(initial=0) <= SAME * max(scale, 1e-300):
-            return None
+                if c is None and (c := _solve(changed, scene, values, wanted, want)) is None:
+                    return None
+                now = _with(changed, c) if edit.solved else changed
+                (new,) = trace.rerun(scene.program, values, now, wanted)
+            if np.shape(new) != want.shape:
+                return None
+            if not np.abs(new - want).max(initial=0) <= SAME * scale:
+                return None
+    except (ValueError, IndexError, TypeError, ZeroDivisionError):  # shapes that do not fit
+        return None
     return c
 
 
@@ -153,38 +146,42 @@ def _with(changed: Any, c: float | None) -> Changed:
     return {k: (lambda operands, values, f=f: f(operands, values, c)) for k, f in changed.items()}
 
 
-def _solve(edit: Edit, scene: Scene, values: list[Any], wanted: list[int], want: np.ndarray) -> float | None:
+def _solve(
+    changed: Changed, scene: Scene, values: list[Any], wanted: list[int], want: np.ndarray
+) -> float | None:
     """c from two evaluations, if the gradient is linear in it."""
-    changed = edit.build(scene.program)
-    with np.errstate(all="ignore"):
-        at = [trace.rerun(scene.program, values, _with(changed, c), wanted) for c in (0.0, 1.0)]
-    if at[0] is None or at[1] is None or at[0][0].shape != want.shape:
+    none, one = (trace.rerun(scene.program, values, _with(changed, c), wanted)[0] for c in (0.0, 1.0))
+    if np.shape(none) != want.shape or np.shape(one) != want.shape:
         return None
-    slope, missing = at[1][0] - at[0][0], want - at[0][0]
+    slope, missing = one - none, want - none
     norm = float(np.vdot(slope, slope))
-    if not (math.isfinite(norm) and norm > 0):
-        return None
-    return float(np.vdot(slope, missing)) / norm
+    return float(np.vdot(slope, missing)) / norm if math.isfinite(norm) and norm > 0 else None
 
 
 # ---- the edits, the likeliest first -----------------------------------------------------------------------
 
 
-def _edits(scene: Scene, problem: Problem) -> Iterator[Edit]:
+def _edits(scene: Scene, problem: Problem, wrong: Sequence[int]) -> Iterator[Edit]:
     program = scene.program
-    values = scene.values[0]
-    behind = range(scene.first, len(program.equations))
+    live, needed = _live(program, program.outputs), _live(program, [scene.outputs[i] for i in wrong])
+    values = [x if v in live else None for v, x in enumerate(scene.values[0])]
+    behind = [
+        k for k in range(scene.first, len(program.equations)) if needed & {*program.equations[k].outputs}
+    ]
     moved = _depends(program, range(len(problem.arrays), program.inputs))  # on dy
     floats = [k for k in behind if _is_float(values[program.equations[k].outputs[0]])]
     yield from _signs(floats)
+    yield from _axes(program, behind, moved)
     yield from _transposes(program, values, behind)
-    yield from _axes(program, behind)
-    yield from _left_out(program, values, floats)
+    yield from _left_out(program, values, floats, moved)
     yield from _flips(program, values, behind)
+    yield from _everywhere(program, values, behind)
     yield from _exchanged(program, behind)
+    yield from _functions(program, floats, moved)
     yield from _scaled(floats)
     yield from _others(program, values, behind, moved)
-    yield from _factors(program, values, floats, moved)
+    yield from _factors(program, values, behind, moved)
+    yield from _factors_everywhere(program, values, behind, moved)
     yield from _terms(program, values, floats, moved)
 
 
@@ -198,6 +195,15 @@ def _depends(program: trace.Program, inputs: Sequence[int]) -> set[int]:
         if any(v in reached for v in eqn.inputs if isinstance(v, int)):
             reached.update(eqn.outputs)
     return reached
+
+
+def _live(program: trace.Program, outputs: Sequence[int]) -> set[int]:
+    """The values that some of the outputs need; what a formula computes and drops is no part of it."""
+    needed = set(outputs)
+    for eqn in reversed(program.equations):
+        if needed & set(eqn.outputs):
+            needed.update(v for v in eqn.inputs if isinstance(v, int))
+    return needed
 
 
 def _output(k: int, change: Callable[[Any], Any]) -> Callable[[trace.Program], Changed]:
@@ -219,17 +225,11 @@ def _operand(k: int, j: int, change: Callable[[Any, Any], Any]) -> Callable[[tra
         def run(operands: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
             new = list(operands)
             new[j] = change(operands[j], values)
-            return trace.apply(_refit(eqn, operands, new), new)
+            return trace.apply(eqn, new)
 
         return {k: run}
 
     return build
-
-
-def _refit(eqn: trace.Equation, old: Sequence[Any], new: Sequence[Any]) -> trace.Equation:
-    if any(np.shape(a) != np.shape(b) for a, b in zip(old, new, strict=True)):
-        raise ValueError("an operand of another shape")
-    return eqn
 
 
 def _signs(floats: Sequence[int]) -> Iterator[Edit]:
@@ -254,14 +254,27 @@ def _transposes(program: trace.Program, values: Sequence[Any], behind: Sequence[
             yield Edit("transpose", "transpose the result of {op}", k, _output(k, np.transpose))
 
 
-def _axes(program: trace.Program, behind: Sequence[int]) -> Iterator[Edit]:
+def _axes(program: trace.Program, behind: Sequence[int], moved: set[int]) -> Iterator[Edit]:
+    """A sum, mean or maximum over another axis: of one equation, or of all that follow dy, or that do not."""
+    groups: dict[Any, list[int]] = {}
     for k in behind:
         eqn = program.equations[k]
         if "axes" in eqn.params and isinstance(eqn.inputs[0], int):
-            ndim = len(program.avals[eqn.inputs[0]].shape)
-            for axes in itertools.combinations(range(ndim), len(eqn.params["axes"])):
-                if axes != tuple(sorted(eqn.params["axes"])):
-                    yield _params(k, {"axes": axes}, "wrong_axis", f"run {{op}} over axis {_plain(axes)}")
+            old, ndim = tuple(sorted(eqn.params["axes"])), len(program.avals[eqn.inputs[0]].shape)
+            for group in (k, "all", eqn.inputs[0] in moved):
+                groups.setdefault((old, ndim, str(group)), []).append(k)
+    for (old, ndim, group), many in groups.items():
+        alone = len(many) == 1
+        if alone and not group.isdigit():
+            continue
+        for count in range(1, ndim + 1) if alone else [len(old)]:
+            for axes in itertools.combinations(range(ndim), count):
+                for mean in (False, True) if axes != old else ():
+                    words = "run {op}" if alone else "take all sums and means"
+                    build = _over(tuple(many), axes, ndim, mean)
+                    yield Edit("wrong_axis", f"{words} over axis {_plain(axes)}", many[0], build)
+    for k in behind:
+        eqn = program.equations[k]
         if eqn.name in ("cumsum", "cumprod", "cummax") and isinstance(eqn.inputs[0], int):
             for axis in range(len(program.avals[eqn.inputs[0]].shape)):
                 if axis != eqn.params["axis"]:
@@ -275,6 +288,42 @@ def _axes(program: trace.Program, behind: Sequence[int]) -> Iterator[Edit]:
                     yield _params(
                         k, new, "wrong_axis", f"let {{op}} repeat along other axes: {_plain(axes)} stay"
                     )
+
+
+def _over(
+    many: Sequence[int], axes: tuple[int, ...], ndim: int, mean: bool
+) -> Callable[[trace.Program], Changed]:
+    """Reductions over other axes, put back with size 1 where they were; of a mean, the divisor changes too."""
+
+    def build(program: trace.Program) -> Changed:
+        changed: dict[int, Any] = {}
+        for k in many:
+            eqn = program.equations[k]
+            shape = program.avals[eqn.inputs[0]].shape
+            count = lambda some, shape=shape: math.prod(shape[a] for a in some)
+            by = count(eqn.params["axes"]) / count(axes) if mean else 1.0
+            if mean and by == 1.0:
+                raise ValueError("the same as without the divisor")
+            other = eqn._replace(params={**eqn.params, "axes": axes})
+            changed[k] = lambda operands, _, other=other, by=by: [
+                trace.apply(other, operands)[0] * by if by != 1.0 else trace.apply(other, operands)[0]
+            ]
+            results = {eqn.outputs[0]}
+            for e, user in enumerate(program.equations):
+                if results.isdisjoint(v for v in user.inputs if isinstance(v, int)):
+                    continue
+                if _keeps(user, program, ndim):
+                    changed[e] = lambda operands, _: [np.expand_dims(operands[0], axes)]
+                elif user.name in ("div", "mul") and any(not isinstance(v, int) for v in user.inputs):
+                    results.update(user.outputs)  # a mean
+        return changed
+
+    return build
+
+
+def _keeps(eqn: trace.Equation, program: trace.Program, ndim: int) -> bool:
+    """Whether an equation puts the reduced axes back with size 1, as ``keepdims=True`` does."""
+    return eqn.name in ("broadcast_in_dim", "reshape") and len(program.avals[eqn.outputs[0]].shape) == ndim
 
 
 def _plain(axes: Sequence[int]) -> str:
@@ -295,31 +344,51 @@ _LEFT_OUT = {
     "select_n": "mask",
     "transpose": "transpose",
     "rev": "flip",
+    "scatter": "mask",
     "add": "extra_term",
     "sub": "extra_term",
     "add_any": "extra_term",
 }
 
 
-def _left_out(program: trace.Program, values: Sequence[Any], floats: Sequence[int]) -> Iterator[Edit]:
+def _left_out(
+    program: trace.Program, values: Sequence[Any], floats: Sequence[int], moved: set[int]
+) -> Iterator[Edit]:
     for k in floats:
         eqn = program.equations[k]
         if eqn.primitive is None:
             continue
         shape = program.avals[eqn.outputs[0]].shape
         for j, v in enumerate(eqn.inputs):
-            if not isinstance(v, int) or program.avals[v].shape != shape or not _is_float(values[v]):
+            if (
+                not isinstance(v, int)
+                or not _is_float(values[v])
+                or len(program.avals[v].shape) != len(shape)
+            ):
+                continue
+            if not _broadcasts(program.avals[v].shape, shape):
                 continue
             others = [values[u] if isinstance(u, int) else u for i, u in enumerate(eqn.inputs) if i != j]
             kind = _LEFT_OUT.get(eqn.name, "extra_term")
+            if (
+                kind == "extra_term"
+                and v not in moved
+                and not (eqn.name in ("add", "sub") and np.size(others[0]) > 1)
+            ):
+                kind = "wrong_residual"  # a value of the forward pass, with something done to it
             if eqn.name in ("mul", "div") and all(np.size(o) == 1 or (o == o.flat[0]).all() for o in others):
                 kind = "scale"
             elif eqn.name == "mul" and all(np.isin(o, (0, 1)).all() for o in others):
                 kind = "mask"
             what = f"leave out {{op}}, and keep its operand {j}" if len(eqn.inputs) > 1 else "leave out {op}"
-            yield Edit(kind, what, k, lambda p, k=k, j=j: {k: lambda operands, values: [operands[j]]})
+            keep = lambda p, k=k, j=j: {
+                k: lambda operands, _, s=p.avals[p.equations[k].outputs[0]].shape: [
+                    np.broadcast_to(operands[j], s)
+                ]
+            }
+            yield Edit(kind, what, k, keep)
             if eqn.name == "sub" and j == 1:
-                yield Edit(kind, what, k, lambda p, k=k: {k: lambda operands, values: [-operands[1]]})
+                yield Edit(kind, what, k, lambda p, k=k: {k: lambda operands, _: [-operands[1]]})
 
 
 def _flips(program: trace.Program, values: Sequence[Any], behind: Sequence[int]) -> Iterator[Edit]:
@@ -369,6 +438,54 @@ def _flips(program: trace.Program, values: Sequence[Any], behind: Sequence[int])
                 roll = lambda x, _, axis=axis, by=by: np.roll(x, by, axis)
                 words = f"shift operand {j} of {{op}} by {by} along axis {axis}"
                 yield Edit("shift", words, k, _operand(k, j, roll))
+
+
+def _everywhere(program: trace.Program, values: Sequence[Any], behind: Sequence[int]) -> Iterator[Edit]:
+    """A value turned in all its uses at once: a kernel that should be reversed or transposed."""
+    for v, places in _uses(program, behind).items():
+        shape = np.shape(values[v])
+        if len(places) < 2 or not _is_float(values[v]):
+            continue
+        axes = [a for a in range(len(shape)) if shape[a] > 1]
+        for some in [c for n in (1, 2, 3) for c in itertools.combinations(axes, n)]:
+            turn = lambda x, some=some: np.flip(x, some)
+            words = f"reverse {{v{v}}} along axis {_plain(some)}"
+            yield Edit(
+                "flip", words, places[0][0], _at_all(places, lambda known, v=v, turn=turn: turn(known[v]))
+            )
+        for a, b in itertools.combinations(axes, 2):
+            if shape[a] == shape[b]:
+                turned = lambda known, v=v, a=a, b=b: np.swapaxes(known[v], a, b)
+                yield Edit("transpose", f"transpose {{v{v}}}", places[0][0], _at_all(places, turned))
+
+
+def _uses(program: trace.Program, behind: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+    """Where the formula uses each value: equation and operand."""
+    uses: dict[int, list[tuple[int, int]]] = {}
+    for k in behind:
+        for j, v in enumerate(program.equations[k].inputs):
+            if isinstance(v, int):
+                uses.setdefault(v, []).append((k, j))
+    return uses
+
+
+def _at_all(
+    places: Sequence[tuple[int, int]], new: Callable[[Any], Any]
+) -> Callable[[trace.Program], Changed]:
+    """Another value, made from all values, at several places."""
+
+    def build(program: trace.Program) -> Changed:
+        changed: dict[int, Any] = {}
+        for k in dict.fromkeys(k for k, _ in places):
+            eqn, at = program.equations[k], [j for kk, j in places if kk == k]
+
+            def run(operands: Any, known: Any, eqn: Any = eqn, at: Any = at) -> Any:
+                return trace.apply(eqn, [new(known) if j in at else o for j, o in enumerate(operands)])
+
+            changed[k] = run
+        return changed
+
+    return build
 
 
 _SWAPS = {
@@ -439,6 +556,15 @@ def _reordered(k: int, order: Sequence[int]) -> Callable[[trace.Program], Change
     return build
 
 
+def _functions(program: trace.Program, floats: Sequence[int], moved: set[int]) -> Iterator[Edit]:
+    """A function applied to a value of the forward pass."""
+    for k in floats:
+        if program.equations[k].outputs[0] not in moved:
+            for name in ("exp", "log", "sqrt", "square", "tanh", "logistic", "cos", "sin"):
+                known = {"exp": np.exp, **_PLAIN}[name]
+                yield Edit("wrong_residual", f"{name} of the result of {{op}}", k, _output(k, known))
+
+
 def _scaled(floats: Sequence[int]) -> Iterator[Edit]:
     for k in floats:
 
@@ -467,84 +593,144 @@ def _others(
     program: trace.Program, values: Sequence[Any], behind: Sequence[int], moved: set[int]
 ) -> Iterator[Edit]:
     """Another value in place of an operand, or of all the uses of a value."""
-    uses: dict[int, list[tuple[int, int]]] = {}
-    for k in behind:
-        for j, v in enumerate(program.equations[k].inputs):
-            if isinstance(v, int):
-                uses.setdefault(v, []).append((k, j))
+    makers = {v: eqn for eqn in program.equations for v in eqn.outputs}
     for k in behind:
         eqn = program.equations[k]
+        if eqn.primitive is None:
+            continue  # a gradient is no substitute for another
         for j, v in enumerate(eqn.inputs):
             old = values[v] if isinstance(v, int) else v
-            if not hasattr(old, "dtype") or (eqn.name in ("broadcast_in_dim",) and not isinstance(v, int)):
+            if not hasattr(old, "dtype") or np.ndim(old) == 0:
                 continue
-            fits = lambda x, old=old: x.shape == np.shape(old) and x.dtype == old.dtype and np.ndim(old) > 0
-            before = min(eqn.outputs) if eqn.outputs else len(values)
-            for u in _candidates(values, fits, before):
-                if u == v or np.array_equal(values[u], old):
-                    continue
-                if v in moved and u not in moved:
-                    continue  # it would no longer follow dy
-                kind = "ignores_cotangent" if u in moved and v not in moved else "wrong_residual"
+            fits = lambda x, old=old: x.shape == np.shape(old) and x.dtype == old.dtype
+            for u in _candidates(values, fits, min(eqn.outputs)):
+                if u == v or np.array_equal(values[u], old) or (v in moved and u not in moved):
+                    continue  # the last would no longer follow dy
+                kind = _relation(makers, values, old, u)
+                if u in moved and v not in moved:
+                    kind = "ignores_cotangent"
+                elif kind == "wrong_residual" and v in moved and u in _depends(program, _equal(values, old)):
+                    kind = "missing_term"  # a step of the chain was left out
+                elif kind == "wrong_residual" and u in moved and v in _depends(program, [u]):
+                    kind = "extra_term"  # a step too many
                 change = lambda _, known, u=u: known[u]
-                words = f"{{v{u}}} as operand {j} of {{op}}"
-                yield Edit(kind, words, k, _operand(k, j, change))
-    for v, places in uses.items():
-        if not 2 <= len(places) <= 4 or not hasattr(values[v], "dtype") or np.ndim(values[v]) == 0:
+                yield Edit(kind, f"{{v{u}}} as operand {j} of {{op}}", k, _operand(k, j, change))
+    for v, places in _uses(program, behind).items():
+        if len(places) < 2 or not hasattr(values[v], "dtype") or np.ndim(values[v]) == 0:
             continue
         fits = lambda x, old=values[v]: x.shape == old.shape and x.dtype == old.dtype
-        for u in _candidates(values, fits, program.equations[places[0][0]].outputs[0]):
-            if u == v or np.array_equal(values[u], values[v]) or (v in moved) != (u in moved):
-                continue
+        some = [c for n in range(2, len(places) + 1) for c in itertools.combinations(places, n)]
+        for at in some if len(places) <= 5 else [tuple(places)]:
+            for u in _candidates(values, fits, program.equations[at[0][0]].outputs[0]):
+                if u == v or np.array_equal(values[u], values[v]) or (v in moved) != (u in moved):
+                    continue
+                kind, new = _relation(makers, values, values[v], u), lambda known, u=u: known[u]
+                yield Edit(kind, f"{{v{u}}} instead of {{v{v}}}", at[0][0], _at_all(at, new))
 
-            def build(p: trace.Program, u: int = u, places: Any = tuple(places)) -> Changed:
-                changed: dict[int, Any] = {}
-                for k in dict.fromkeys(k for k, _ in places):
-                    eqn, at = p.equations[k], [j for kk, j in places if kk == k]
 
-                    def run(operands: Any, known: Any, eqn: Any = eqn, at: Any = at) -> Any:
-                        return trace.apply(eqn, [known[u] if j in at else o for j, o in enumerate(operands)])
+def _equal(values: Sequence[Any], x: Any) -> list[int]:
+    return [v for v, other in enumerate(values) if other is not None and np.array_equal(other, x)]
 
-                    changed[k] = run
-                return changed
 
-            yield Edit("wrong_residual", f"{{v{u}}} instead of {{v{v}}}", places[0][0], build)
+def _relation(makers: Mapping[int, trace.Equation], values: Sequence[Any], old: Any, u: int) -> str:
+    """What the mistake is if value u is needed for `old`: u may be `old` masked, reversed, transposed."""
+    maker, new = makers.get(u), values[u]
+    if new.shape == old.shape and _is_float(new):
+        if np.array_equal(new, -old):
+            return "sign"
+        if any(
+            np.array_equal(new, np.flip(old, a))
+            for n in (1, 2)
+            for a in itertools.combinations(range(old.ndim), n)
+        ):
+            return "flip"
+        if old.ndim == 2 and np.array_equal(new, old.T):
+            return "transpose"
+    if maker is not None and maker.name in ("add", "sub"):
+        given = [values[v] if isinstance(v, int) else v for v in maker.inputs]
+        if any(x is not None and np.array_equal(x, old) for x in given):
+            return "missing_term"
+    if maker is not None and maker.name in ("select_n", "mul", "max", "min"):
+        given = [values[v] if isinstance(v, int) else v for v in maker.inputs]
+        masks = any(x is not None and np.asarray(x).dtype == bool for x in given) or maker.name in (
+            "max",
+            "min",
+        )
+        if masks and any(x is not None and np.array_equal(x, old) for x in given):
+            return "mask"
+    return "wrong_residual"
 
 
 def _factors(
-    program: trace.Program, values: Sequence[Any], floats: Sequence[int], moved: set[int]
+    program: trace.Program, values: Sequence[Any], behind: Sequence[int], moved: set[int]
 ) -> Iterator[Edit]:
-    """A factor or divisor put in."""
-    for k in floats:
-        out = program.equations[k].outputs[0]
-        shape = np.shape(values[out])
+    """A factor or divisor put in: at the result of an equation, or at one use of a value that has several."""
+    uses = _uses(program, behind)
+    first = program.equations[behind[0]].outputs[0] if behind else 0
+    places: list[tuple[int, int | None, int]] = []  # equation, operand or None, the value there
+    for k in behind:
+        eqn = program.equations[k]
+        if _is_float(values[eqn.outputs[0]]):
+            places.append((k, None, eqn.outputs[0]))
+        for j, v in enumerate(eqn.inputs):
+            if isinstance(v, int) and _is_float(values[v]) and (len(uses[v]) > 1 or v < first):
+                places.append((k, j, v))
+    for k, j, v in places:
+        shape = np.shape(values[v])
         fits = lambda x, shape=shape: 0 < x.ndim <= len(shape) and _broadcasts(x.shape, shape)
-        for u in _candidates(values, fits, out):
-            if u in moved and out in moved:
+        for u in _candidates(values, fits, program.equations[k].outputs[0]):
+            if u in moved and v in moved:
                 continue
+            at = "the result of {op}" if j is None else f"operand {j} of {{op}}"
             x = values[u]
             is_mask = x.dtype == bool or bool(np.isin(x, (0, 1)).all())
             kind = "ignores_cotangent" if u in moved else "mask" if is_mask else "missing_term"
-            times = lambda p, k=k, u=u: {
-                k: lambda o, known, e=p.equations[k]: [trace.apply(e, o)[0] * known[u]]
-            }
-            yield Edit(kind, f"multiply the result of {{op}} by {{v{u}}}", k, times)
+            yield Edit(kind, f"multiply {at} by {{v{u}}}", k, _times(k, j, u, lambda a, b: a * b))
             if is_mask:
-                without = lambda p, k=k, u=u: {
-                    k: lambda o, known, e=p.equations[k]: [
-                        trace.apply(e, o)[0] * (1 - known[u].astype(float))
-                    ]
-                }
-                yield Edit(kind, f"multiply the result of {{op}} by not {{v{u}}}", k, without)
+                without = lambda a, b: a * (1 - np.asarray(b, float))
+                yield Edit(kind, f"multiply {at} by not {{v{u}}}", k, _times(k, j, u, without))
             elif u not in moved:
-                over = lambda p, k=k, u=u: {
-                    k: lambda o, known, e=p.equations[k]: [trace.apply(e, o)[0] / known[u]]
-                }
-                yield Edit("missing_term", f"divide the result of {{op}} by {{v{u}}}", k, over)
+                yield Edit("missing_term", f"divide {at} by {{v{u}}}", k, _times(k, j, u, lambda a, b: a / b))
+
+
+def _factors_everywhere(
+    program: trace.Program, values: Sequence[Any], behind: Sequence[int], moved: set[int]
+) -> Iterator[Edit]:
+    """A factor or divisor put in at all the uses of dy, or of what is made of it."""
+    for v, places in _uses(program, behind).items():
+        if v not in moved or len(places) < 2:
+            continue
+        shape = np.shape(values[v])
+        fits = lambda x, shape=shape: 0 < x.ndim <= len(shape) and _broadcasts(x.shape, shape)
+        for u in _candidates(values, fits, program.equations[places[0][0]].outputs[0]):
+            if u in moved:
+                continue
+            is_mask = values[u].dtype == bool or bool(np.isin(values[u], (0, 1)).all())
+            kind = "mask" if is_mask else "missing_term"
+            times, over = (
+                lambda known, v=v, u=u: known[v] * known[u],
+                lambda known, v=v, u=u: known[v] / known[u],
+            )
+            yield Edit(kind, f"multiply {{v{v}}} by {{v{u}}}", places[0][0], _at_all(places, times))
+            if not is_mask:
+                yield Edit(kind, f"divide {{v{v}}} by {{v{u}}}", places[0][0], _at_all(places, over))
+
+
+def _times(
+    k: int, j: int | None, u: int, combine: Callable[[Any, Any], Any]
+) -> Callable[[trace.Program], Changed]:
+    if j is not None:
+        return _operand(k, j, lambda x, known: combine(x, known[u]))
+
+    def build(program: trace.Program) -> Changed:
+        eqn = program.equations[k]
+        return {k: lambda operands, known: [combine(trace.apply(eqn, operands)[0], known[u])]}
+
+    return build
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
+    return all(a == b or 1 in (a, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
 def _terms(

@@ -214,7 +214,8 @@ def measure(points: Sequence[Point], i: int) -> tuple[float, np.ndarray | None]:
             elif mine.shape != want[i].shape:
                 return math.inf, None
             else:
-                found = np.abs(mine - want[i])
+                with np.errstate(invalid="ignore"):  # not finite: counted as infinitely wrong
+                    found = np.abs(mine - want[i])
             found = np.asarray(np.where(np.isfinite(found), found, math.inf) / scale[i])
             worst = max(worst, largest(found))
             if n == 0:
@@ -233,5 +234,6 @@ def differs(got: Any, want: Any, tolerance: float, scale: float) -> bool:
     got, want = np.asarray(got), np.asarray(want)
     if got.shape != want.shape:
         return True
-    error = np.abs(got - want)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(got - want)
     return not bool((error <= tolerance * max(scale, 1e-300)).all())

@@ -70,7 +70,7 @@ def search(problem: Problem, points: Sequence[Point], wrong: Sequence[int]) -> d
                 if u is None or u.shape != found[i].shape[1:]:
                     left.clear()
                 else:
-                    bound = SAME * max(np.abs(u).max(initial=0), 1e-300)
+                    bound = SAME * max(np.abs(f[i]).max(initial=1e-300) for f in point.formula)
                     left[:] = [s for s in left if np.abs(found[i][s] - u).max(initial=0) <= bound]
     return {
         i: _finding(problem.paths[i], program, gates, settings[left[0]])

@@ -172,7 +172,7 @@ def run(program: Program, inputs: Sequence[Any], changed: Mapping[int, Any] | No
 
 def rerun(
     program: Program, values: list[Any], changed: Mapping[int, Any], wanted: Sequence[Value]
-) -> list[Any] | None:
+) -> list[Any]:
     """The `wanted` values when some equations are changed; only what depends on them is computed again."""
     new = dict[int, Any]()
     start = min(changed)
@@ -182,10 +182,7 @@ def rerun(
             continue
         operands = [(new[v] if v in new else values[v]) if isinstance(v, int) else v for v in eqn.inputs]
         results = changed[k](operands, values) if k in changed else apply(eqn, operands)
-        for v, result in zip(eqn.outputs, results, strict=True):
-            if np.shape(result) != program.avals[v].shape:
-                return None
-            new[v] = result
+        new.update(zip(eqn.outputs, results, strict=True))
     return [new.get(v, values[v]) for v in wanted]
 
 
@@ -238,6 +235,19 @@ def _select_n(which: Any, *cases: Any) -> Any:
 def _iota(*, dtype: Any, shape: Any, dimension: int, **_: Any) -> Any:
     along = np.arange(shape[dimension], dtype=dtype)
     return np.broadcast_to(along.reshape([-1 if i == dimension else 1 for i in range(len(shape))]), shape)
+
+
+def _pad(x: Any, filler: Any, *, padding_config: Any) -> Any:
+    shape = [lo + hi + n + max(n - 1, 0) * i for n, (lo, hi, i) in zip(x.shape, padding_config, strict=True)]
+    out = np.full([max(s, 0) for s in shape], filler, x.dtype)
+    source, target = [], []
+    for n, size, (lo, _, i) in zip(x.shape, out.shape, padding_config, strict=True):
+        kept = [p for p in range(n) if 0 <= lo + p * (i + 1) < size]
+        source.append(slice(kept[0], kept[-1] + 1) if kept else slice(0, 0))
+        first = lo + kept[0] * (i + 1) if kept else 0
+        target.append(slice(first, first + len(kept) * (i + 1) - i if kept else 0, i + 1))
+    out[tuple(target)] = x[tuple(source)]
+    return out
 
 
 def _argument(function: Any) -> Any:
@@ -298,6 +308,7 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "integer_pow": lambda x, *, y: np.asarray(x) ** float(y) if y < 0 else np.asarray(x) ** y,
     "iota": _iota,
     "logistic": _logistic,
+    "pad": _pad,
     "reshape": lambda x, *_, new_sizes, **__: np.reshape(x, new_sizes),
     "rev": lambda x, *, dimensions: np.flip(x, dimensions),
     "rsqrt": lambda x, **_: 1 / np.sqrt(x),

@@ -1,0 +1,297 @@
+"""The mistake by its name: one wrong formula of each kind, what is no mistake, and what cannot be verified."""
+
+import json
+import linecache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcnet as fn
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError
+from funcnet.testing import assert_gradients
+from funcnet.verifier import KINDS, Finding, FormulaError
+
+
+def normal(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+
+
+X, W, B = normal(7, 11), normal(11, 13, seed=1), normal(13, seed=2)
+A, C = normal(5, 5, seed=3), normal(5, 5, seed=4)
+SIGNAL, KERNEL = normal(9, seed=5), normal(3, seed=6)
+
+
+def affine(x, w, b):
+    return x @ w + b
+
+
+def product(a, c):
+    return a @ c
+
+
+def softmax(x):
+    e = jnp.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def norm(x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+
+
+def norm_gradient(x, dy, mean=True, variance=True):
+    centred = x - x.mean(-1, keepdims=True)
+    r = 1 / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    h = centred * r
+    dx = dy
+    if mean:
+        dx = dx - dy.mean(-1, keepdims=True)
+    if variance:
+        dx = dx - h * (dy * h).mean(-1, keepdims=True)
+    return r * dx
+
+
+def convolved(x, k):
+    """y[t] = Σ k[j] x[t + j]."""
+    return sum(x[j : j + x.shape[0] - k.shape[0] + 1] * k[j] for j in range(k.shape[0]))
+
+
+def spread(dy, k):
+    padded = jnp.pad(dy, k.shape[0] - 1)
+    return convolved(padded, k)
+
+
+def gained(x, w):
+    return jnp.tanh(x) * w
+
+
+def half_precision(x, w, b, dy):
+    dw = x.T @ dy
+    return dy @ w.T, dw.astype(jnp.float16) if w.dtype == jnp.float32 else dw, dy.sum(0)
+
+
+def softmax_gradient(x, dy):
+    p = softmax(x)
+    return p * (dy - (p * dy).sum(-1, keepdims=True))
+
+
+def gained_gradient(x, w, dy):
+    return dy * w * (1 - jnp.tanh(x) ** 2), (dy * jnp.tanh(x)).sum(0)
+
+
+GAINED = (X, normal(11))
+# kind: forward, backward, args, the argument at fault
+WRONG = {
+    "sign": (affine, lambda x, w, b, dy: (dy @ w.T, -(x.T @ dy), dy.sum(0)), (X, W, B), "w"),
+    "scale": (affine, lambda x, w, b, dy: (dy @ w.T, x.T @ dy / x.shape[0], dy.sum(0)), (X, W, B), "w"),
+    "transpose": (product, lambda a, c, dy: (dy @ c, a.T @ dy), (A, C), "a"),
+    "zero": (affine, lambda x, w, b, dy: (dy @ w.T, x.T @ dy, None), (X, W, B), "b"),
+    "missing_term": (gained, lambda x, w, dy: (dy * w, gained_gradient(x, w, dy)[1]), GAINED, "x"),
+    "extra_term": (softmax, lambda x, dy: softmax_gradient(x, dy) + dy, (X,), "x"),
+    "missing_batch_sum": (affine, lambda x, w, b, dy: (dy @ w.T, x.T @ dy, dy), (X, W, B), "b"),
+    "wrong_axis": (lambda x, b: x * 2 + b, lambda x, b, dy: (2 * dy, dy.sum(1)), (A, normal(5)), "b"),
+    "unbroadcast": (lambda x, s: x * s, lambda x, s, dy: (dy * s, dy * x), (X, normal(7, 1)), "s"),
+    "ignores_cotangent": (
+        softmax,
+        lambda x, dy: softmax_gradient(x, jnp.ones_like(dy).at[0].set(2)),
+        (X,),
+        "x",
+    ),
+    "nonlinear_in_cotangent": (softmax, lambda x, dy: softmax_gradient(x, dy * dy), (X,), "x"),
+    "wrong_residual": (gained, lambda x, w, dy: (gained_gradient(x, w, dy)[0], (dy * x).sum(0)), GAINED, "w"),
+    "mask": (
+        lambda x, w: jnp.maximum(x, 0) @ w,
+        lambda x, w, dy: (dy @ w.T, jnp.maximum(x, 0).T @ dy),
+        (X, W),
+        "x",
+    ),
+    "flip": (convolved, lambda x, k, dy: (spread(dy, k), convolved(x, dy)), (SIGNAL, KERNEL), "x"),
+    "shift": (
+        convolved,
+        lambda x, k, dy: (jnp.roll(spread(dy, k[::-1]), 1), convolved(x, dy)),
+        (SIGNAL, KERNEL),
+        "x",
+    ),
+    "swapped": (
+        lambda a, c: a * jnp.sin(c),
+        lambda a, c, dy: (dy * a * jnp.cos(c), dy * jnp.sin(c)),
+        (A, C),
+        "a",
+    ),
+    "statistics_constant": (norm, lambda x, dy: norm_gradient(x, dy, variance=False), (X,), "x"),
+    "nan": (affine, lambda x, w, b, dy: (dy @ w.T, x.T @ dy, dy.sum(0) / 0), (X, W, B), "b"),
+    "shape": (affine, lambda x, w, b, dy: (dy @ w.T, x.T @ dy, dy.sum()), (X, W, B), "b"),
+    "dtype": (affine, half_precision, (X, W, B), "w"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_the_mistake_is_named(kind):
+    forward, backward, args, argument = WRONG[kind]
+    report = fn.verify(forward, backward, args)
+    assert not report.ok
+    named = [
+        f.kind
+        for f in report.findings
+        if f.argument.replace("x", argument) == argument or f.argument == argument
+    ]
+    assert named[0] == kind, str(report)
+    assert {f.kind for f in report.findings} <= KINDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "args"),
+    [
+        (softmax, softmax_gradient, (X,)),
+        (norm, norm_gradient, (X,)),
+        (convolved, lambda x, k, dy: (spread(dy, k[::-1]), convolved(x, dy)), (SIGNAL, KERNEL)),
+        (gained, gained_gradient, GAINED),
+        (lambda x: x, lambda x, dy: dy, (jnp.float32(2.0),)),
+        (lambda x: jnp.zeros(3), lambda x, dy: jnp.zeros_like(x), (X,)),
+    ],
+)  # fmt: skip
+def test_right_formulas_are_left_alone(forward, backward, args):
+    for seed in range(3):
+        report = fn.verify(forward, backward, args, seed=seed, shapes="auto")
+        assert report.ok, str(report)
+        assert not report.findings
+
+
+def test_the_line_and_the_edit_are_told():
+    def backward(x, w, dy):
+        return dy @ w, x.T @ dy  # HERE
+
+    (finding,) = fn.verify(product, backward, (A, C)).findings
+    here = next(i for i, text in enumerate(linecache.getlines(__file__), 1) if text.endswith("# HERE\n"))
+    assert finding.location.endswith(f"test_diagnosis.py:{here}")
+    assert "transpose operand 1 of `dot_general`" in finding.suggestion
+
+
+def test_a_factor_is_named_from_the_sizes():
+    (finding,) = fn.verify(affine, WRONG["scale"][1], (X, W, B)).findings
+    assert "1/7: x.shape[0]" in finding.message
+    assert "multiply it by 7" in finding.suggestion
+
+
+def test_a_wrong_row_is_told():
+    def border(x, dy):
+        return dy.at[0].set(0.0).at[-1].multiply(2.0)
+
+    (finding,) = fn.verify(lambda x: x * 1, border, (normal(9, 4),)).findings
+    assert finding.where == "indices 0, 8 of axis 0"
+
+
+# ---- what is no mistake -----------------------------------------------------------------------------------
+
+
+def test_another_subgradient_is_a_convention():
+    x = jnp.array([0.0, 1.0, -1.0, 2.0, 0.0])
+    report = fn.verify(lambda x: jnp.maximum(x, 0), lambda x, dy: jnp.where(x > 0, dy, 0), (x,))
+    assert report.ok
+    assert [f.kind for f in report.findings] == ["convention"]
+    outside = lambda x, dy: jnp.where(x > 0, dy, jnp.where(x == 0, 5 * dy, 0))
+    assert not fn.verify(lambda x: jnp.maximum(x, 0), outside, (x,)).ok
+
+
+def test_autodiff_itself_may_be_wrong():
+    @jax.custom_jvp
+    def cube(x):
+        return x**3
+
+    cube.defjvp(lambda primals, tangents: (primals[0] ** 3, 2.0 * primals[0] ** 2 * tangents[0]))
+    report = fn.verify(cube, lambda x, dy: 3 * x**2 * dy, (X,))
+    assert report.ok
+    assert any("numerical differentiation" in note for note in report.notes)
+    assert not fn.verify(cube, lambda x, dy: 2 * x**2 * dy, (X,)).ok
+
+
+def test_a_function_with_a_rule_of_its_own():
+    @jax.custom_vjp
+    def half(x):
+        return jnp.sin(x)
+
+    half.defvjp(lambda x: (jnp.sin(x), x), lambda x, dy: (dy * jnp.cos(x) / 2,))
+    for report in (fn.verify(half, (X,), reference=jnp.sin), fn.verify(half, (X,))):
+        (finding,) = report.findings
+        assert finding.kind == "scale"
+
+
+def test_stopped_gradients_are_taken_as_meant():
+    f = lambda x: x * jax.lax.stop_gradient(jnp.sin(x))
+    assert fn.verify(f, lambda x, dy: dy * jnp.sin(x), (X,)).ok
+
+
+# ---- what cannot be verified ------------------------------------------------------------------------------
+
+
+def test_nan_in_the_arguments():
+    with pytest.raises(ValueRangeError, match="x holds NaN"):
+        fn.verify(affine, WRONG["sign"][1], (X.at[0, 0].set(jnp.nan), W, B))
+
+
+def test_only_integers():
+    with pytest.raises(DTypeError, match="no floating-point array"):
+        fn.verify(lambda x: x, lambda x, dy: dy, (jnp.arange(3),))
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ShapeError, match="the forward pass does not run on these arguments"):
+        fn.verify(affine, WRONG["sign"][1], (X, X, B))
+
+
+def test_a_formula_that_does_not_run():
+    report = fn.verify(affine, lambda x, w, b, dy: (dy @ w, x.T @ dy, dy.sum(0)), (X, W, B))
+    (finding,) = report.findings
+    assert (finding.kind, report.ok) == ("shape", False)
+    assert finding.message.startswith("the formula does not run: ")
+
+
+def test_a_forward_pass_that_is_not_deterministic():
+    rng = np.random.default_rng(0)
+    report = fn.verify(lambda x: x * rng.random(), lambda x, dy: dy, (X,))
+    assert "nondeterministic" in {f.kind for f in report.findings}
+
+
+def test_shapes_is_none_or_auto():
+    with pytest.raises(ValueRangeError, match="shapes is 'all'"):
+        fn.verify(affine, WRONG["sign"][1], (X, W, B), shapes="all")
+
+
+def test_a_formula_in_plain_numpy_is_run_as_it_is():
+    def backward(x, dy):
+        return np.asarray(dy) * (1 - np.tanh(np.asarray(x)) ** 2)
+
+    report = fn.verify(jnp.tanh, backward, (X,))
+    assert report.ok
+    assert any("plain Python" in note for note in report.notes)
+
+
+# ---- reports ----------------------------------------------------------------------------------------------
+
+
+def test_the_report_as_json():
+    report = fn.verify(affine, WRONG["missing_batch_sum"][1], (X, W, B))
+    data = json.loads(report.to_json())
+    assert data["ok"] is False
+    assert [row["argument"] for row in data["rows"]] == ["x", "w", "b"]
+    assert data["rows"][2]["error"] is None, "infinite"
+    assert data["findings"][0]["kind"] == "missing_batch_sum"
+
+
+def test_a_kind_outside_the_set_is_refused():
+    with pytest.raises(ValueError, match="no kind 'oops'"):
+        Finding("x", "oops", "")
+
+
+def test_assert_gradients():
+    assert assert_gradients(jnp.tanh, lambda x, dy: dy * (1 - jnp.tanh(x) ** 2), (X,)).ok
+    with pytest.raises(FormulaError, match="sign: this is the negative"):
+        assert_gradients(jnp.tanh, lambda x, dy: -dy * (1 - jnp.tanh(x) ** 2), (X,))
+
+
+def test_no_budget_gives_the_verdict_all_the_same():
+    report = fn.verify(product, WRONG["transpose"][1], (A, C), budget=0.0)
+    assert not report.ok
+    assert report.findings[0].argument == "a"
