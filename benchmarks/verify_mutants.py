@@ -5,6 +5,7 @@ right ones (`benchmarks/mutations.py`). They are split in two by name: the diagn
 and is scored on the other.
 """
 
+import copy
 import dataclasses
 import importlib
 import statistics
@@ -127,7 +128,9 @@ class _Ready:
         return all(measure([point], i)[0] <= bound for i, bound in enumerate(allowed))
 
     def verdict(self, args: Any, seed: int) -> Any:
-        given = dataclasses.replace(self.given, args=args)
+        given = copy.copy(self.given)  # with what is compiled already
+        vars(given).pop("arrays", None)
+        object.__setattr__(given, "args", args)
         with jax.enable_x64(True):
             ready = dataclasses.replace(self.judge, problem=dataclasses.replace(given, args=wide(args)))
             return compare.verdict(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from funcnet.verifier import arrays, edits, judge, paths
@@ -46,7 +47,7 @@ def diagnose(
     _say("verify: naming the mistake ...")
     for i in wrong:
         found = _on_cotangent(ready, checked[0], i) or _from_values(problem, checked, i)
-        found = found or _one_sample(ready, checked[0], i)
+        found = found or _one_sample(ready, checked[0], i) or _diagonal(ready, checked[0], i)
         if found is not None:
             known[i] = found
     left = [i for i in wrong if i not in known]
@@ -178,6 +179,22 @@ def _one_sample(ready: Judge, point: Point, i: int) -> Finding | None:
                 kind = "missing_batch_sum" if axis == 0 else "ignores_cotangent"
                 return Finding(path, kind, f"only the {which} counts", f"sum over axis {axis}")
     return None
+
+
+def _diagonal(ready: Judge, point: Point, i: int) -> Finding | None:
+    """Is it dy times the diagonal of the Jacobian, as if the operation worked element by element?"""
+    path, dys, got = ready.problem.paths[i], point.dys, [f[i] for f in point.formula]
+    shape = dys[0][0].shape
+    if len(dys[0]) != 1 or any(u is None or u.shape != shape for u in got) or not 1 < dys[0][0].size <= 256:
+        return None
+    basis = np.eye(dys[0][0].size).reshape(-1, *shape)
+    rows = jax.vmap(lambda e: ready.truth(point.arrays, [e])[i])(basis)
+    diagonal = np.asarray(rows).reshape(len(basis), len(basis)).diagonal().reshape(shape)
+    scale = max(largest(u) for u in got)
+    if any(judge.differs(u, diagonal * dy[0], 1e-7, scale) for u, dy in zip(got, dys, strict=True)):
+        return None
+    message = "only the diagonal of the Jacobian: the terms from one element to the others are missing"
+    return Finding(path, "missing_term", message, "add what the other elements of dy contribute")
 
 
 def _only(v: np.ndarray, axis: int, index: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from funcnet.verifier.report import Finding
 __all__ = ["search"]
 
 MANY = 250  # equations; a longer backward pass is not searched
-_TWICE = ("sign", "transpose", "wrong_axis", "flip", "mask", "missing_term")  # slips that come in pairs
+_TWICE = ("sign", "transpose", "wrong_axis", "flip", "mask")  # slips that come in pairs
 Changed = Mapping[int, Callable[..., Sequence[Any]]]
 
 
@@ -78,8 +78,6 @@ def search(
             break
         if one.at == two.at or one.kind != two.kind or one.kind not in _TWICE:
             continue
-        if one.words.rpartition(" by ")[2] == two.words.rpartition(" by ")[2] != one.words:
-            continue  # times u and over u
         build = lambda p, a=one, b=two: {**a.build(p), **b.build(p)}
         both = Edit(one.kind, f"{one.words}, and {two.words}", one.at, build)
         for i in list(left):
@@ -255,7 +253,7 @@ def _transposes(program: trace.Program, values: Sequence[Any], behind: Sequence[
 
 
 def _axes(program: trace.Program, behind: Sequence[int], moved: set[int]) -> Iterator[Edit]:
-    """A sum, mean or maximum over another axis: of one equation, or of all that follow dy, or that do not."""
+    """A reduction over another axis: of one equation, of all that follow dy, or of all that do not."""
     groups: dict[Any, list[int]] = {}
     for k in behind:
         eqn = program.equations[k]
@@ -293,7 +291,7 @@ def _axes(program: trace.Program, behind: Sequence[int], moved: set[int]) -> Ite
 def _over(
     many: Sequence[int], axes: tuple[int, ...], ndim: int, mean: bool
 ) -> Callable[[trace.Program], Changed]:
-    """Reductions over other axes, put back with size 1 where they were; of a mean, the divisor changes too."""
+    """Reductions over other axes, put back with size 1 where they were; the divisor of a mean changes too."""
 
     def build(program: trace.Program) -> Changed:
         changed: dict[int, Any] = {}
@@ -302,8 +300,6 @@ def _over(
             shape = program.avals[eqn.inputs[0]].shape
             count = lambda some, shape=shape: math.prod(shape[a] for a in some)
             by = count(eqn.params["axes"]) / count(axes) if mean else 1.0
-            if mean and by == 1.0:
-                raise ValueError("the same as without the divisor")
             other = eqn._replace(params={**eqn.params, "axes": axes})
             changed[k] = lambda operands, _, other=other, by=by: [
                 trace.apply(other, operands)[0] * by if by != 1.0 else trace.apply(other, operands)[0]
@@ -370,11 +366,7 @@ def _left_out(
                 continue
             others = [values[u] if isinstance(u, int) else u for i, u in enumerate(eqn.inputs) if i != j]
             kind = _LEFT_OUT.get(eqn.name, "extra_term")
-            if (
-                kind == "extra_term"
-                and v not in moved
-                and not (eqn.name in ("add", "sub") and np.size(others[0]) > 1)
-            ):
+            if kind == "extra_term" and v not in moved:
                 kind = "wrong_residual"  # a value of the forward pass, with something done to it
             if eqn.name in ("mul", "div") and all(np.size(o) == 1 or (o == o.flat[0]).all() for o in others):
                 kind = "scale"
@@ -389,6 +381,9 @@ def _left_out(
             yield Edit(kind, what, k, keep)
             if eqn.name == "sub" and j == 1:
                 yield Edit(kind, what, k, lambda p, k=k: {k: lambda operands, _: [-operands[1]]})
+
+
+_TURNED = ("add", "conv_general_dilated", "copy", "dot_general", "gather", "mul", "pad", "slice", "transpose")
 
 
 def _flips(program: trace.Program, values: Sequence[Any], behind: Sequence[int]) -> Iterator[Edit]:
@@ -414,14 +409,7 @@ def _flips(program: trace.Program, values: Sequence[Any], behind: Sequence[int])
                         "limit_indices": (*limit[:axis], high, *limit[axis + 1 :]),
                     }
                     yield _params(k, new, "shift", f"start {by} later along axis {axis} in {{op}}")
-        if eqn.name not in (
-            "dot_general",
-            "conv_general_dilated",
-            "mul",
-            "copy",
-            "add",
-            "dynamic_update_slice",
-        ):
+        if eqn.name not in _TURNED:
             continue
         for j, v in enumerate(eqn.inputs):
             shape = np.shape(values[v] if isinstance(v, int) else v)

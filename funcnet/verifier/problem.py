@@ -68,6 +68,16 @@ class Problem:
         """The float leaves of the result."""
         return [v for v in jax.tree.leaves(self.forward(*self.unflatten(arrays))) if is_float(v)]
 
+    def autodiff(self, arrays: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
+        """The gradients of the floats by JAX."""
+        values = [arrays[i] for i in self.moving]
+        return list(jax.vjp(lambda *v: self.y(self.place(arrays, v)), *values)[1](list(dy)))
+
+    @functools.cached_property
+    def compiled(self) -> tuple[Any, Any]:
+        """`gradients` and `autodiff`, jitted."""
+        return jax.jit(self.gradients), jax.jit(self.autodiff)
+
     def gradients(self, arrays: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
         """What the formula gives for the float leaves; None where it gives none.
 

@@ -213,7 +213,8 @@ def _dot_general(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
     k = math.prod(a.shape[i] for i in ca)
     left = a.transpose(*ba, *free_a, *ca).reshape(*batch, math.prod(a.shape[i] for i in free_a), k)
     right = b.transpose(*bb, *cb, *free_b).reshape(*batch, k, math.prod(b.shape[i] for i in free_b))
-    return (left @ right).reshape(*batch, *(a.shape[i] for i in free_a), *(b.shape[i] for i in free_b))
+    shape = (*batch, *(a.shape[i] for i in free_a), *(b.shape[i] for i in free_b))
+    return np.reshape(left @ right, shape)
 
 
 def _broadcast_in_dim(x: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The mistake by its name: one wrong formula of each kind, what is no mistake, and what cannot be verified."""
+"""The mistake by its name: one wrong formula per kind, what is no mistake, and what cannot be verified."""
 
 import json
 import linecache
@@ -175,11 +175,18 @@ def test_a_factor_is_named_from_the_sizes():
     assert "multiply it by 7" in finding.suggestion
 
 
+def test_only_the_diagonal_of_the_jacobian():
+    (finding,) = fn.verify(softmax, lambda x, dy: softmax(x) * (1 - softmax(x)) * dy, (X,)).findings
+    assert finding.kind == "missing_term"
+    assert "only the diagonal of the Jacobian" in finding.message
+
+
 def test_a_wrong_row_is_told():
     def border(x, dy):
         return dy.at[0].set(0.0).at[-1].multiply(2.0)
 
     (finding,) = fn.verify(lambda x: x * 1, border, (normal(9, 4),)).findings
+    assert finding.kind == "border"
     assert finding.where == "indices 0, 8 of axis 0"
 
 
