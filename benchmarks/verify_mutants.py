@@ -188,13 +188,14 @@ def peers(formulas: list[Wrong]) -> list[dict[str, object]]:
             rows.append({"checker": name, "wrong": "not run: it takes PyTorch functions"})
             continue
         passed = sum(_passes(check, wrong) for wrong in formulas)
-        alarms = sum(not _passes(check, right) for right in RIGHT)
+        some = RIGHT[::3]
+        alarms = sum(not _passes(check, right) for right in some)
         rows.append(
             {
                 "checker": name,
                 "wrong": len(formulas),
                 "missed": passed,
-                "right": len(RIGHT),
+                "right": len(some),
                 "falsely flagged": alarms,
             }
         )
@@ -249,10 +250,8 @@ def run(quick: bool) -> list[Table]:
     """The score on both halves, the false alarms, the peers, and every formula that was not named."""
     generated = mutants(1 if quick else MUTANTS)
     formulas = (WRONG[::20] if quick else WRONG) + (generated[::10] if quick else generated)
-    halves = {
-        "scored half": [w for w in formulas if exam(w)],
-        "other half": [w for w in formulas if not exam(w)],
-    }
+    scored, other = [w for w in formulas if exam(w)], [w for w in formulas if not exam(w)]
+    halves = {"scored half": scored, "a third of the other half": other[::3]}
     rows, missed = [], []
     for name, half in halves.items():
         (row,), failures = score(half)
@@ -268,6 +267,6 @@ def run(quick: bool) -> list[Table]:
             f"{len(formulas) - hand} mutants. Named right: the first finding's kind is one of the labels.",
         ),
         Table("Right formulas", false_alarms(len(RIGHT) if quick else ALARMS)),
-        Table("Other checkers at their defaults, float32, one seed", peers(formulas)),
+        Table("Other checkers at their defaults, float32, one seed, every third formula", peers(scored[::3])),
         Table("Not named as labelled", missed),
     ]
