@@ -107,7 +107,7 @@ def _wrong(right: Right, mutation: Mutation) -> Wrong:
 def _mutations(right: Right, args: Sequence[Any], dy: Any) -> Iterator[Mutation]:
     program, _ = trace.trace(lambda *a: right.backward(*a), *args, dy)
     values = trace.run(program, [np.asarray(v) for v in (*args, dy)])
-    follows_dy = {program.inputs - 1}
+    follows_dy: set[Any] = {program.inputs - 1}
     for eqn in program.equations:
         if any(v in follows_dy for v in eqn.inputs if isinstance(v, int)):
             follows_dy.update(eqn.outputs)
@@ -135,7 +135,7 @@ def _mutations(right: Right, args: Sequence[Any], dy: Any) -> Iterator[Mutation]
         if name in ("mul", "div"):
             for j in range(2 if name == "mul" else 1):
                 other = _of(values, eqn.inputs[1 - j])
-                if np.shape(_of(values, eqn.inputs[j])) != shape or (eqn.inputs[1 - j] in follows_dy):
+                if np.shape(_of(values, eqn.inputs[j])) != shape or _in(eqn.inputs[1 - j], follows_dy):
                     continue
                 mask = bool(np.isin(other, (0, 1)).all())
                 kinds = ("mask",) if mask else ("scale",) if np.size(other) == 1 else ("missing_term",)
@@ -184,6 +184,10 @@ def _mutations(right: Right, args: Sequence[Any], dy: Any) -> Iterator[Mutation]
                 if u < out and np.shape(values[u]) == shape and u != out:
                     more = lambda e, o, w, u=u: again(e, o) + w[u]
                     yield Mutation(k, ("extra_term",), f"{name} + value {u}", more)
+
+
+def _in(v: Any, values: set[Any]) -> bool:
+    return isinstance(v, int) and v in values
 
 
 def _of(values: Sequence[Any], v: Any) -> Any:

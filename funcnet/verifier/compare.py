@@ -99,95 +99,107 @@ def verify(
                     "", "shape", f"the formula does not run: {_first(error)}", "", _raised_at(error), math.inf
                 ),
             )
-        return verdict(ready, given, x64, shapes, start, budget, np.random.default_rng(seed))
+        return verdict(ready, given, x64, shapes, start + budget, np.random.default_rng(seed))
 
 
 def verdict(
     ready: Judge,
     given: Problem,
     x64: bool,
-    shapes: Any,
-    start: float,
-    budget: float,
+    shapes: str | None,
+    deadline: float,
     rng: np.random.Generator,
 ) -> Report:
-    problem, notes = ready.problem, list(ready.notes)
-    size = sum(v.size for v in problem.arrays) + sum(
-        v.size for v in jax.eval_shape(ready.y, list(problem.arrays))
-    )
-    points = [ready.at("as given", problem.arrays, rng)]
-    if not all(np.isfinite(t).all() for truth in points[0].truth for t in truth):
-        notes.append("the true gradient is not finite at these arguments")
-    if size <= SMALL:
-        near = [
-            fresh(v, rng) if j is None or points[0].formula[0][j] is not None else v
-            for v, j in zip(problem.arrays, _numbers(problem), strict=True)
-        ]
-        points.append(ready.at("values near", near, rng))
-    if shapes == "auto":
-        for kind in ("primes", "square", "second", "one", "zero"):
-            moved = elsewhere(problem, kind, rng)
-            if moved is not None:
-                points.append(ready.at(kind, moved, rng))
-        notes.append("also at other sizes: " + ", ".join(p.label for p in points[2:]))
-    return _report(ready, given, points, x64, size, start, budget, rng, notes)
+    """The report on a formula that is ready to be judged; needs `jax.enable_x64`.
 
-
-def _numbers(problem: Problem) -> list[int | None]:
-    """For every array, its number among the floats."""
-    return [problem.moving.index(i) if i in problem.moving else None for i in range(len(problem.arrays))]
-
-
-def _report(
-    ready: Judge,
-    given: Problem,
-    points: list[Point],
-    x64: bool,
-    size: int,
-    start: float,
-    budget: float,
-    rng: np.random.Generator,
-    notes: list[str],
-) -> Report:
-    problem, findings = ready.problem, []
-    tolerances = [
-        max(t) for t in zip(*(ready.tolerances(p) for p in points if size <= SMALL), strict=True)
-    ] or [1e-9 if ready.eps < 1e-12 else 1e3 * ready.eps] * len(problem.moving)
+    Args:
+        ready: truth and formula, at the arguments in float64.
+        given: the same problem in the dtypes of the user.
+        x64: whether the user has float64 enabled.
+        shapes: as in `verify`.
+        deadline: of the diagnosis, by `time.monotonic`.
+        rng: of all random values.
+    """
+    problem = ready.problem
+    small = sum(v.size for v in [*problem.arrays, *jax.eval_shape(ready.y, problem.arrays)]) <= SMALL
+    points, findings, notes = _points(ready, shapes, small, rng)
+    tolerances = _tolerances(ready, points, small)
     measured = [judge.measure(points, i) for i in range(len(problem.moving))]
     wrong = [i for i, (error, _) in enumerate(measured) if not error <= tolerances[i]]
-    notes_of: dict[int, str] = {}
-    if size <= SMALL:
+    judged = [i for i in range(len(measured)) if i not in wrong]
+    if small:
         findings += laws.of_the_formula(ready, points[0], tolerances, wrong)
+        findings += laws.in_own_dtypes(given, ready, points[0], x64, judged)
     if wrong:
-        disputed, allowed = laws.disputes(ready, points, wrong, tolerances)
-        findings += disputed + allowed
-        excused = {f.argument for f in (*disputed, *allowed)}
-        wrong = [i for i in wrong if problem.paths[i] not in excused]
-        findings += diagnose(ready, points, wrong, measured, start + budget, rng, size)
-    judged = [i for i, (error, _) in enumerate(measured) if error <= tolerances[i]]
-    findings += laws.in_own_dtypes(given, ready, points[0], x64, judged) if size <= SMALL else []
-    text = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in problem.arrays if hasattr(v, "shape"))
-    rows = []
-    for i, path in enumerate(problem.paths):
-        error, errors = measured[i]
-        if points[0].formula[0][i] is None and i not in wrong:
-            notes_of[i] = "no gradient"
-        mine = [f for f in findings if f.argument == path]
-        ok = i not in wrong and not any(f.is_mistake for f in mine)
-        rows.append(
-            Row(
-                problem.name,
-                path,
-                text,
-                1,
-                error,
-                tolerances[i],
-                ok,
-                ", ".join([f.kind for f in mine]) or notes_of.get(i, ""),
-                errors,
-            )
-        )
-    return Report(tuple(rows), tuple(findings), tuple(notes))
+        excused = laws.disputes(ready, points, wrong, tolerances)
+        wrong = [i for i in wrong if i not in excused]
+        findings += [*excused.values(), *diagnose(ready, points, wrong, measured, deadline, rng, small)]
+    rows = [
+        _row(problem, i, points, measured[i], tolerances[i], i in wrong, findings)
+        for i in range(len(measured))
+    ]
+    return Report(tuple(rows), tuple(findings), (*ready.notes, *notes))
+
+
+def _points(
+    ready: Judge, shapes: str | None, small: bool, rng: np.random.Generator
+) -> tuple[list[Point], list[Finding], list[str]]:
+    """Where to compare: at the arguments, at values near them, and at other sizes if asked."""
+    problem, findings, notes = ready.problem, [], []
+    points = [ready.at("as given", problem.arrays, rng)]
+    if not _finite(points[0]):
+        notes.append("the true gradient is not finite at these arguments")
+    if small:  # an argument without gradient may be bound by what it means: it stays
+        left = {i for i, grad in zip(problem.moving, points[0].formula[0], strict=True) if grad is None}
+        near = [v if i in left else fresh(v, rng) for i, v in enumerate(problem.arrays)]
+        points.append(ready.at("values near", near, rng))
+    for kind in ("primes", "square", "second", "one", "zero") if shapes == "auto" else ():
+        if (moved := elsewhere(problem, kind, rng)) is None:
+            continue
+        try:
+            point = ready.at(kind, moved, rng)
+        except Exception as error:  # whatever a formula may raise
+            if kind not in ("one", "zero"):
+                message = f"at other sizes the forward pass runs, but not the formula: {_first(error)}"
+                findings.append(Finding("", "shape", message, "", _raised_at(error)))
+            continue
+        if _finite(point):
+            points.append(point)
+    if shapes == "auto":
+        notes.append("also at other sizes: " + (", ".join(p.label for p in points[2:]) or "none that fit"))
+    return points, findings, notes
+
+
+def _finite(point: Point) -> bool:
+    return all(np.isfinite(t).all() for truth in point.truth for t in truth)
+
+
+def _tolerances(ready: Judge, points: list[Point], small: bool) -> list[float]:
+    if not small:  # the conditioning would cost as much as the verdict
+        return [1e-9 if ready.eps < 1e-12 else 1e3 * ready.eps] * len(ready.problem.moving)
+    return [max(bounds) for bounds in zip(*map(ready.tolerances, points), strict=True)]
+
+
+def _row(
+    problem: Problem,
+    i: int,
+    points: list[Point],
+    measured: tuple[float, Any],
+    tolerance: float,
+    wrong: bool,
+    findings: list[Finding],
+) -> Row:
+    (error, errors), path = measured, problem.paths[i]
+    mine = [f for f in findings if f.argument == path]
+    note = ", ".join(dict.fromkeys(f.kind for f in mine))
+    if not mine and points[0].formula[0][i] is None:
+        note = "no gradient"
+    ok = not wrong and not any(f.is_mistake for f in mine)
+    return Row(problem.name, path, _shapes(problem), 1, error, tolerance, ok, note, errors)
+
+
+def _shapes(problem: Problem) -> str:
+    return ", ".join("×".join(map(str, v.shape)) or "scalar" for v in problem.arrays)
 
 
 # ---- what cannot be verified ------------------------------------------------------------------------------
@@ -251,6 +263,8 @@ def _raised_at(error: BaseException) -> str:
 
 
 def _unusable(problem: Problem, finding: Finding) -> Report:
-    text = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in problem.arrays)
-    rows = [Row(problem.name, path, text, 1, math.inf, 0.0, False, finding.kind) for path in problem.paths]
+    rows = [
+        Row(problem.name, path, _shapes(problem), 1, math.inf, 0.0, False, finding.kind)
+        for path in problem.paths
+    ]
     return Report(tuple(rows), (finding,))

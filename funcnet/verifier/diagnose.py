@@ -28,13 +28,13 @@ def diagnose(
     measured: Sequence[tuple[float, Any]],
     deadline: float,
     rng: np.random.Generator,
-    size: int,
+    small: bool,
 ) -> list[Finding]:
     """One finding for each wrong gradient, in their order."""
     problem = ready.problem
     known: dict[int, Finding] = {}
-    checked = list(points) if size <= SMALL else []
-    if size > SMALL or not any(p.label in ("primes", "second") for p in points):
+    checked = list(points) if small else []
+    if not small or not any(p.label in ("primes", "second") for p in points):
         for kind in ("second", "square"):
             moved = elsewhere(problem, kind, rng)
             if moved is None or sum(v.size for v in moved) > SMALL:

@@ -66,16 +66,16 @@ def of_the_formula(
 
 def disputes(
     ready: Judge, points: list[Point], wrong: Sequence[int], tolerances: Sequence[float]
-) -> tuple[list[Finding], list[Finding]]:
+) -> dict[int, Finding]:
     """Where autodiff and formula differ: is autodiff wrong, or is it a kink where both are right?"""
     problem, point = ready.problem, points[0]
-    disputed, allowed = [], []
+    excused: dict[int, Finding] = {}
     for i in wrong:
         path, mine = problem.paths[i], point.formula[0][i]
         if mine is None or mine.shape != point.truth[0][i].shape or not np.isfinite(mine).all():
             continue
         if (found := _convention(ready, points, i, tolerances[i])) is not None:
-            allowed.append(found)
+            excused[i] = found
             continue
         if sum(v.size for v in point.arrays) > SMALL:
             continue
@@ -84,16 +84,14 @@ def disputes(
             ready, point.arrays, point.dys[0], _filled(point.formula[0], point.truth[0]), 1e-6
         )[i]
         if theirs.agrees and not ours.agrees:
-            disputed.append(
-                Finding(
-                    path,
-                    "truth_disputed",
-                    f"along a random direction autodiff says {ours.claimed:.6g}, your formula "
-                    f"{theirs.claimed:.6g} and numerical differentiation {ours.measured:.6g}: yours is right",
-                    error=judge.measure([point], i)[0],
-                )
+            excused[i] = Finding(
+                path,
+                "truth_disputed",
+                f"along a random direction autodiff says {ours.claimed:.6g}, your formula "
+                f"{theirs.claimed:.6g} and numerical differentiation {ours.measured:.6g}: yours is right",
+                error=judge.measure([point], i)[0],
             )
-    return disputed, allowed
+    return excused
 
 
 def _filled(grads: Sequence[Any], truth: Sequence[Any]) -> list[Any]:

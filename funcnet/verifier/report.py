@@ -9,7 +9,7 @@ import numpy as np
 
 __all__ = ["KINDS", "Finding", "FormulaError", "Report", "Row"]
 
-# The closed set of kinds, each with what it means. `convention` is the only one that is no mistake.
+# The closed set of kinds, each with what it means. `convention` and `truth_disputed` are no mistakes.
 KINDS = {
     "sign": "the gradient has the opposite sign",
     "scale": "the gradient is off by a constant factor",
@@ -73,8 +73,8 @@ class Finding:
 
     @property
     def is_mistake(self) -> bool:
-        """Whether the formula is wrong; a `convention` is not."""
-        return self.kind != "convention"
+        """Whether the formula is wrong. Not so a `convention`, nor where autodiff is wrong instead."""
+        return self.kind not in ("convention", "truth_disputed")
 
     def __str__(self) -> str:
         parts = [
