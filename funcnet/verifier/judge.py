@@ -98,7 +98,8 @@ def judge_of(problem: Problem, arrays: Sequence[Any]) -> Judge:
 
     def vjp(a: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
         values = [a[i] for i in problem.moving]
-        return list(jax.vjp(lambda *v: y_plain(problem.place(a, v)), *values)[1](dy))
+        y, pull = jax.vjp(lambda *v: y_plain(problem.place(a, v)), *values)
+        return list(pull([jnp.asarray(d, v.dtype) for d, v in zip(dy, y, strict=True)]))
 
     program, shapes = trace.trace(lambda *a: problem.y(a), *arrays)
     y_plain: Callable[..., Any] = y

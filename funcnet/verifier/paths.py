@@ -88,6 +88,9 @@ def _active(program: trace.Program, moving: Sequence[int]) -> set[int]:
     return active
 
 
+_LINEAR = ("neg", "add", "sub", "copy", "convert_element_type")  # their slope says nothing of its own
+
+
 def _gates(program: trace.Program, moving: Sequence[int]) -> list[Gate]:
     active = _active(program, moving)
     used = [v for eqn in program.equations for v in eqn.inputs if isinstance(v, int)]
@@ -99,7 +102,7 @@ def _gates(program: trace.Program, moving: Sequence[int]) -> list[Gate]:
         gates.append(Gate(k, None))
         gates += [Gate(k, j) for j in through if used.count(eqn.inputs[j]) > 1]
         shapes = {program.avals[v].shape for v in (eqn.inputs[through[0]], eqn.outputs[0])}
-        if len(through) == 1 and len(shapes) == 1 and eqn.name not in ("neg", "add", "sub", "copy"):
+        if len(through) == 1 and len(shapes) == 1 and eqn.name not in _LINEAR:
             gates.append(Gate(k, through[0], slope=True))
     return gates
 
@@ -149,7 +152,8 @@ def _gated(
 
     def gradients(factors: Any, dy: Sequence[Any]) -> list[Any]:
         values = [arrays[i] for i in problem.moving]
-        return list(jax.vjp(lambda *v: y(v, factors), *values)[1](list(dy)))
+        out, pull = jax.vjp(lambda *v: y(v, factors), *values)
+        return list(pull([jnp.asarray(d, v.dtype) for d, v in zip(dy, out, strict=True)]))
 
     return gradients
 

@@ -86,9 +86,9 @@ class Problem:
         """
         args = self.unflatten(arrays)
         y = jax.eval_shape(lambda *v: self.forward(*self.unflatten(v)), *arrays)
-        of_floats = map(jnp.asarray, dy)
+        of_floats = iter(dy)
         filled = [
-            next(of_floats) if is_float(v) else np.zeros(v.shape, jax.dtypes.float0)
+            jnp.asarray(next(of_floats), v.dtype) if is_float(v) else np.zeros(v.shape, jax.dtypes.float0)
             for v in jax.tree.leaves(y)
         ]
         return self._matched(self.formula(args, jax.tree.unflatten(jax.tree.structure(y), filled)), args)

@@ -106,6 +106,7 @@ def test_decoder_is_causal_by_gradient(decoder):
         assert (seen[i + 1 :] == 0).all()
 
 
+@pytest.mark.slow
 def test_decoder_scan_equals_unrolled_and_rematerialised(decoder):
     params, ids = decoder
     loss = lambda c: lambda p: jnp.sum(jnp.sin(transformer.apply(p, ids, c)))

@@ -123,6 +123,7 @@ def test_the_clock_ends_the_batches(written):
     assert rates[-1] < 0.11
 
 
+@pytest.mark.slow
 def test_the_learning_rate_follows_what_the_batch_says(written, monkeypatch):
     monkeypatch.setattr(chars, "config", lambda options: CONFIG)
     task = chars.prepare(options(written, learning_rate=0.01, weight_decay=0.0))
