@@ -57,9 +57,12 @@ class Judge:
     notes: tuple[str, ...]
 
     def at(self, label: str, arrays: Sequence[Any], rng: np.random.Generator) -> Point:
-        """Truth and formula at `arrays`, for two random cotangents and a constant one."""
+        """Truth and formula at `arrays`, for a constant cotangent and two random ones (one, if it is large)."""
         arrays = list(arrays)
-        dys = cotangents(jax.eval_shape(self.y, arrays), rng)
+        y = jax.eval_shape(self.y, arrays)
+        dys = cotangents(y, rng)
+        if sum(v.size for v in [*arrays, *y]) > SMALL:
+            del dys[1]
         truth = [[np.asarray(v, np.float64) for v in self.truth(arrays, dy)] for dy in dys]
         formula = [
             [None if v is None else np.asarray(v, np.float64) for v in self.formula(arrays, dy)] for dy in dys
