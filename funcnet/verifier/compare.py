@@ -130,6 +130,7 @@ def verdict(
     if small:
         findings += laws.of_the_formula(ready, points[0], tolerances, wrong)
         findings += laws.in_own_dtypes(given, ready, points[0], x64, judged)
+        notes += laws.unused_residuals(problem, points[0].dys[0])
     if wrong:
         excused = laws.disputes(ready, points, wrong, tolerances)
         wrong = [i for i in wrong if i not in excused]

@@ -57,7 +57,7 @@ class Judge:
     notes: tuple[str, ...]
 
     def at(self, label: str, arrays: Sequence[Any], rng: np.random.Generator) -> Point:
-        """Truth and formula at `arrays`, for a constant cotangent and two random ones (one, if it is large)."""
+        """Truth and formula at `arrays`, for a constant cotangent and two random ones; if large, for one."""
         arrays = list(arrays)
         y = jax.eval_shape(self.y, arrays)
         dys = cotangents(y, rng)

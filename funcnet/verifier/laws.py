@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet.errors import describe
 from funcnet.verifier import judge
 from funcnet.verifier.arrays import support
 from funcnet.verifier.judge import SMALL, Judge, Point, largest
-from funcnet.verifier.problem import Problem, fresh
+from funcnet.verifier.problem import Problem, fresh, is_float
 from funcnet.verifier.report import Finding
 
-__all__ = ["disputes", "in_own_dtypes", "of_the_formula"]
+__all__ = ["disputes", "in_own_dtypes", "of_the_formula", "unused_residuals"]
 
 
 def of_the_formula(
     ready: Judge, point: Point, tolerances: Sequence[float], wrong: list[int]
 ) -> list[Finding]:
-    """Linear in dy; eager = jitted; the same twice. Adds to `wrong` the gradients that break the first."""
+    """Linear in dy (but for the `wrong` gradients, which are diagnosed), eager = jitted, the same twice."""
     problem, findings = ready.problem, []
     (one, two, _), at = point.dys, point.arrays
     scales = judge.scales(point)
@@ -29,20 +30,12 @@ def of_the_formula(
     eager = as_numpy(problem.gradients(list(at), one)) if ready.jitted else again
     twice = as_numpy(ready.formula(at, [2 * v for v in one]))
     both = as_numpy(ready.formula(at, [a + b for a, b in zip(one, two, strict=True)]))
-    y = [np.asarray(v) for v in ready.y(at)]
+    rounding = max(1e-9, 64 * ready.eps)
     if any(
-        (a != np.asarray(b)).any() for a, b in zip(y, problem.y(at), strict=True) if ready.eps < 1e-12
-    ) and any(judge.differs(a, b, 1e-6, largest(a)) for a, b in zip(y, problem.y(at), strict=True)):
-        findings.append(
-            Finding(
-                "",
-                "nondeterministic",
-                "the forward pass gives other values each time it is run",
-                "",
-                "",
-                math.inf,
-            )
-        )
+        judge.differs(a, b, rounding, largest(a)) for a, b in zip(ready.y(at), problem.y(at), strict=True)
+    ):
+        message = "the forward pass gives other values each time it is run"
+        findings.append(Finding("", "nondeterministic", message))
     for i, path in enumerate(problem.paths):
         first, second = point.formula[0][i], point.formula[1][i]
         if first is None or second is None or (once_more := again[i]) is None:
@@ -62,6 +55,25 @@ def of_the_formula(
                 Finding(path, "nonlinear_in_cotangent", "the gradient of 2·dy is not twice that of dy")
             )
     return findings
+
+
+def unused_residuals(problem: Problem, dy: Sequence[Any]) -> list[str]:
+    """What an operation keeps for its pullback and never reads: no NaN put there reaches a gradient.
+
+    Such a residual is no mistake in the gradient, but memory for nothing.
+    """
+    if problem.pullback is None or len(dy) != 1:
+        return []
+    leaves, tree = jax.tree.flatten(problem.pullback(*problem.args))
+    unused = []
+    for i, leaf in enumerate(leaves):
+        if not is_float(leaf) or not leaf.size:
+            continue
+        poisoned = [jnp.full_like(v, jnp.nan) if j == i else v for j, v in enumerate(leaves)]
+        grads = jax.tree.leaves(jax.tree.unflatten(tree, poisoned)(jnp.asarray(dy[0], jnp.float64)))
+        if all(bool(jnp.isfinite(g).all()) for g in grads if is_float(g)):
+            unused.append(f"the pullback keeps a residual that it never reads: {describe(leaf)}")
+    return unused
 
 
 def disputes(

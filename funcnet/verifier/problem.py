@@ -25,6 +25,7 @@ class Problem:
         forward: ``forward(*args) -> y``, the definition.
         formula: ``formula(args, dy)``: one gradient tree per argument, or None.
         args: where to verify.
+        pullback: ``pullback(*args)`` of an operation: a pytree of the residuals that it keeps; else None.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Problem:
     forward: Callable[..., Any]
     formula: Callable[[Any, Any], Any]
     args: tuple[Any, ...]
+    pullback: Callable[..., Any] | None = None
 
     @functools.cached_property
     def arrays(self) -> tuple[Any, ...]:
@@ -162,7 +164,9 @@ def pose(
         def formula(args: Any, dy: Any) -> Any:
             return _vjp_of_floats(lambda *a: forward(*a, **static), args, dy)
 
-    problem = Problem(name, _names(definition, len(args)), lambda *a: definition(*a, **static), formula, args)
+    plain = lambda *a: definition(*a, **static)
+    pullback = (lambda *a: forward.vjp(*a, **static)[1]) if hasattr(forward, "vjp") else None
+    problem = Problem(name, _names(definition, len(args)), plain, formula, args, pullback)
     if not problem.moving:
         given = ", ".join(describe(v) for v in jax.tree.leaves(args))
         raise DTypeError(

@@ -2,6 +2,7 @@
 
 import json
 import linecache
+import types
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +233,20 @@ def test_a_forward_pass_in_float32_is_judged_in_float32():
     assert right.ok
     assert right.rows[0].tolerance > 1e-6
     assert not fn.verify(narrow, lambda x, dy: (dy * slope(x) * jnp.float32(1.01)).astype(x.dtype), (X,)).ok
+
+
+def test_a_residual_that_is_never_read_is_noted():
+    def vjp(x):
+        return jnp.sin(x), jax.tree_util.Partial(lambda c, s, dy: (dy * c,), jnp.cos(x), jnp.sin(x))
+
+    wasteful = types.ModuleType("wasteful")
+    wasteful.reference, wasteful.vjp = jnp.sin, vjp
+    report = fn.verify(wasteful, (X,))
+    assert report.ok
+    assert [n for n in report.notes if "never reads" in n] == [
+        "the pullback keeps a residual that it never reads: float64[7, 11]"
+    ]
+    assert not [n for n in fn.verify(fn.tanh, (X,)).notes if "never reads" in n]
 
 
 def test_stopped_gradients_are_taken_as_meant():
