@@ -1,85 +1,27 @@
-"""A census of hand-derived gradient formulas, right and wrong, in plain jnp: the exam of a gradient verifier.
+"""Gradient formulas derived by hand, right and wrong, in plain jnp: what the diagnosis was developed on.
 
 `RIGHT` holds formulas that equal autodiff's, most in several spellings; `WRONG` holds formulas as people get
-them wrong: the right formula with one slip, in the gradient of one argument. Every mutant carries the names
-of its mistake, from `funcnet.verifier.report.KINDS`: the label first, then names that would be as true. They
-were written by someone who had not seen the diagnosis; four labels that the author had marked as doubtful got
-a second name afterwards.
+them wrong: the right formula with one slip, in the gradient of one argument. They were written by someone who
+had not seen the diagnosis; four labels that the author had marked as doubtful got a second name afterwards.
+`benchmarks/exam.py` is another census, on which the diagnosis is scored.
 """
 
 # ruff: noqa: ARG001
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["RIGHT", "WRONG", "Right", "Wrong"]
+from benchmarks import census
+from benchmarks.census import normal
 
+__all__ = ["RIGHT", "WRONG"]
 
-class Right(NamedTuple):
-    """A right formula: `backward(*args, dy)` gives the gradients of `forward(*args)`."""
-
-    operation: str
-    name: str
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-    draw: Callable[[np.random.Generator], tuple[Any, ...]]
-
-
-class Wrong(NamedTuple):
-    """A wrong formula: only the gradient of `argument` is at fault; `kinds` names the mistake."""
-
-    operation: str
-    name: str
-    argument: str
-    kinds: tuple[str, ...]
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-    draw: Callable[[np.random.Generator], tuple[Any, ...]]
-
-
-RIGHT: list[Right] = []
-WRONG: list[Wrong] = []
-
-
-def but(backward, index, gradient):
-    """`backward`, with the gradient of argument `index` replaced by `gradient(*args, dy)`."""
-
-    def mutant(*args):
-        if len(args) == 2:
-            return gradient(*args)
-        gradients = list(backward(*args))
-        gradients[index] = gradient(*args)
-        return tuple(gradients)
-
-    return mutant
-
-
-class Operation:
-    """One operation of the census: registers its formulas, the textbook one first."""
-
-    def __init__(self, name, forward, backward, draw):
-        self.name, self.forward, self.backward, self.draw = name, forward, backward, draw
-        self.right("textbook", backward)
-
-    def right(self, name, backward, draw=None):
-        """Register a right formula for all arguments."""
-        RIGHT.append(Right(self.name, name, self.forward, backward, draw or self.draw))
-
-    def wrong(self, name, argument, kinds, gradient, draw=None):
-        """Register a mutant: the textbook's gradients, but that of `argument` is `gradient(*args, dy)`."""
-        index = list(inspect.signature(self.forward).parameters).index(argument)
-        mutant = but(self.backward, index, gradient)
-        WRONG.append(Wrong(self.name, name, argument, kinds, self.forward, mutant, draw or self.draw))
-
-
-def normal(*shapes):
-    """A draw of standard normal arrays of the given shapes."""
-    return lambda rng: tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+RIGHT: list[census.Right] = []
+WRONG: list[census.Wrong] = []
+Operation = functools.partial(census.Operation, RIGHT, WRONG)
 
 
 # --- linear: y = x @ w + b ----------------------------------------------------------------------------------

@@ -1,38 +1,36 @@
 """The verifier's score: wrong formulas found and named, right ones left alone, beside other checkers.
 
-Formulas written by hand (`benchmarks/formulas.py`, by someone who had not seen the diagnosis) and mutants of
-right ones (`benchmarks/mutations.py`). They are split in two by name: the diagnosis was developed on one half
-and is scored on the other.
+The diagnosis was developed on the formulas of `benchmarks/formulas.py`. It is scored on those of
+`benchmarks/exam.py`, written by hand by someone who had not seen it, and on mutants of its right ones
+(`benchmarks/mutations.py`).
 """
 
 import copy
 import dataclasses
-import importlib
+import importlib.util
 import statistics
 import time
 import warnings
-import zlib
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import funcnet as fn
-from benchmarks.formulas import RIGHT, WRONG, Right, Wrong
+from benchmarks import exam, formulas
+from benchmarks.census import Right, Wrong
 from benchmarks.harness import Table
-from benchmarks.mutations import mutants
+from benchmarks.mutations import listed, mutants
 from funcnet.verifier import compare
 from funcnet.verifier.judge import judge_of, measure
 from funcnet.verifier.problem import pose, wide
+from funcnet.verifier.report import Report
 
 MUTANTS, ALARMS = 2, 1000  # mutants of each operation; (right formula, seed) pairs in each dtype
-
-
-def exam(wrong: Wrong) -> bool:
-    """Whether a formula belongs to the half that is scored."""
-    return zlib.crc32(f"{wrong.operation}: {wrong.name}".encode()) % 2 == 0
+RIGHTS = formulas.RIGHT + exam.RIGHT
 
 
 def in_float32(forward: Any) -> Any:
@@ -48,62 +46,64 @@ def _args(wrong: Right | Wrong, seed: int) -> tuple[Any, ...]:
     return tuple(jnp.asarray(a) for a in wrong.draw(np.random.default_rng(seed)))
 
 
-def score(formulas: list[Wrong]) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """One row for all, and one per formula that was missed or named wrongly."""
-    found = found32 = named = misnamed = unknown = localised = 0
-    verdicts, diagnoses, rows = [], [], []
-    for wrong in formulas:
-        args = _args(wrong, 11)
-        start = time.perf_counter()
-        report = fn.verify(wrong.forward, wrong.backward, args)
-        diagnoses.append(time.perf_counter() - start)
-        found += not report.ok
-        narrow = wrong._replace(forward=in_float32(wrong.forward), backward=_in_float32_backward(wrong))
-        found32 += not _Ready(narrow, args).right(args)
-        if len(diagnoses) % 8 == 0:
-            verdicts.append(_warm(wrong, args))
-        mine = [f for f in report.findings if f.is_mistake]
-        right_place = bool(mine) and mine[0].argument.startswith(wrong.argument)
-        kinds = [f.kind for f in mine if f.argument.startswith(wrong.argument)]
-        kind = kinds[0] if kinds else "none"
-        localised += right_place
-        if kind in wrong.kinds:
-            named += 1
-            continue
-        unknown += kind == "unknown"
-        misnamed += kind not in ("unknown", "none")
-        rows.append(
-            {
-                "operation": wrong.operation,
-                "mistake": wrong.name,
-                "label": ", ".join(wrong.kinds),
-                "answer": kind,
-                "found": "yes" if not report.ok else "NO",
-            }
-        )
-    n = len(formulas)
+class Answer(NamedTuple):
+    """What the verifier said of one wrong formula, and how long it took."""
+
+    wrong: Wrong
+    report: Report
+    found32: bool
+    seconds: float
+
+    @property
+    def kind(self) -> str:
+        """The first name given to the gradient at fault; "none" if it was not found."""
+        found = [f for f in self.report.findings if f.argument.startswith(self.wrong.argument)]
+        return found[0].kind if found else "none"
+
+    @property
+    def named(self) -> bool:
+        """Whether that is one of the labels."""
+        return self.kind in self.wrong.kinds
+
+
+def ask(wrong: Wrong) -> Answer:
+    """Verify one wrong formula, in float64 with its diagnosis, and in float32 for the verdict alone."""
+    args = _args(wrong, 11)
+    start = time.perf_counter()
+    report = fn.verify(wrong.forward, wrong.backward, args)
+    seconds = time.perf_counter() - start
+    narrow = wrong._replace(forward=in_float32(wrong.forward), backward=_in_float32_backward(wrong))
+    return Answer(wrong, report, not _Ready(narrow, args).right(args), seconds)
+
+
+def score(answers: Sequence[Answer]) -> dict[str, object]:
+    """One row for all."""
+    n = len(answers)
     percent = lambda count: f"{100 * count / n:.1f} % ({count})"
-    row = {
+    mistakes = [(a, [f for f in a.report.findings if f.is_mistake]) for a in answers]
+    return {
         "formulas": n,
-        "found, float64": percent(found),
-        "found, float32": percent(found32),
-        "named right": percent(named),
-        "named wrong": percent(misnamed),
-        "unknown": percent(unknown),
-        "argument right": percent(localised),
-        "verdict, median s": statistics.median(verdicts),
-        "verdict and diagnosis, median s": statistics.median(diagnoses),
-        "longest, s": max(diagnoses),
+        "found, float64": percent(sum(not a.report.ok for a in answers)),
+        "found, float32": percent(sum(a.found32 for a in answers)),
+        "named right": percent(sum(a.named for a in answers)),
+        "named wrong": percent(sum(not a.named and a.kind not in ("unknown", "none") for a in answers)),
+        "unknown": percent(sum(a.kind == "unknown" for a in answers)),
+        "argument right": percent(
+            sum(bool(found) and found[0].argument.startswith(a.wrong.argument) for a, found in mistakes)
+        ),
+        "verdict once compiled, median s": statistics.median(_warm(a.wrong) for a in answers[::8]),
+        "verdict and diagnosis, median s": statistics.median(a.seconds for a in answers),
+        "longest, s": max(a.seconds for a in answers),
     }
-    return [row], rows
 
 
 def _in_float32_backward(wrong: Wrong) -> Any:
     return lambda *args: wrong.backward(*(_narrow(a) for a in args))
 
 
-def _warm(wrong: Wrong | Right, args: Any) -> float:
+def _warm(wrong: Wrong) -> float:
     """Seconds of a verdict when everything is compiled."""
+    args = _args(wrong, 11)
     ready = _Ready(wrong, args)
     ready.verdict(args, 0)
     start = time.perf_counter()
@@ -142,8 +142,8 @@ def false_alarms(pairs: int) -> list[dict[str, object]]:
     for dtype in ("float64", "float32", "bfloat16"):
         alarms: Counter[str] = Counter()
         done = 0
-        for number, right in enumerate(RIGHT):
-            seeds = range(number, pairs, len(RIGHT))
+        for number, right in enumerate(RIGHTS):
+            seeds = range(number, pairs, len(RIGHTS))
             with jax.enable_x64(dtype == "float64"):
                 cast = lambda a, dtype=dtype: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
                 draws = [tuple(map(cast, _args(right, 1000 + seed))) for seed in seeds]
@@ -158,7 +158,7 @@ def false_alarms(pairs: int) -> list[dict[str, object]]:
         rows.append(
             {
                 "dtype": dtype,
-                "right formulas": len(RIGHT),
+                "right formulas": len(RIGHTS),
                 "pairs": done,
                 "false alarms": sum(alarms.values()),
                 "which": "; ".join(f"{name} ({n})" for name, n in alarms.items()),
@@ -167,104 +167,153 @@ def false_alarms(pairs: int) -> list[dict[str, object]]:
     return rows
 
 
-def peers(formulas: list[Wrong]) -> list[dict[str, object]]:
-    """Other checkers, at their default settings, in float32, on the same formulas and the right ones."""
-    checkers = {
-        "jax.test_util.check_grads": _check_grads,
-        "chex.assert_numerical_grads": _chex,
-        "torch gradcheck": None,
-    }
-    rows: list[dict[str, object]] = []
-    for name, check in checkers.items():
-        module = name.partition(".")[0].split()[0]
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            rows.append({"checker": name, "wrong": "not installed"})
+def peers(answers: Sequence[Answer]) -> list[dict[str, object]]:
+    """The verifier and other checkers, these at their default settings, on the same formulas."""
+    wrongs, rights = [a.wrong for a in answers], RIGHTS[::3]
+    rows: list[dict[str, object]] = [
+        _counted("funcnet.verify", "float64", sum(a.report.ok for a in answers), wrongs, _verify, rights)
+    ]
+    for name, dtype, check in (
+        ("torch.autograd.gradcheck", "float64", _gradcheck),
+        ("jax.test_util.check_grads", "float64", _check_grads),
+        ("jax.test_util.check_grads", "float32", _check_grads),
+        ("chex.assert_numerical_grads", "float32", _chex),
+    ):
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            rows.append({"checker": name, "dtype": dtype, "missed": "not installed"})
             continue
-        if check is None:
-            rows.append({"checker": name, "wrong": "not run: it takes PyTorch functions"})
-            continue
-        passed = sum(_passes(check, wrong) for wrong in formulas)
-        some = RIGHT[::3]
-        alarms = sum(not _passes(check, right) for right in some)
-        rows.append(
-            {
-                "checker": name,
-                "wrong": len(formulas),
-                "missed": passed,
-                "right": len(some),
-                "falsely flagged": alarms,
-            }
-        )
+        with jax.enable_x64(dtype == "float64"):
+            missed = sum(_passes(check, wrong) for wrong in wrongs)
+            rows.append(_counted(name, dtype, missed, wrongs, check, rights))
     return rows
 
 
-def _passes(check: Any, formula: Right | Wrong) -> bool:
-    args = _args(formula, 11)
+def _counted(
+    name: str, dtype: str, missed: int, wrongs: Sequence[Wrong], check: Any, rights: Sequence[Right]
+) -> dict[str, object]:
+    flagged = sum(not _passes(check, right) for right in rights)
+    of = lambda count, all_of_them: f"{count} of {len(all_of_them)}"
+    return {
+        "checker": name,
+        "dtype": dtype,
+        "missed": of(missed, wrongs),
+        "false alarms": of(flagged, rights),
+    }
+
+
+def _passes(check: Callable[["Ruled"], None], formula: Right | Wrong) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            check(_with_rule(formula, args), args)
-    except Exception:  # an assertion, or gradients of a shape that JAX refuses
+            check(_ruled(formula))
+    except Exception:  # an assertion, or gradients of a shape that the checker refuses
         return False
     return True
 
 
-def _with_rule(formula: Right | Wrong, args: Any) -> Any:
-    """The forward pass as a function of the differentiated arguments, with the formula as its rule."""
-    moving = [i for i, a in enumerate(args) if jnp.issubdtype(a.dtype, jnp.floating)]
-    given = formula.backward(*args, jnp.ones_like(formula.forward(*args)))
-    listed = [given] if len(args) == 1 and not isinstance(given, tuple | list) else list(given)
-    moving = [i for i in moving if listed[i] is not None]
+class Ruled(NamedTuple):
+    """A formula as functions of the arguments that it differentiates."""
+
+    formula: Right | Wrong
+    forward: Callable[..., Any]
+    backward: Callable[..., tuple[Any, ...]]  # of the arguments, then dy
+    values: tuple[Any, ...]
+
+
+def _ruled(formula: Right | Wrong) -> Ruled:
+    args = _args(formula, 11)
+    args = wide(args) if jax.config.read("jax_enable_x64") else args
+    given = listed(formula.backward(*args, jnp.ones_like(formula.forward(*args))), len(args))
+    moving = [i for i, a in enumerate(args) if jnp.issubdtype(a.dtype, jnp.floating) and given[i] is not None]
     place = lambda values: [values[moving.index(i)] if i in moving else a for i, a in enumerate(args)]
 
-    @jax.custom_vjp
-    def f(*values: Any) -> Any:
-        return formula.forward(*place(values))
-
-    def backward(values: Any, dy: Any) -> Any:
-        grads = formula.backward(*place(values), dy)
-        grads = [grads] if len(args) == 1 and not isinstance(grads, tuple | list) else list(grads)
+    def backward(*values_and_dy: Any) -> tuple[Any, ...]:
+        *values, dy = values_and_dy
+        grads = listed(formula.backward(*place(values), dy), len(args))
         return tuple(grads[i] for i in moving)
 
-    f.defvjp(lambda *values: (f(*values), values), backward)
-    return f, tuple(args[i] for i in moving)
+    return Ruled(
+        formula,
+        jax.jit(lambda *values: formula.forward(*place(values))),
+        jax.jit(backward),
+        tuple(args[i] for i in moving),
+    )
 
 
-def _check_grads(with_rule: Any, _: Any) -> None:
+def _with_rule(ruled: Ruled) -> Any:
+    f = jax.custom_vjp(ruled.forward)
+    f.defvjp(lambda *values: (ruled.forward(*values), values), lambda v, dy: ruled.backward(*v, dy))
+    return f
+
+
+def _verify(ruled: Ruled) -> None:
+    formula = ruled.formula
+    fn.verify(formula.forward, formula.backward, _args(formula, 11)).raise_if_wrong()
+
+
+def _check_grads(ruled: Ruled) -> None:
     from jax.test_util import check_grads
 
-    f, values = with_rule
-    check_grads(f, values, order=1, modes=["rev"])
+    check_grads(_with_rule(ruled), ruled.values, order=1, modes=["rev"])
 
 
-def _chex(with_rule: Any, _: Any) -> None:
-    f, values = with_rule
-    importlib.import_module("chex").assert_numerical_grads(lambda *v: f(*v).sum(), values, order=1)
+def _chex(ruled: Ruled) -> None:
+    chex = importlib.import_module("chex")
+    f = _with_rule(ruled)
+    chex.assert_numerical_grads(lambda *v: f(*v).sum(), ruled.values, order=1)
+
+
+def _gradcheck(ruled: Ruled) -> None:
+    """The functions as one of PyTorch, on the same memory."""
+    torch: Any = importlib.import_module("torch")
+    to_jax = lambda tensors: [jnp.asarray(t.detach().numpy()) for t in tensors]
+    to_torch = lambda array: torch.from_numpy(np.array(array))
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, *tensors: Any) -> Any:
+            context.save_for_backward(*tensors)
+            return to_torch(ruled.forward(*to_jax(tensors)))
+
+        @staticmethod
+        def backward(context: Any, dy: Any) -> Any:
+            return tuple(map(to_torch, ruled.backward(*to_jax((*context.saved_tensors, dy)))))
+
+    tensors = [to_torch(v).requires_grad_() for v in ruled.values]
+    torch.autograd.gradcheck(Function.apply, tensors)
 
 
 def run(quick: bool) -> list[Table]:
-    """The score on both halves, the false alarms, the peers, and every formula that was not named."""
-    generated = mutants(1 if quick else MUTANTS)
-    formulas = (WRONG[::20] if quick else WRONG) + (generated[::10] if quick else generated)
-    scored, other = [w for w in formulas if exam(w)], [w for w in formulas if not exam(w)]
-    halves = {"scored half": scored, "a fifth of the other half": other[::5]}
-    rows, missed = [], []
-    for name, half in halves.items():
-        (row,), failures = score(half)
-        rows.append({"": name, **row})
-        missed += [{"half": name, **failure} for failure in failures]
-    operations = len({w.operation for w in formulas})
-    hand = len([w for w in formulas if w in WRONG])
+    """The score, the false alarms, the peers, and every formula of the exam that was not named."""
+    generated = mutants(exam.RIGHT, MUTANTS)
+    step = 20 if quick else 1
+    groups = {
+        "the exam": exam.WRONG[::step],
+        "mutants of its right formulas": generated[::step],
+        "developed on (a fifth)": formulas.WRONG[:: 5 * step],
+    }
+    answers = {name: list(map(ask, group)) for name, group in groups.items()}
+    scored = [a for name in ("the exam", "mutants of its right formulas") for a in answers[name]]
     return [
         Table(
             "Wrong formulas",
-            rows,
-            f"{len(formulas)} wrong formulas of {operations} operations: {hand} by hand, "
-            f"{len(formulas) - hand} mutants. Named right: the first finding's kind is one of the labels.",
+            [{"": "all that is scored", **score(scored)}]
+            + [{"": name, **score(some)} for name, some in answers.items()],
+            f"Scored: {len(scored)} wrong formulas of {len({a.wrong.operation for a in scored})} operations. "
+            "Named right: the first finding's kind is one of the labels.",
         ),
-        Table("Right formulas", false_alarms(len(RIGHT) if quick else ALARMS)),
-        Table("Other checkers at their defaults, float32, one seed, every third formula", peers(scored[::3])),
-        Table("Not named as labelled", missed),
+        Table("Right formulas", false_alarms(len(RIGHTS) if quick else ALARMS)),
+        Table("Other checkers at their defaults, on every third scored formula", peers(scored[::3])),
+        Table("Scored, and not named as labelled", [_failure(a) for a in scored if not a.named]),
     ]
+
+
+def _failure(answer: Answer) -> dict[str, object]:
+    wrong = answer.wrong
+    return {
+        "operation": wrong.operation,
+        "mistake": wrong.name,
+        "label": ", ".join(wrong.kinds),
+        "answer": answer.kind,
+        "found": "no" if answer.report.ok else "yes",
+    }

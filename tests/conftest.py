@@ -9,6 +9,8 @@ import signal
 import jax
 import pytest
 
+pytest.register_assert_rewrite("tests.errors", "tests.laws")
+
 AS_USERS = False
 
 

@@ -3,27 +3,26 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from funcnet.verifier.report import Finding
 
-__all__ = ["constants", "name_constant", "named", "ratio", "support"]
+__all__ = ["Sizes", "at_border", "name_constant", "named", "ratio", "scaled", "support"]
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # (formula, truth) per cotangent
+Sizes = Mapping[str, int]  # of arguments and result, by name: x.shape[0]
 SAME = 1e-7  # of the largest element: two arrays are one
 
 
-def named(
-    argument: str, pairs: Pairs, others: Mapping[str, Pairs], sizes: dict[str, int], batched: int
-) -> Finding | None:
+def named(argument: str, pairs: Pairs, others: Mapping[str, Pairs], batched: int) -> Finding | None:
     """The mistake in one gradient, if arrays show it.
 
     Args:
         argument: whose gradient it is.
         pairs: formula and truth; the shapes of all formulas are equal, and those of all truths.
         others: the same of the other arguments.
-        sizes: the sizes of the arguments by name, to name constants with: ``x.shape[0]``.
         batched: the number of axes of the result.
     """
     got, want = pairs[0]
@@ -36,8 +35,6 @@ def named(
         return Finding(
             argument, "nan", "the formula is not finite where the true gradient is", where=support(bad)
         )
-    if (c := ratio(pairs)) is not None:
-        return _scaled(argument, c, sizes)
     for other, theirs in others.items():
         if _same([(u, t) for (u, _), (_, t) in zip(pairs, theirs, strict=True)]):
             return Finding(
@@ -76,58 +73,75 @@ def _same(pairs: Pairs) -> bool:
 
 def ratio(pairs: Pairs) -> float | None:
     """c where U = c·T for every cotangent."""
+    if not all(np.isfinite(u).all() for u, _ in pairs):
+        return None
     dot = sum(float(np.vdot(u, t)) for u, t in pairs)
     norm = sum(float(np.vdot(t, t)) for _, t in pairs)
     c = dot / norm if norm else 0.0
     return c if c and _same([(u, c * t) for u, t in pairs]) else None
 
 
-def _scaled(argument: str, c: float, sizes: dict[str, int]) -> Finding:
+def scaled(argument: str, factors: Sequence[tuple[float, Sizes]]) -> Finding | None:
+    """A gradient that is off by a factor at every point, if the same constant or size explains them all."""
+    c, name = factors[0][0], name_constant(factors)
+    if name is None:
+        return None
     if abs(c + 1) < SAME:
         return Finding(argument, "sign", "this is the negative of the true gradient", "negate it")
+    inverse = name_constant([(1 / c, sizes) for c, sizes in factors])
     message = f"too large by the factor {c:.6g}" if abs(c) > 1 else f"too small: {c:.6g} of the true gradient"
-    name, inverse = name_constant(c, sizes), name_constant(1 / c, sizes)
-    known = lambda text: f" ({text})" if ":" in text else ""
+    known = lambda text: f" ({text})" if text else ""
     return Finding(argument, "scale", message + known(name), f"multiply it by {1 / c:.6g}" + known(inverse))
 
 
-def constants(sizes: dict[str, int]) -> Iterator[tuple[str, float]]:
-    """The factors that people forget or add, named: N, 1/N, √N, N − 1 over N, 2, ½ ..."""
-    yield from (("2", 2.0), ("1/2", 0.5), ("3", 3.0), ("1/3", 1 / 3), ("4", 4.0), ("1/4", 0.25))
-    seen = set()
+def name_constant(factors: Sequence[tuple[float, Sizes]]) -> str | None:
+    """What a factor is, given what it is at each of several points: "1/7: x.shape[0]".
+
+    "" where it is the same number everywhere and no size explains it; None where it is not.
+    """
+    texts: dict[str, str] = {}
+    for n, (c, sizes) in enumerate(factors):
+        here = {key: text for key, text, value in _constants(sizes) if abs(abs(c) - value) < SAME * value}
+        texts = here if n == 0 else {key: text for key, text in texts.items() if key in here}
+    first = factors[0][0]
+    if texts and len({c > 0 for c, _ in factors}) == 1:
+        return ("-" if first < 0 else "") + next(iter(texts.values()))
+    same = lambda values: all(abs(v - values[0]) <= SAME * abs(values[0]) for v in values)
+    if same([c for c, _ in factors]):
+        return ""
+    for name, n in factors[0][1].items():  # in proportion to a size
+        if all(sizes.get(name) for _, sizes in factors):
+            if same([c / sizes[name] for c, sizes in factors]):
+                return f"{first / n:.6g}·{n}: {name}"
+            if same([c * sizes[name] for c, sizes in factors]):
+                return f"{first * n:.6g}/{n}: {name}"
+    return None
+
+
+def _constants(sizes: Sizes) -> Iterator[tuple[str, str, float]]:
+    """The factors that people forget or add: what they are at any sizes, what here, and their value."""
     for name, n in sizes.items():
-        if n < 2 or n in seen:
-            continue
-        seen.add(n)
-        yield f"{n}: {name}", float(n)
-        yield f"1/{n}: {name}", 1 / n
-        yield f"√{n}: {name}", math.sqrt(n)
-        yield f"1/√{n}: {name}", 1 / math.sqrt(n)
-        yield f"{n - 1}/{n}: {name}", (n - 1) / n
-        yield f"{n}/{n - 1}: {name}", n / (n - 1)
-        yield f"{n}²: {name}", float(n * n)
-        yield f"1/{n}²: {name}", 1 / (n * n)
-        if n > 2:
-            yield f"1/{n - 1}: {name} - 1", 1 / (n - 1)
-            yield f"{n - 1}: {name} - 1", n - 1.0
-
-
-def name_constant(c: float, sizes: dict[str, int]) -> str:
-    """What a factor is: "1/7: x.shape[0]"; "" where no size explains it."""
-    for name, value in constants(sizes):
-        if abs(abs(c) - value) < 1e-7 * value:
-            return ("-" if c < 0 else "") + name
-    values = {name: n for name, n in sizes.items() if n > 1}
-    for (a, m), (b, n) in itertools.combinations(values.items(), 2):
-        for text, value in (
-            (f"{m}·{n}: {a} · {b}", m * n),
-            (f"1/({m}·{n}): {a} · {b}", 1 / (m * n)),
-            (f"{m}/{n}: {a} / {b}", m / n),
-            (f"{n}/{m}: {b} / {a}", n / m),
+        for key, text, value in (
+            ("n", f"{n}", n),
+            ("1/n", f"1/{n}", 1 / max(n, 1)),
+            ("√n", f"√{n}", math.sqrt(n)),
+            ("1/√n", f"1/√{n}", 1 / math.sqrt(max(n, 1))),
+            ("n-1/n", f"{n - 1}/{n}", (n - 1) / max(n, 1)),
+            ("n/n-1", f"{n}/{n - 1}", n / max(n - 1, 1)),
+            ("n²", f"{n}²", n * n),
+            ("1/n²", f"1/{n}²", 1 / max(n * n, 1)),
+            ("n-1", f"{n - 1}", n - 1),
+            ("1/n-1", f"1/{n - 1}", 1 / max(n - 1, 1)),
         ):
-            if abs(abs(c) - value) < 1e-7 * value:
-                return ("-" if c < 0 else "") + text
-    return ""
+            if n > 1 and value != 1:
+                yield f"{key} {name}", f"{text}: {name}", float(value)
+    for (a, m), (b, n) in itertools.combinations(sizes.items(), 2):
+        if m > 1 and n > 1:
+            yield f"{a}·{b}", f"{m}·{n}: {a} · {b}", float(m * n)
+            yield f"1/{a}·{b}", f"1/({m}·{n}): {a} · {b}", 1 / (m * n)
+            if m != n:
+                yield f"{a}/{b}", f"{m}/{n}: {a} / {b}", m / n
+                yield f"{b}/{a}", f"{n}/{m}: {b} / {a}", n / m
 
 
 def _other_shape(argument: str, pairs: Pairs, batched: int) -> Finding:
@@ -203,3 +217,20 @@ def _listed(indices: np.ndarray) -> str:
     if len(indices) == last - first + 1:
         return f"indices {first} to {last}"
     return "indices " + ", ".join(map(str, indices[:6])) + (", ..." if len(indices) > 6 else "")
+
+
+def at_border(errors: Any) -> bool:
+    """Whether all that is wrong lies in the outer third of an axis, and what is inside is right.
+
+    The first axis of several may be a batch, or rows: there both ends must be wrong.
+    """
+    if errors is None or not errors.size:
+        return False
+    bad = errors > 1e-6 * errors.max()
+    for axis in range(bad.ndim):
+        n, others = bad.shape[axis], tuple(a for a in range(bad.ndim) if a != axis)
+        rows, reach = np.flatnonzero(bad.any(others)), min(n // 3, 3)
+        ends = len(rows) and (axis > 0 or bad.ndim == 1 or (rows[0] == 0 and rows[-1] == n - 1))
+        if n >= 4 and ends and all(r < reach or r >= n - reach for r in rows):
+            return True
+    return False

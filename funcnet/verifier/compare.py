@@ -14,8 +14,8 @@ import numpy as np
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.verifier import judge, laws, trace
 from funcnet.verifier.diagnose import diagnose
-from funcnet.verifier.judge import SMALL, Judge, Point, judge_of
-from funcnet.verifier.problem import Problem, elsewhere, fresh, pose, wide
+from funcnet.verifier.judge import Judge, Point, judge_of
+from funcnet.verifier.problem import SMALL, Problem, elsewhere, fresh, pose, wide
 from funcnet.verifier.report import Finding, Report, Row
 
 __all__ = ["verify"]
@@ -84,7 +84,7 @@ def verify(
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     with jax.enable_x64(True):
         problem = dataclasses.replace(given, args=wide(given.args))
-        _check_finite(problem)
+        _check(problem)
         try:
             ready = judge_of(problem, problem.arrays)
         except FuncnetError as error:
@@ -92,7 +92,6 @@ def verify(
                 raise
             return _unusable(problem, Finding("", "structure", _first(error), error.hint or "", "", math.inf))
         except Exception as error:
-            _check_forward(problem)
             return _unusable(
                 problem,
                 Finding(
@@ -177,7 +176,7 @@ def _finite(point: Point) -> bool:
 
 def _tolerances(ready: Judge, points: list[Point], small: bool) -> list[float]:
     if not small:  # the conditioning would cost as much as the verdict
-        return [1e-9 if ready.eps < 1e-12 else 1e3 * ready.eps] * len(ready.problem.moving)
+        return [1e-9 if ready.in_float64 else 1e3 * ready.eps] * len(ready.problem.moving)
     return [max(bounds) for bounds in zip(*map(ready.tolerances, points), strict=True)]
 
 
@@ -196,17 +195,14 @@ def _row(
     if not mine and points[0].formula[0][i] is None:
         note = "no gradient"
     ok = not wrong and not any(f.is_mistake for f in mine)
-    return Row(problem.name, path, _shapes(problem), 1, error, tolerance, ok, note, errors)
-
-
-def _shapes(problem: Problem) -> str:
-    return ", ".join("×".join(map(str, v.shape)) or "scalar" for v in problem.arrays)
+    return Row(problem.name, path, problem.shapes, 1, error, tolerance, ok, note, errors)
 
 
 # ---- what cannot be verified ------------------------------------------------------------------------------
 
 
-def _check_finite(problem: Problem) -> None:
+def _check(problem: Problem) -> None:
+    """Raise what `verify` says it raises where the forward pass cannot be verified; needs `enable_x64`."""
     for i, path in zip(problem.moving, problem.paths, strict=True):
         if np.isnan(np.asarray(problem.arrays[i])).any():
             raise ValueRangeError(
@@ -215,32 +211,8 @@ def _check_finite(problem: Problem) -> None:
                 expected="numbers",
                 actual=describe(problem.arrays[i]),
             )
-    with jax.enable_x64(True):
-        try:
-            y = problem.y(problem.arrays)
-        except Exception:
-            _check_forward(problem)
-            return
-    if any(np.isnan(np.asarray(v)).any() for v in y):
-        raise ValueRangeError(
-            "verify: the forward pass gives NaN at these arguments.",
-            path="args",
-            expected="arguments at which it is finite",
-            actual=", ".join(describe(v) for v in problem.arrays),
-        )
-    if not y:
-        raise DTypeError(
-            "verify: the forward pass gives no floating-point array, so there is nothing to differentiate.",
-            path="forward",
-            actual=", ".join(describe(v) for v in y) or "no float",
-        )
-
-
-def _check_forward(problem: Problem) -> None:
-    """Raise ShapeError if it is the forward pass that fails, not the formula."""
     try:
-        jax.eval_shape(lambda *v: problem.y(v), *problem.arrays)
-        problem.y(problem.arrays)
+        y = problem.y(problem.arrays)
     except FuncnetError:
         raise
     except Exception as error:
@@ -250,6 +222,19 @@ def _check_forward(problem: Problem) -> None:
             expected="arguments that forward takes",
             actual=", ".join(f"{n}: {describe(a)}" for n, a in zip(problem.names, problem.args, strict=True)),
         ) from error
+    if any(np.isnan(np.asarray(v)).any() for v in y):
+        raise ValueRangeError(
+            "verify: the forward pass gives NaN at these arguments.",
+            path="args",
+            expected="arguments at which it is finite",
+            actual=", ".join(map(describe, problem.arrays)),
+        )
+    if not y:
+        raise DTypeError(
+            "verify: the forward pass gives no floating-point array, so there is nothing to differentiate.",
+            path="forward",
+            actual="no float",
+        )
 
 
 def _first(error: BaseException) -> str:
@@ -265,7 +250,7 @@ def _raised_at(error: BaseException) -> str:
 
 def _unusable(problem: Problem, finding: Finding) -> Report:
     rows = [
-        Row(problem.name, path, _shapes(problem), 1, math.inf, 0.0, False, finding.kind)
+        Row(problem.name, path, problem.shapes, 1, math.inf, 0.0, False, finding.kind)
         for path in problem.paths
     ]
     return Report(tuple(rows), (finding,))

@@ -6,6 +6,8 @@ from how much the true gradient itself moves when the arguments move by rounding
 """
 
 import dataclasses
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.verifier import referee, trace
-from funcnet.verifier.problem import Problem, cotangents, is_float
+from funcnet.verifier.problem import SMALL, Problem, cotangents, is_float, options
 
-__all__ = ["SMALL", "Judge", "Point", "checks", "differs", "judge_of", "largest", "measure", "scales"]
+__all__ = ["Judge", "Point", "check", "differs", "judge_of", "largest", "measure", "scales"]
 
-SMALL = 50_000  # elements; above, one point is enough, and mistakes are named at other sizes
 ROUNDINGS = 4096  # of eps, for each √length: a right formula may be a good deal less exact than autodiff
 FLOOR = 2.0**-13  # of the largest gradient: a smaller one may be zero but for what cancellation leaves
 
@@ -69,6 +70,11 @@ class Judge:
         ]
         return Point(label, arrays, dys, truth, formula)
 
+    def without_compiling(self) -> "Judge":
+        """The same, run in NumPy: for arguments of many sizes, none of them used often."""
+        formula = in_numpy(self.formula) if self.jitted else self.formula
+        return dataclasses.replace(self, truth=in_numpy(self.truth), formula=formula)
+
     def conditioning(self, point: Point) -> list[float]:
         """How much each true gradient moves, in units of the eps by which arguments and cotangent move."""
         h, rng = 2.0**-30, np.random.default_rng(0)
@@ -83,11 +89,13 @@ class Judge:
     def tolerances(self, point: Point) -> list[float]:
         """The error that is allowed for each leaf, relative to the largest element of its true gradient."""
         length = max([1, *(v.size for v in point.arrays), *(v.size for v in point.dys[0])])
-        return [
-            self.eps * (ROUNDINGS * math.sqrt(length) if self.eps < 1e-12 else 64 * math.sqrt(length))
-            + 64 * self.eps * k
-            for k in self.conditioning(point)
-        ]
+        roundings = ROUNDINGS if self.in_float64 else 64
+        return [self.eps * (roundings * math.sqrt(length) + 64 * moves) for moves in self.conditioning(point)]
+
+    @property
+    def in_float64(self) -> bool:
+        """Whether no narrower dtype takes part."""
+        return self.eps < 1e-12
 
 
 def judge_of(problem: Problem, arrays: Sequence[Any]) -> Judge:
@@ -97,65 +105,83 @@ def judge_of(problem: Problem, arrays: Sequence[Any]) -> Judge:
     the arguments.
     """
     notes: list[str] = []
-    y: Callable[..., Any] = lambda a: problem.y(a)
-
-    def vjp(a: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
-        values = [a[i] for i in problem.moving]
-        y, pull = jax.vjp(lambda *v: y_plain(problem.place(a, v)), *values)
-        return list(pull([jnp.asarray(d, v.dtype) for d, v in zip(dy, y, strict=True)]))
+    y: Callable[[Sequence[Any]], list[Any]] = lambda a: problem.y(a)
 
     program, shapes = trace.trace(lambda *a: problem.y(a), *arrays)
-    y_plain: Callable[..., Any] = y
+    plain = y
     if program.custom:
-        y_plain = lambda a: _run_plain(program, a)
+        plain = _without_rules(y)
         notes.append(
             "the forward pass contains custom derivative rules: the truth is numerical differentiation, "
             "and autodiff of the forward pass without those rules where the two agree"
         )
-    truth, jit_y = jax.jit(vjp), jax.jit(y)
+    jit = functools.partial(jax.jit, compiler_options=options(arrays, shapes))
+    truth, jit_y = jit(lambda a, dy: problem.autodiff(a, dy, plain)), jit(y)
     jitted = True
     dy = [jnp.zeros(v.shape, jnp.float64) for v in shapes]
     narrow = list(program.avals)
     try:
         backward, _ = trace.trace(lambda a, d: _given(problem.gradients(a, d)), list(arrays), dy)
         narrow += backward.avals
-        formula: Callable[..., Any] = jax.jit(lambda a, d: problem.gradients(a, d))
+        formula: Callable[..., Any] = jit(lambda a, d: problem.gradients(a, d))
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         jitted, formula = False, lambda a, d: problem.gradients(a, d)
         notes.append(
             f"the formula cannot be traced by JAX ({type(error).__name__}): it is run as plain Python"
         )
     eps = max((float(jnp.finfo(v.dtype).eps) for v in narrow if is_float(v)), default=2.0**-52)
-    if eps > 1e-12:
-        notes.append(
-            "some of it is computed in less than float64, whatever the arguments: less error can be seen"
-        )
     judge = Judge(problem, truth, formula, jit_y, eps, jitted, tuple(notes))
+    if not judge.in_float64:
+        less = "some of it is computed in less than float64, whatever the arguments: less error can be seen"
+        judge = dataclasses.replace(judge, notes=(*judge.notes, less))
     if program.custom:
         judge = dataclasses.replace(judge, truth=_refereed(judge, arrays, dy))
     return judge
+
+
+def _without_rules(y: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass by its equations, which leaves its custom rules out."""
+
+    def run(arrays: Sequence[Any]) -> list[Any]:
+        program, _ = trace.trace(lambda *a: y(a), *arrays)
+        return program.results(trace.run(program, arrays, by=trace.bind))
+
+    return run
+
+
+def in_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of (arrays, dy), traced once for each set of shapes and run in NumPy.
+
+    One that cannot be traced stays as it is.
+    """
+    programs: dict[Any, Any] = {}
+    function = inspect.unwrap(function)  # without jit
+
+    def run(arrays: Sequence[Any], dy: Sequence[Any]) -> Any:
+        given = list(map(trace.constant, (*arrays, *dy)))
+        key = tuple((v.shape, str(v.dtype)) for v in given)
+        if key not in programs:
+            try:
+                programs[key] = trace.trace(function, list(arrays), list(dy))
+            except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+                programs[key] = None
+        if programs[key] is None:
+            return function(arrays, dy)
+        program, shape = programs[key]
+        return jax.tree.unflatten(jax.tree.structure(shape), program.results(trace.run(program, given)))
+
+    return run
 
 
 def _given(grads: Sequence[Any]) -> list[Any]:
     return [g for g in grads if g is not None]
 
 
-def _run_plain(program: trace.Program, arrays: Sequence[Any]) -> list[Any]:
-    """The forward pass by JAX, its custom rules left out."""
-    values: list[Any] = [None] * len(program)
-    values[: program.inputs] = arrays
-    for eqn in program.equations:
-        operands = [values[v] if isinstance(v, int) else v for v in eqn.inputs]
-        for v, result in zip(eqn.outputs, trace.bind(eqn, operands), strict=True):
-            values[v] = result
-    return [values[v] for v in program.outputs]
-
-
 def _refereed(judge: Judge, arrays: Sequence[Any], zeros: Sequence[Any]) -> Callable[..., Any]:
     """Autodiff without custom rules if the referee agrees with it here, else numerical differentiation."""
     rng = np.random.default_rng(0)
     dy = [jnp.asarray(rng.standard_normal(v.shape)) for v in zeros]
-    if all(check.agrees for check in checks(judge, arrays, dy, judge.truth(arrays, dy), 1e-6)):
+    if all(check(judge, arrays, dy, i, [g], 1e-6)[0].agrees for i, g in enumerate(judge.truth(arrays, dy))):
         return judge.truth
 
     def numerical(a: Sequence[Any], d: Sequence[Any]) -> list[np.ndarray]:
@@ -175,24 +201,21 @@ class Check:
     agrees: bool
 
 
-def checks(
-    judge: Judge, arrays: Sequence[Any], dy: Sequence[Any], grads: Sequence[Any], tolerance: float
+def check(
+    judge: Judge, arrays: Sequence[Any], dy: Sequence[Any], i: int, claims: Sequence[Any], tolerance: float
 ) -> list[Check]:
-    """Ask the referee about each of `grads`, along a random direction."""
-    rng, problem = np.random.default_rng(1), judge.problem
+    """Ask the referee about several `claims` for gradient i, along a random direction."""
+    problem = judge.problem
     values = [np.asarray(arrays[i], np.float64) for i in problem.moving]
     f = lambda moved: judge.y(problem.place(arrays, [jnp.asarray(v) for v in moved]))
+    t = np.random.default_rng(1).standard_normal(values[i].shape)
+    t = t * (float(np.abs(values[i]).mean()) if values[i].size else 1.0)
+    along = [t if j == i else np.zeros(v.shape) for j, v in enumerate(values)]
+    measured, trust = referee.derivative(f, values, along, dy)
     out = []
-    for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
-        t = rng.standard_normal(value.shape) * (float(np.abs(value).mean()) if value.size else 1.0)
-        along = [t if j == i else np.zeros(v.shape) for j, v in enumerate(values)]
-        measured, trust = referee.derivative(f, values, along, dy)
-        claimed = (
-            float(np.vdot(np.asarray(grad), t))
-            if grad is not None and np.shape(grad) == t.shape
-            else math.nan
-        )
-        size = max(abs(measured), abs(claimed), float(np.linalg.norm(np.asarray(t))) * 1e-8)
+    for claim in claims:
+        claimed = float(np.vdot(claim, t))
+        size = max(abs(measured), abs(claimed), float(np.linalg.norm(t)) * 1e-8)
         out.append(Check(claimed, measured, trust, abs(claimed - measured) <= tolerance * size + 4 * trust))
     return out
 

@@ -11,8 +11,8 @@ import numpy as np
 from funcnet.errors import describe
 from funcnet.verifier import judge
 from funcnet.verifier.arrays import support
-from funcnet.verifier.judge import SMALL, Judge, Point, largest
-from funcnet.verifier.problem import Problem, fresh, is_float
+from funcnet.verifier.judge import Judge, Point, largest
+from funcnet.verifier.problem import SMALL, Problem, fresh, is_float
 from funcnet.verifier.report import Finding
 
 __all__ = ["disputes", "in_own_dtypes", "of_the_formula", "unused_residuals"]
@@ -91,10 +91,7 @@ def disputes(
             continue
         if sum(v.size for v in point.arrays) > SMALL:
             continue
-        ours = judge.checks(ready, point.arrays, point.dys[0], point.truth[0], 1e-6)[i]
-        theirs = judge.checks(
-            ready, point.arrays, point.dys[0], _filled(point.formula[0], point.truth[0]), 1e-6
-        )[i]
+        ours, theirs = judge.check(ready, point.arrays, point.dys[0], i, [point.truth[0][i], mine], 1e-6)
         if theirs.agrees and not ours.agrees:
             excused[i] = Finding(
                 path,
@@ -104,10 +101,6 @@ def disputes(
                 error=judge.measure([point], i)[0],
             )
     return excused
-
-
-def _filled(grads: Sequence[Any], truth: Sequence[Any]) -> list[Any]:
-    return [t if g is None else g for g, t in zip(grads, truth, strict=True)]
 
 
 def _convention(ready: Judge, points: list[Point], i: int, tolerance: float) -> Finding | None:

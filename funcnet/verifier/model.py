@@ -66,12 +66,20 @@ def _verdict(calls: list[rules.Call], seed: int) -> tuple[Row, tuple[Finding, ..
         allowed = ready.tolerances(point)
     errors = [judge.measure([point], i)[0] for i in range(len(allowed))]
     worst = max(range(len(errors)), key=lambda i: errors[i] / allowed[i])
-    text = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in problem.arrays)
     ok, findings = errors[worst] <= allowed[worst], ()
     if not ok:
         findings = verify(calls[0].operation, args, static=options, seed=seed).findings
     note = ", ".join(dict.fromkeys(f.kind for f in findings))
-    row = Row(problem.name, problem.paths[worst], text, len(calls), errors[worst], allowed[worst], ok, note)
+    row = Row(
+        problem.name,
+        problem.paths[worst],
+        problem.shapes,
+        len(calls),
+        errors[worst],
+        allowed[worst],
+        ok,
+        note,
+    )
     return row, findings
 
 

@@ -2,9 +2,11 @@
 
 The derivative of every equation of the forward pass gets a gate, a factor that is 1. If the true gradient
 with one gate at 0 is what the formula gives, then the formula lacks the path through that equation; with the
-gate at -1 it has its sign wrong. All gates are tried in one compiled call. The formula need not be seen.
+gate at -1 it has its sign wrong. The gated gradient is traced once, and run in NumPy for each setting of the
+gates. The formula need not be seen.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ import numpy as np
 
 from funcnet.verifier import trace
 from funcnet.verifier.arrays import SAME
-from funcnet.verifier.judge import Point
+from funcnet.verifier.judge import Point, differs, largest
 from funcnet.verifier.problem import Problem, is_float
 from funcnet.verifier.report import Finding
 
@@ -41,8 +43,10 @@ class Setting(NamedTuple):
     factor: float
 
 
-def search(problem: Problem, points: Sequence[Point], wrong: Sequence[int]) -> dict[int, Finding]:
-    """Findings for those of the `wrong` gradients that one setting of the gates explains at every point.
+def search(
+    problem: Problem, points: Sequence[Point], wrong: Sequence[int]
+) -> dict[int, list[tuple[float, Finding]]]:
+    """For each of the `wrong` gradients the settings that explain it everywhere, and how far-fetched each is.
 
     The points may differ in their sizes, as long as the forward pass has the same equations there.
     """
@@ -50,32 +54,27 @@ def search(problem: Problem, points: Sequence[Point], wrong: Sequence[int]) -> d
     program, _ = trace.trace(lambda *a: problem.y(a), *first.arrays)
     gates = _gates(program, problem.moving)
     if not 0 < len(gates) <= MANY:
-        return {}
+        return {i: [] for i in wrong}
     settings = _settings(program, gates)
     explains = {i: list(range(len(settings))) for i in wrong}
     for point in points:
         program, _ = trace.trace(lambda *a: problem.y(a), *point.arrays)
         if _gates(program, problem.moving) != gates:
             continue
-        gradients = jax.jit(jax.vmap(_gated(problem, program, gates, point.arrays), (0, None)))
-        matrix = np.ones((len(settings), len(gates)))
-        for row, setting in zip(matrix, settings, strict=True):
-            row[list(setting.gates)] = setting.factor
+        gated = _gated(problem, program, gates, point.arrays)
+        backward, _ = trace.trace(gated, np.ones(len(gates)), point.dys[0])
         for dy, formula in zip(point.dys, point.formula, strict=True):
-            if not any(explains.values()):
-                return {}
-            found = [np.asarray(g) for g in gradients(matrix, dy)]
+            found: dict[int, list[Any]] = {}
+            for s in sorted({s for left in explains.values() for s in left}):
+                factors = np.ones(len(gates))
+                factors[list(settings[s].gates)] = settings[s].factor
+                found[s] = backward.results(trace.run(backward, [factors, *dy]))
             for i, left in explains.items():
-                u = formula[i]
-                if u is None or u.shape != found[i].shape[1:]:
-                    left.clear()
-                else:
-                    bound = SAME * max(np.abs(f[i]).max(initial=1e-300) for f in point.formula)
-                    left[:] = [s for s in left if np.abs(found[i][s] - u).max(initial=0) <= bound]
+                u, scale = formula[i], max(largest(f[i]) for f in point.formula)
+                left[:] = [s for s in left if u is not None and not differs(found[s][i], u, SAME, scale)]
     return {
-        i: _finding(problem.paths[i], program, gates, settings[left[0]])
+        i: [_finding(problem.paths[i], program, gates, settings[s]) for s in left]
         for i, left in explains.items()
-        if left
     }
 
 
@@ -131,81 +130,58 @@ def _gated(
         c = factors[number[gate]].astype(x.dtype)
         return c * x + jax.lax.stop_gradient((1 - c) * x)
 
+    def equation(k: int, factors: Any, operands: Sequence[Any], _: Any) -> list[Any]:
+        operands = [gated(x, Gate(k, j), factors) for j, x in enumerate(operands)]
+        (result,) = trace.bind(program.equations[k], operands)
+        for j, x in enumerate(operands):
+            if (gate := Gate(k, j, slope=True)) in number:
+                straight = x + jax.lax.stop_gradient(result - x)
+                result = jnp.where(factors[number[gate]] == 0, straight, result)
+        return [gated(result, Gate(k, None), factors)]
+
     def y(values: Sequence[Any], factors: Any) -> list[Any]:
-        known: list[Any] = [None] * len(program)
-        known[: program.inputs] = problem.place(arrays, values)
-        for k, eqn in enumerate(program.equations):
-            operands = [
-                gated(known[v], Gate(k, j), factors) if isinstance(v, int) else v
-                for j, v in enumerate(eqn.inputs)
-            ]
-            results = trace.bind(eqn, operands)
-            for j, x in enumerate(operands):
-                if (gate := Gate(k, j, slope=True)) in number:
-                    c = factors[number[gate]].astype(results[0].dtype)
-                    straight = x + jax.lax.stop_gradient(results[0] - x)
-                    results = [jnp.where(c == 0, straight, results[0])]
-            results = [gated(results[0], Gate(k, None), factors), *results[1:]]
-            for v, result in zip(eqn.outputs, results, strict=True):
-                known[v] = result
-        return [known[v] for v in program.outputs]
+        through = {k: functools.partial(equation, k, factors) for k in {gate.equation for gate in gates}}
+        return program.results(trace.run(program, values, through, by=trace.bind))
 
-    def gradients(factors: Any, dy: Sequence[Any]) -> list[Any]:
-        values = [arrays[i] for i in problem.moving]
-        out, pull = jax.vjp(lambda *v: y(v, factors), *values)
-        return list(pull([jnp.asarray(d, v.dtype) for d, v in zip(dy, out, strict=True)]))
-
-    return gradients
+    return lambda factors, dy: problem.autodiff(arrays, dy, lambda values: y(values, factors))
 
 
-def _finding(argument: str, program: trace.Program, gates: Sequence[Gate], setting: Setting) -> Finding:
+def _finding(
+    argument: str, program: trace.Program, gates: Sequence[Gate], setting: Setting
+) -> tuple[float, Finding]:
     gate = gates[setting.gates[0]]
     eqn = program.equations[gate.equation]
     names = " and ".join(dict.fromkeys(program.equations[gates[i].equation].name for i in setting.gates))
     source = trace.source(eqn.line)
     where = f"`{names}` of the forward pass" + (f" (`{source}`)" if source else "")
+    operand = where if gate.operand is None else f"operand {gate.operand} of {where}"
+    effort = 0.5 + 0.5 * len(setting.gates)
     if gate.slope:
-        kind = "mask" if eqn.name in ("max", "min", "select_n", "abs", "clamp") else "missing_term"
-        return Finding(
-            argument,
-            kind,
-            f"the derivative of {where} is left out",
-            f"multiply by the derivative of {eqn.name}",
-            eqn.line,
+        masks = eqn.name in ("max", "min", "select_n", "abs", "clamp")
+        constant = eqn.name in ("mul", "div") and any(
+            np.size(v) == 1 for v in eqn.inputs if not isinstance(v, int)
         )
-    if setting.factor == 0:
-        if any(_is_statistic(program, gates[i].equation) for i in setting.gates):
-            return Finding(
-                argument,
-                "statistics_constant",
-                f"the statistic computed by {where} is held constant",
-                "add the term that flows through it",
-                eqn.line,
-            )
-        what = f"operand {gate.operand} of {where}" if gate.operand is not None else where
-        return Finding(
-            argument,
-            "missing_term",
-            f"the path through {what} is missing",
-            "add the term that flows there",
-            eqn.line,
-        )
-    what = f"the path through {where}"
-    if setting.factor == -1:
-        return Finding(argument, "sign", f"{what} has the opposite sign", "negate that term", eqn.line)
-    return Finding(
-        argument,
-        "scale",
-        f"{what} counts {setting.factor:g} times",
-        f"multiply that term by {1 / setting.factor:g}",
-        eqn.line,
-    )
+        kind = "mask" if masks else "scale" if constant else "missing_term"
+        message, fix = f"the derivative of {where} is left out", f"multiply by the derivative of {eqn.name}"
+    elif setting.factor == 0 and any(_is_statistic(program, gates[i].equation) for i in setting.gates):
+        kind, message = "statistics_constant", f"the statistic computed by {where} is held constant"
+        fix = "add the term that flows through it"
+    elif setting.factor == 0:
+        kind, message = "missing_term", f"the path through {operand} is missing"
+        fix, effort = "add the term that flows there", effort + 0.2
+    elif setting.factor == -1:
+        kind, message = "sign", f"the path through {where} has the opposite sign"
+        fix, effort = "negate that term", effort + 0.3
+    else:
+        kind, message = "scale", f"the path through {where} counts {setting.factor:g} times"
+        fix, effort = f"multiply that term by {1 / setting.factor:g}", effort + 0.3
+    return effort, Finding(argument, kind, message, fix, eqn.line)
 
 
 def _is_statistic(program: trace.Program, k: int) -> bool:
     """Whether equation k is part of a mean: a sum that is divided by a constant, or what follows from it."""
     eqn = program.equations[k]
-    makers = {v: e for e in program.equations for v in e.outputs}
+    makers = program.makers
 
     def is_mean(e: trace.Equation) -> bool:
         if e.name not in ("div", "mul") or len(e.inputs) != 2:
@@ -229,8 +205,11 @@ def _is_statistic(program: trace.Program, k: int) -> bool:
             if isinstance(v, int) and v in makers and np.prod(program.avals[v].shape, dtype=int) <= size:
                 todo.append(makers[v])
     if eqn.name == "reduce_sum":  # the sum itself: is it divided by a constant later?
-        after = [e for e in program.equations if eqn.outputs[0] in e.inputs]
+        users = lambda v: [
+            e for e in program.equations if any(isinstance(u, int) and u == v for u in e.inputs)
+        ]
+        after = users(eqn.outputs[0])
         while after and after[0].name in ("broadcast_in_dim", "reshape", "expand_dims"):
-            after = [e for e in program.equations if after[0].outputs[0] in e.inputs]
+            after = users(after[0].outputs[0])
         return bool(after) and is_mean(after[0])
     return False

@@ -12,7 +12,16 @@ import numpy as np
 
 from funcnet.errors import DTypeError, StructureError, describe
 
-__all__ = ["Problem", "cotangents", "elsewhere", "fresh", "is_float", "pose", "wide"]
+__all__ = ["SMALL", "Problem", "cotangents", "elsewhere", "fresh", "is_float", "options", "pose", "wide"]
+
+SMALL = 50_000  # elements; above, one point is enough, and mistakes are named at other sizes
+
+
+def options(*arrays: Sequence[Any]) -> dict[str, Any] | None:
+    """Of XLA, for a function that is run a few times on such arrays: compile it quickly if they are small."""
+    if sum(v.size for some in arrays for v in some) > SMALL:
+        return None
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +61,31 @@ class Problem:
         return jax.tree.unflatten(tree, [next(others) if hasattr(v, "dtype") else v for v in leaves])
 
     @functools.cached_property
-    def paths(self) -> tuple[str, ...]:
-        """The float leaves as the user writes them: ``params["w"]``."""
+    def shapes(self) -> str:
+        """Those of the arrays: ``7×11, 11×13``."""
+        return ", ".join("×".join(map(str, v.shape)) or "scalar" for v in self.arrays)
+
+    @functools.cached_property
+    def all_paths(self) -> tuple[str, ...]:
+        """The arrays as the user writes them: ``params["w"]``."""
 
         def text(path: Any) -> str:
             rest = (f'["{k.key}"]' if isinstance(k, jax.tree_util.DictKey) else str(k) for k in path[1:])
             return self.names[path[0].idx] + "".join(rest)
 
-        return tuple(text(p) for p, leaf in jax.tree.leaves_with_path(self.args) if is_float(leaf))
+        return tuple(text(p) for p, v in jax.tree.leaves_with_path(self.args) if hasattr(v, "dtype"))
+
+    @functools.cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The floats among `all_paths`."""
+        return tuple(self.all_paths[i] for i in self.moving)
+
+    def sizes(self, arrays: Sequence[Any], y: Sequence[Any]) -> dict[str, int]:
+        """The sizes of the floats and of the result by name: ``x.shape[0]``."""
+        named = [(self.all_paths[i], arrays[i]) for i in self.moving]
+        named += [("y" if len(y) == 1 else f"y[{i}]", v) for i, v in enumerate(y)]
+        sizes = {f"{name}.shape[{a}]": d for name, v in named for a, d in enumerate(v.shape)}
+        return sizes | {f"{name}.size": v.size for name, v in named if len(v.shape) > 1}
 
     def place(self, arrays: Sequence[Any], values: Sequence[Any]) -> list[Any]:
         """All arrays, with `values` in place of the floats."""
@@ -70,15 +96,22 @@ class Problem:
         """The float leaves of the result."""
         return [v for v in jax.tree.leaves(self.forward(*self.unflatten(arrays))) if is_float(v)]
 
-    def autodiff(self, arrays: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
-        """The gradients of the floats by JAX."""
+    def autodiff(
+        self,
+        arrays: Sequence[Any],
+        dy: Sequence[Any],
+        y: Callable[[Sequence[Any]], list[Any]] | None = None,
+    ) -> list[Any]:
+        """The gradients of the floats by JAX; of another forward pass `y` over all arrays if given."""
         values = [arrays[i] for i in self.moving]
-        return list(jax.vjp(lambda *v: self.y(self.place(arrays, v)), *values)[1](list(dy)))
+        out, pull = jax.vjp(lambda *v: (y or self.y)(self.place(arrays, v)), *values)
+        return list(pull([jnp.asarray(d, v.dtype) for d, v in zip(dy, out, strict=True)]))
 
     @functools.cached_property
     def compiled(self) -> tuple[Any, Any]:
         """`gradients` and `autodiff`, jitted."""
-        return jax.jit(self.gradients), jax.jit(self.autodiff)
+        jit = functools.partial(jax.jit, compiler_options=options(self.arrays))
+        return jit(self.gradients), jit(self.autodiff)
 
     def gradients(self, arrays: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
         """What the formula gives for the float leaves; None where it gives none.

@@ -5,10 +5,11 @@ of them changed, which is how mistakes are searched for: no tracing and no compi
 """
 
 import dataclasses
+import functools
 import linecache
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,19 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["CUSTOM", "HIDDEN", "Equation", "Program", "bind", "line", "rerun", "run", "source", "trace"]
+__all__ = [
+    "CUSTOM",
+    "HIDDEN",
+    "Equation",
+    "Program",
+    "bind",
+    "constant",
+    "line",
+    "rerun",
+    "run",
+    "source",
+    "trace",
+]
 
 _INLINED = {
     "closed_call": "call_jaxpr",
@@ -63,6 +76,23 @@ class Program:
     def __len__(self) -> int:
         return len(self.avals)
 
+    @functools.cached_property
+    def makers(self) -> dict[Value, Equation]:
+        """The equation that gives a value."""
+        return {out: eqn for eqn in self.equations for out in eqn.outputs}
+
+    def after(self, values: Iterable[Value]) -> set[Value]:
+        """The values that depend on some, themselves included."""
+        reached = set(values)
+        for eqn in self.equations:
+            if any(v in reached for v in eqn.inputs if isinstance(v, int)):
+                reached.update(eqn.outputs)
+        return reached
+
+    def results(self, values: Sequence[Any]) -> list[Any]:
+        """The outputs among all values."""
+        return [values[v] for v in self.outputs]
+
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     """The program of ``function(*args)`` over the flat leaves of its arguments, and the tree of its result.
@@ -85,9 +115,9 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
 
     def inline(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         nonlocal custom
-        known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+        known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(constant, consts), strict=True))
         known.update(zip(jaxpr.invars, inputs, strict=True))
-        read = lambda v: _constant(v.val) if isinstance(v, jex.Literal) else known[v]
+        read = lambda v: constant(v.val) if isinstance(v, jex.Literal) else known[v]
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             name = eqn.primitive.name
@@ -115,7 +145,8 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     return Program(tuple(equations), len(given), tuple(outputs), tuple(avals), custom), shape
 
 
-def _constant(value: Any) -> Any:
+def constant(value: Any) -> Any:
+    """A NumPy array; a random key stays what it is."""
     return np.asarray(value) if not _is_key(value) else value
 
 
@@ -152,24 +183,33 @@ def source(where: str) -> str:
 # ---- running it in NumPy ----------------------------------------------------------------------------------
 
 
-def run(program: Program, inputs: Sequence[Any], changed: Mapping[int, Any] | None = None) -> list[Any]:
+@np.errstate(all="ignore")
+def run(
+    program: Program,
+    inputs: Sequence[Any],
+    changed: Mapping[int, Any] = {},
+    by: Callable[[Equation, Sequence[Any]], Sequence[Any]] | None = None,
+) -> list[Any]:
     """All values of the program.
 
     Args:
         program: the equations.
         inputs: one array per input.
         changed: by the number of an equation, what computes its outputs instead: ``f(operands, values)``.
+        by: what computes the others: `apply` (NumPy), or `bind` (JAX, differentiable).
     """
+    by = by or apply
     values: list[Any] = [None] * len(program)
     values[: program.inputs] = inputs
     for k, eqn in enumerate(program.equations):
         operands = [values[v] if isinstance(v, int) else v for v in eqn.inputs]
-        results = changed[k](operands, values) if changed and k in changed else apply(eqn, operands)
+        results = changed[k](operands, values) if k in changed else by(eqn, operands)
         for v, result in zip(eqn.outputs, results, strict=True):
             values[v] = result
     return values
 
 
+@np.errstate(all="ignore")
 def rerun(
     program: Program, values: list[Any], changed: Mapping[int, Any], wanted: Sequence[Value]
 ) -> list[Any]:
@@ -190,10 +230,9 @@ def apply(eqn: Equation, operands: Sequence[Any]) -> Sequence[Any]:
     """The outputs of one equation; by JAX where NumPy has no word for it."""
     if eqn.primitive is None:
         return operands
-    with np.errstate(all="ignore"):
-        if (known := _NUMPY.get(eqn.name)) is not None:
-            return [known(*operands, **eqn.params)]
-        return bind(eqn, [v if _is_key(v) else jnp.asarray(v) for v in operands], np.asarray)
+    if (known := _NUMPY.get(eqn.name)) is not None:
+        return [known(*operands, **eqn.params)]
+    return bind(eqn, [v if _is_key(v) else jnp.asarray(v) for v in operands], np.asarray)
 
 
 def bind(eqn: Equation, operands: Sequence[Any], out: Callable[[Any], Any] = lambda v: v) -> list[Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from funcnet.errors import DTypeError, ShapeError
 from funcnet.ops import attention
+from tests.errors import golden
 
 
 def normal(*shape, seed=0):
@@ -207,10 +208,4 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)

@@ -5,6 +5,7 @@ import pytest
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.ops import avg_pool
+from tests.errors import golden
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 6, 3)), jnp.float32)
 OPTIONS = [
@@ -128,10 +129,4 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)

@@ -5,6 +5,7 @@ import pytest
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.ops import dropout
+from tests.errors import golden
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).standard_normal((101, 103)), jnp.float32)
@@ -116,10 +117,4 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)

@@ -5,6 +5,7 @@ import pytest
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.ops import embedding
+from tests.errors import golden
 
 PARAMS = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32)}
 IDS = jnp.asarray([[4, 0, 2], [2, 2, 1]], jnp.int32)
@@ -147,10 +148,4 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)

@@ -5,6 +5,7 @@ import pytest
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.ops import linear
+from tests.errors import golden
 
 
 def normal(*shape, seed=0):
@@ -135,13 +136,7 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)
 
 
 @pytest.mark.usefixtures("unchecked")

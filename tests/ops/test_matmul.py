@@ -1,10 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from funcnet.errors import DTypeError, ShapeError
 from funcnet.ops import matmul
+from tests.errors import golden
 
 
 def normal(*shape, seed=0):
@@ -98,10 +98,4 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)

@@ -1,11 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.ops import attention, multihead
+from tests.errors import golden
 
 
 def normal(*shape, seed=0):
@@ -159,10 +159,4 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)

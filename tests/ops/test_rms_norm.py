@@ -5,6 +5,7 @@ import pytest
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.ops import rms_norm
+from tests.errors import golden
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((5, 7)), jnp.float32)
 W = jnp.asarray(np.random.default_rng(1).standard_normal(7), jnp.float32)
@@ -80,10 +81,4 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)

@@ -5,6 +5,7 @@ import pytest
 
 from funcnet.errors import DTypeError, ValueRangeError
 from funcnet.ops import softmax
+from tests.errors import golden
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((5, 7)), jnp.float32)
 
@@ -83,10 +84,4 @@ ERRORS = [
     ),
 ]
 
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=range(len(ERRORS)))
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == text
+test_errors = golden(ERRORS)

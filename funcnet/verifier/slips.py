@@ -1,0 +1,652 @@
+"""The slips that people make in a formula, each as the edit of its program that undoes it.
+
+A program is a list of equations (`trace.Program`): the forward pass, then the formula. An edit replaces what
+some of the formula's equations compute: an operand transposed or exchanged for another value in scope, a sum
+over another axis, an operation left out, a factor put in. `edits` tries them.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from funcnet.verifier import trace
+from funcnet.verifier.arrays import at_border
+
+__all__ = ["Changed", "Edit", "Scope", "Term", "added", "is_float", "slips"]
+
+Changed = Mapping[int, Callable[..., Sequence[Any]]]
+Known = Sequence[Any]  # all values of the program
+
+
+class Edit(NamedTuple):
+    """A change of some equations: `build` makes it for the program traced at any sizes.
+
+    Attributes:
+        kind: of the mistake that it undoes, or what says so, at some cost.
+        words: what to do: {op} stands for the equation at `at`, {v3} for value 3, {c} for the factor.
+        at: the equation whose line is reported.
+        build: what computes the changed equations' outputs instead.
+        effort: how far-fetched it is: 1 a slip of the pen.
+        solved: whether `build` leaves a factor c open, to be solved for.
+    """
+
+    kind: str | Callable[[], str]
+    words: str
+    at: int
+    build: Callable[[trace.Program], Changed]
+    effort: float = 1.0
+    solved: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """What the slips are looked for in.
+
+    Attributes:
+        program: forward pass and formula.
+        values: what each of its values is, at one point; None where it is not used.
+        first: the formula's first equation.
+        behind: the formula's equations that the wrong gradients need.
+        moved: the values that depend on dy.
+    """
+
+    program: trace.Program
+    values: Sequence[Any]
+    first: int
+    behind: Sequence[int]
+    moved: set[int]
+
+    def of(self, v: Any) -> Any:
+        """The value of an equation's input: of the program, or a constant."""
+        return self.values[v] if isinstance(v, int) else v
+
+    @functools.cached_property
+    def floats(self) -> list[int]:
+        """Those `behind` whose result is floating."""
+        return [k for k in self.behind if is_float(self.values[self.program.equations[k].outputs[0]])]
+
+    @functools.cached_property
+    def uses(self) -> dict[int, list[tuple[int, int]]]:
+        """Where the formula uses each value: equation and operand."""
+        uses: dict[int, list[tuple[int, int]]] = {}
+        for k in self.behind:
+            for j, v in enumerate(self.program.equations[k].inputs):
+                if isinstance(v, int):
+                    uses.setdefault(v, []).append((k, j))
+        return uses
+
+    @functools.cached_property
+    def terms(self) -> list[tuple["Term", np.ndarray]]:
+        """The values, and functions of those that do not follow dy; each once if several are equal."""
+        plain = [Term(v, "") for v, x in enumerate(self.values) if isinstance(x, np.ndarray | np.generic)]
+        of = [t.value for t in plain if t.value not in self.moved and np.ndim(self.values[t.value])]
+        made = [Term(v, name) for v in of if is_float(self.values[v]) for name in DERIVED]
+        seen, out = set[Any](), []
+        with np.errstate(all="ignore"):
+            for term in (*plain, *made):
+                x = np.asarray(term(self.values))
+                mark = (x.shape, str(x.dtype), x.tobytes())
+                if mark not in seen and (not term.function or np.isfinite(x).all()):
+                    seen.add(mark)
+                    out.append((term, x))
+        return out
+
+    def equal(self, x: Any) -> list[int]:
+        """The values that are equal to an array."""
+        return [v for v, other in enumerate(self.values) if other is not None and np.array_equal(other, x)]
+
+    def is_forward(self, x: Any) -> bool:
+        """Whether an array is a value of the forward pass."""
+        forward = self.program.equations[self.first].outputs[0]
+        return any(v < forward for v in self.equal(x))
+
+    def is_term(self, x: Any) -> bool:
+        """Whether an array is one of the terms of its size, but for rounding."""
+        if not np.isfinite(x).all():
+            return False
+        x = np.squeeze(x)
+        same = lambda t: t.shape == x.shape and np.allclose(t, x, rtol=1e-9, atol=1e-12)
+        return any(same(np.squeeze(t)) for _, t in self.terms if t.size == x.size and is_float(t))
+
+    def candidates(self, wanted: Callable[[Any], bool], before: int) -> list["Term"]:
+        """The terms of the right kind that are known before a value."""
+        return [term for term, x in self.terms if term.value < before and wanted(x)]
+
+
+class Term(NamedTuple):
+    """A value of the program, or a function of one."""
+
+    value: int
+    function: str
+
+    def __call__(self, known: Known) -> Any:
+        """What it is among all values."""
+        x = known[self.value]
+        return DERIVED[self.function](x) if self.function else x
+
+    @property
+    def words(self) -> str:
+        """With a placeholder for the value."""
+        return f"{self.function} of {{v{self.value}}}" if self.function else f"{{v{self.value}}}"
+
+
+def _softmax(x: Any) -> Any:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+DERIVED: dict[str, Callable[[Any], Any]] = {
+    "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "square": np.square, "1 /": lambda x: 1 / x,
+    "tanh": np.tanh, "logistic": lambda x: 1 / (1 + np.exp(-x)), "softmax": _softmax,
+    "1 - ": lambda x: 1 - x, "1 - square": lambda x: 1 - x * x, "sin": np.sin, "cos": np.cos,
+    "sign": np.sign, "> 0": lambda x: (x > 0).astype(x.dtype),
+}  # fmt: skip
+
+
+def slips(scope: Scope) -> Iterator[Edit]:
+    """All edits, the likeliest first."""
+    yield from _signs(scope)
+    yield from _axes(scope)
+    yield from _transposes(scope)
+    yield from _left_out(scope)
+    yield from _turned(scope)
+    yield from _cut(scope)
+    yield from _exchanged(scope)
+    yield from _powers(scope)
+    yield from _scaled(scope)
+    yield from _others(scope)
+    yield from _factors(scope)
+    yield from _terms(scope)
+
+
+# ---- how an equation is changed ---------------------------------------------------------------------------
+
+
+def _result(k: int, change: Callable[..., Any]) -> Callable[[trace.Program], Changed]:
+    """Change the output of equation k: `change` sees it, all values, and the factor if one is solved for."""
+
+    def build(program: trace.Program) -> Changed:
+        eqn = program.equations[k]
+        return {k: lambda operands, known, *c: [change(trace.apply(eqn, operands)[0], known, *c)]}
+
+    return build
+
+
+def _operands(
+    places: Sequence[tuple[int, int]], change: Callable[[Any, Known], Any]
+) -> Callable[[trace.Program], Changed]:
+    """Change operands, each given as (equation, its number): `change` sees the operand and all values."""
+
+    def build(program: trace.Program) -> Changed:
+        changed: dict[int, Any] = {}
+        for k in dict.fromkeys(k for k, _ in places):
+            eqn, at = program.equations[k], [j for kk, j in places if kk == k]
+
+            def run(operands: Any, known: Known, eqn: Any = eqn, at: Any = at) -> Any:
+                return trace.apply(eqn, [change(x, known) if j in at else x for j, x in enumerate(operands)])
+
+            changed[k] = run
+        return changed
+
+    return build
+
+
+def _params(k: int, new: Mapping[str, Any]) -> Callable[[trace.Program], Changed]:
+    def build(program: trace.Program) -> Changed:
+        eqn = program.equations[k]
+        other = eqn._replace(params={**eqn.params, **new})
+        return {k: lambda operands, known: trace.apply(other, operands)}
+
+    return build
+
+
+def _instead(k: int, change: Callable[[Sequence[Any]], Any]) -> Callable[[trace.Program], Changed]:
+    """Another function of the same operands."""
+    return lambda program: {k: lambda operands, known: [change(operands)]}
+
+
+# ---- signs, axes, transposes, what is left out ------------------------------------------------------------
+
+
+def _signs(scope: Scope) -> Iterator[Edit]:
+    for k in scope.floats:
+        yield Edit("sign", "negate the result of {op}", k, _result(k, lambda x, _: -x))
+
+
+def _transposes(scope: Scope) -> Iterator[Edit]:
+    for k in scope.behind:
+        eqn = scope.program.equations[k]
+        for j, v in enumerate(eqn.inputs):
+            if eqn.name.startswith(("reduce", "broadcast")):
+                continue  # that is another axis
+            for a, b in _square_axes(np.shape(scope.of(v))):
+                swap = lambda x, _, a=a, b=b: np.swapaxes(x, a, b)
+                yield Edit("transpose", f"transpose operand {j} of {{op}}", k, _operands([(k, j)], swap))
+        for a, b in _square_axes(scope.program.avals[eqn.outputs[0]].shape):
+            swap = lambda x, _, a=a, b=b: np.swapaxes(x, a, b)
+            yield Edit("transpose", "transpose the result of {op}", k, _result(k, swap))
+    for v, places in scope.uses.items():
+        for a, b in _square_axes(np.shape(scope.values[v])) if len(places) > 1 else ():
+            swap = lambda x, _, a=a, b=b: np.swapaxes(x, a, b)
+            yield Edit("transpose", f"transpose {{v{v}}}", places[0][0], _operands(places, swap))
+
+
+def _square_axes(shape: Sequence[int]) -> list[tuple[int, int]]:
+    pairs = itertools.combinations(range(len(shape)), 2) if len(shape) <= 4 else ()
+    return [(a, b) for a, b in pairs if shape[a] == shape[b] > 1]
+
+
+def _axes(scope: Scope) -> Iterator[Edit]:
+    """A reduction over other axes: of one equation, of all that follow dy, or of all that do not."""
+    program, groups = scope.program, dict[Any, list[int]]()
+    for k in scope.behind:
+        eqn = program.equations[k]
+        if "axes" in eqn.params and isinstance(eqn.inputs[0], int):
+            old, ndim = tuple(sorted(eqn.params["axes"])), len(program.avals[eqn.inputs[0]].shape)
+            for group in (k, "all", eqn.inputs[0] in scope.moved):
+                groups.setdefault((old, ndim, str(group)), []).append(k)
+    for (old, ndim, group), many in groups.items():
+        alone = len(many) == 1
+        if alone and not group.isdigit():
+            continue
+        for axes in (c for n in range(1, ndim + 1) for c in itertools.combinations(range(ndim), n)):
+            for mean, keep in itertools.product((False, True), repeat=2) if axes != old else ():
+                words = ("run {op}" if alone else "take all sums and means") + f" over axis {_plain(axes)}"
+                build = _over(tuple(many), axes, ndim, mean, keep)
+                yield Edit("wrong_axis", words, many[0], build, 1.0 if alone else 1.2)
+    for k in scope.behind:
+        eqn = program.equations[k]
+        if not isinstance(eqn.inputs[0] if eqn.inputs else None, int):
+            continue
+        if eqn.name in ("cumsum", "cumprod", "cummax"):
+            for axis in range(len(program.avals[eqn.inputs[0]].shape)):
+                if axis != eqn.params["axis"]:
+                    words = f"run {{op}} over axis {axis}"
+                    yield Edit("wrong_axis", words, k, _params(k, {"axis": axis}))
+            turned = _params(k, {"reverse": not eqn.params["reverse"]})
+            yield Edit("flip", "run {op} from the other end", k, turned)
+        if eqn.name == "broadcast_in_dim" and eqn.params["broadcast_dimensions"]:
+            ndim, old = len(eqn.params["shape"]), tuple(eqn.params["broadcast_dimensions"])
+            for axes in itertools.combinations(range(ndim), len(old)):
+                if axes != old:
+                    words = f"let {{op}} repeat along other axes: {_plain(axes)} stay"
+                    yield Edit("wrong_axis", words, k, _params(k, {"broadcast_dimensions": axes}))
+
+
+def _over(
+    many: Sequence[int], axes: tuple[int, ...], ndim: int, mean: bool, keep: bool
+) -> Callable[[trace.Program], Changed]:
+    """Reductions over other axes, put back with size 1 where they were, or at once if they are to be kept.
+
+    The divisor of a mean changes too.
+    """
+
+    def build(program: trace.Program) -> Changed:
+        changed: dict[int, Any] = {}
+        for k in many:
+            eqn = program.equations[k]
+            shape = program.avals[eqn.inputs[0]].shape
+            count = lambda some, shape=shape: math.prod(shape[a] for a in some)
+            by = count(eqn.params["axes"]) / count(axes) if mean else 1.0
+            other = eqn._replace(params={**eqn.params, "axes": axes})
+
+            def run(operands: Any, _: Known, other: Any = other, by: float = by) -> Any:
+                reduced = trace.apply(other, operands)[0]
+                reduced = np.expand_dims(reduced, axes) if keep else reduced
+                return [reduced * by if by != 1.0 else reduced]
+
+            changed[k] = run
+            results = {eqn.outputs[0]}
+            for e, user in enumerate(program.equations) if not keep else ():
+                if results.isdisjoint(v for v in user.inputs if isinstance(v, int)):
+                    continue
+                if _keeps(user, program, ndim):
+                    changed[e] = lambda operands, _: [np.expand_dims(operands[0], axes)]
+                elif user.name in ("div", "mul") and any(not isinstance(v, int) for v in user.inputs):
+                    results.update(user.outputs)  # a mean
+        return changed
+
+    return build
+
+
+def _keeps(eqn: trace.Equation, program: trace.Program, ndim: int) -> bool:
+    """Whether an equation puts the reduced axes back with size 1, as ``keepdims=True`` does."""
+    return eqn.name in ("broadcast_in_dim", "reshape") and len(program.avals[eqn.outputs[0]].shape) == ndim
+
+
+def _plain(axes: Sequence[int]) -> str:
+    return ", ".join(map(str, axes))
+
+
+_LEFT_OUT = {"neg": "sign", "select_n": "mask", "transpose": "transpose", "rev": "flip", "scatter": "mask"}
+
+
+def _left_out(scope: Scope) -> Iterator[Edit]:
+    program = scope.program
+    for k in scope.floats:
+        eqn = program.equations[k]
+        if eqn.primitive is None or eqn.name == "integer_pow":
+            continue  # of powers, see below
+        shape = program.avals[eqn.outputs[0]].shape
+        for j, v in enumerate(eqn.inputs):
+            if not isinstance(v, int) or not is_float(scope.values[v]):
+                continue
+            if len(np.shape(scope.values[v])) != len(shape) or not _broadcasts(
+                np.shape(scope.values[v]), shape
+            ):
+                continue
+            others = [scope.of(u) for i, u in enumerate(eqn.inputs) if i != j]
+            kind = _LEFT_OUT.get(eqn.name, "extra_term")
+            if kind == "extra_term" and v not in scope.moved:
+                kind = functools.partial(_taken_from, scope, eqn)
+            if eqn.name in ("mul", "div") and all(np.size(o) == 1 or (o == o.flat[0]).all() for o in others):
+                kind = "scale"
+            elif eqn.name == "mul" and all(_is_mask(o) for o in others):
+                kind = "mask"
+            words = f"leave out {{op}}, and keep its operand {j}" if len(eqn.inputs) > 1 else "leave out {op}"
+            for sign in (1, -1) if eqn.name == "sub" and j == 1 else (1,):
+                keep = lambda p, k=k, j=j, sign=sign: {
+                    k: lambda operands, _, s=p.avals[p.equations[k].outputs[0]].shape: [
+                        np.broadcast_to(sign * operands[j], s)
+                    ]
+                }
+                yield Edit(kind, words, k, keep)
+
+
+def _taken_from(scope: Scope, eqn: trace.Equation) -> str:
+    """What the mistake is if an operation on values that do not follow dy is to be left out."""
+    if len(eqn.inputs) == 1 or scope.is_forward(scope.values[eqn.outputs[0]]):
+        return "wrong_residual"  # a value of the forward pass is used where another is needed
+    return "extra_term"
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    return all(a == b or 1 in (a, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
+
+
+def _is_mask(x: Any) -> bool:
+    return np.asarray(x).dtype == bool or bool(np.isin(x, (0, 1)).all())
+
+
+# ---- what is turned, shifted, cut -------------------------------------------------------------------------
+
+_TURNED = ("add", "conv_general_dilated", "copy", "dot_general", "gather", "mul", "pad", "slice", "transpose")
+
+
+def _turned(scope: Scope) -> Iterator[Edit]:
+    """A value reversed or shifted: at one use, or at all of them."""
+    places = [
+        ([(k, j)], v, f"operand {j} of {{op}}")
+        for k in scope.behind
+        if scope.program.equations[k].name in _TURNED
+        for j, v in enumerate(scope.program.equations[k].inputs)
+    ]
+    places += [(at, v, f"{{v{v}}}") for v, at in scope.uses.items() if len(at) > 1]
+    for at, v, what in places:
+        x = scope.of(v)
+        axes = [a for a in range(np.ndim(x)) if np.shape(x)[a] > 1]
+        if not is_float(x):
+            continue
+        for some in [c for n in (1, 2, 3) for c in itertools.combinations(axes, n)]:
+            turn = lambda x, _, some=some: np.flip(x, some)
+            yield Edit("flip", f"reverse {what} along axis {_plain(some)}", at[0][0], _operands(at, turn))
+        for axis, by in itertools.product(axes, (1, -1)) if len(at) == 1 else ():
+            roll = lambda x, _, axis=axis, by=by: np.roll(x, by, axis)
+            words = f"shift {what} by {by} along axis {axis}"
+            yield Edit("shift", words, at[0][0], _operands(at, roll))
+
+
+def _cut(scope: Scope) -> Iterator[Edit]:
+    """Paddings and slices that begin elsewhere."""
+    for k in scope.behind:
+        eqn = scope.program.equations[k]
+        if eqn.name == "pad" and len(eqn.inputs) == 2:
+            config = eqn.params["padding_config"]
+            for axis, by in itertools.product(range(len(config)), (1, -1, 2, -2)):
+                low, high, inner = config[axis]
+                new = (*config[:axis], (low + by, high - by, inner), *config[axis + 1 :])
+                words = f"pad {by} more before axis {axis} in {{op}}"
+                yield Edit("shift", words, k, _params(k, {"padding_config": new}))
+        if eqn.name == "slice":
+            start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
+            for axis, by in itertools.product(range(len(start)), (1, -1, 2, -2)):
+                low, high = start[axis] + by, limit[axis] + by
+                if low >= 0 and high <= scope.program.avals[eqn.inputs[0]].shape[axis]:
+                    new = {
+                        "start_indices": (*start[:axis], low, *start[axis + 1 :]),
+                        "limit_indices": (*limit[:axis], high, *limit[axis + 1 :]),
+                    }
+                    yield Edit("shift", f"start {by} later along axis {axis} in {{op}}", k, _params(k, new))
+
+
+# ---- another operation ------------------------------------------------------------------------------------
+
+_SWAPS = {
+    "add": [("sub", "sign"), ("mul", "wrong_residual")],
+    "sub": [("add", "sign")],
+    "mul": [("div", "wrong_residual"), ("add", "wrong_residual")],
+    "div": [("mul", "wrong_residual")],
+    "max": [("min", "mask")],
+    "min": [("max", "mask")],
+    "gt": [("lt", "mask"), ("ge", "mask"), ("le", "mask")],
+    "lt": [("gt", "mask"), ("le", "mask"), ("ge", "mask")],
+    "ge": [("le", "mask"), ("gt", "mask"), ("lt", "mask")],
+    "le": [("ge", "mask"), ("lt", "mask"), ("gt", "mask")],
+    "eq": [("ne", "mask")],
+    "ne": [("eq", "mask")],
+    "sin": [("cos", "wrong_residual")],
+    "cos": [("sin", "wrong_residual")],
+    "sqrt": [("rsqrt", "wrong_residual"), ("square", "wrong_residual")],
+    "rsqrt": [("sqrt", "wrong_residual")],
+    "reduce_max": [("reduce_sum", "wrong_axis")],
+    "exp": [("log", "wrong_residual")],
+    "tanh": [("logistic", "wrong_residual")],
+    "logistic": [("tanh", "wrong_residual")],
+}
+_PLAIN = {
+    "sub": np.subtract, "add": np.add, "mul": np.multiply, "div": np.divide, "max": np.maximum,
+    "min": np.minimum, "gt": np.greater, "lt": np.less, "ge": np.greater_equal, "le": np.less_equal,
+    "eq": np.equal, "ne": np.not_equal, "sin": np.sin, "cos": np.cos, "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x), "square": np.square, "log": np.log, "tanh": np.tanh,
+    "logistic": lambda x: 1 / (1 + np.exp(-x)),
+}  # fmt: skip
+
+
+def _exchanged(scope: Scope) -> Iterator[Edit]:
+    for k in scope.behind:
+        eqn = scope.program.equations[k]
+        for name, kind in _SWAPS.get(eqn.name, ()):
+            if name in _PLAIN:
+                instead = _instead(k, lambda operands, f=_PLAIN[name]: f(*operands))
+                yield Edit(kind, f"{name} instead of {{op}}", k, instead, 1.5)
+        order = (0, 2, 1) if eqn.name == "select_n" else (1, 0)
+        if eqn.name in ("sub", "div", "dot_general", "pow", "select_n") and len(eqn.inputs) == len(order):
+            kind = {"select_n": "mask", "sub": "sign"}.get(eqn.name, "swapped")
+            turned = lambda p, k=k, order=order: {
+                k: lambda operands, _, e=p.equations[k]: trace.apply(e, [operands[i] for i in order])
+            }
+            yield Edit(kind, "exchange the operands of {op}", k, turned)
+        if eqn.name in ("add", "sub") and any(not isinstance(v, int) for v in eqn.inputs):
+            j = next(j for j, v in enumerate(eqn.inputs) if not isinstance(v, int))
+            old = np.asarray(eqn.inputs[j])
+            for value in (0.0, 1.0, 2.0, -1.0, 0.5):
+                if old.ndim == 0 and float(old) != value == old.dtype.type(value):
+                    change = lambda x, _, value=value: np.full(np.shape(x), value, np.asarray(x).dtype)
+                    words = f"{value:g} as operand {j} of {{op}}"
+                    kind = "extra_term" if is_float(old) else "shift"
+                    yield Edit(kind, words, k, _operands([(k, j)], change), 1.5)
+
+
+def _powers(scope: Scope) -> Iterator[Edit]:
+    """Another power: a factor too many or too few."""
+    for k in scope.behind:
+        eqn = scope.program.equations[k]
+        if eqn.name == "integer_pow":
+            old = eqn.params["y"]
+            for new in sorted({1, 2, 3, -1, -2, -3, old + 1, old - 1} - {old, 0}):
+                kind = _power(old, new)
+                yield Edit(kind, f"the power {new} instead of that of {{op}}", k, _params(k, {"y": new}), 1.2)
+        if eqn.name in ("exp", "sqrt", "rsqrt", "tanh", "logistic", "square"):
+            for new in (2, 3, -1):
+                raised = _result(k, lambda x, _, new=new: x ** float(new))
+                yield Edit(_power(1, new), f"the power {new} of the result of {{op}}", k, raised, 1.5)
+
+
+def _power(old: int, new: int) -> str:
+    if old * new < 0:
+        return "wrong_residual"
+    return "missing_term" if abs(new) > abs(old) else "extra_term"
+
+
+def _scaled(scope: Scope) -> Iterator[Edit]:
+    for k in scope.floats:
+        times = _result(k, lambda x, _, c: c * x)
+        yield Edit("scale", "multiply the result of {op} by {c}", k, times, solved=True)
+
+
+# ---- another value ----------------------------------------------------------------------------------------
+
+
+def _others(scope: Scope) -> Iterator[Edit]:
+    """Another value in place of an operand, or of several uses of a value."""
+    program, values, moved = scope.program, scope.values, scope.moved
+    for k in scope.behind:
+        eqn = program.equations[k]
+        if eqn.primitive is None:
+            continue  # a gradient is no substitute for another
+        for j, v in enumerate(eqn.inputs):
+            old = scope.of(v)
+            if not hasattr(old, "dtype") or np.ndim(old) == 0:
+                continue
+            for term in scope.candidates(_fits(old), min(eqn.outputs)):
+                new, u = term(values), term.value
+                if np.array_equal(new, old) or (v in moved and u not in moved):
+                    continue  # the last would no longer follow dy
+                kind = functools.partial(_relation, scope, v, term)
+                put = _operands([(k, j)], lambda _, known, term=term: term(known))
+                effort = 2.5 if term.function else 2.0
+                yield Edit(kind, f"{term.words} as operand {j} of {{op}}", k, put, effort)
+    for v, places in scope.uses.items():
+        if len(places) < 2 or not hasattr(values[v], "dtype") or np.ndim(values[v]) == 0:
+            continue
+        some = [c for n in range(2, len(places) + 1) for c in itertools.combinations(places, n)]
+        for at in some if len(places) <= 5 else [tuple(places)]:
+            for term in scope.candidates(_fits(values[v]), program.equations[at[0][0]].outputs[0]):
+                if np.array_equal(term(values), values[v]) or (v in moved) != (term.value in moved):
+                    continue
+                put = _operands(at, lambda _, known, term=term: term(known))
+                words = f"{term.words} instead of {{v{v}}}"
+                yield Edit(functools.partial(_relation, scope, v, term), words, at[0][0], put, 2.2)
+
+
+def _fits(old: Any) -> Callable[[Any], bool]:
+    return lambda x: x.shape == np.shape(old) and x.dtype == old.dtype
+
+
+def _relation(scope: Scope, v: Any, term: Term) -> str:
+    """What the mistake is if a term is needed for v: it may be v masked, reversed, transposed."""
+    old, new, program = scope.of(v), term(scope.values), scope.program
+    if term.value in scope.moved and v not in scope.moved:
+        return "ignores_cotangent"
+    if new.dtype == bool or (_is_mask(old) and _is_mask(new)):
+        return "mask"
+    if not is_float(new):
+        return "wrong_residual"
+    if np.array_equal(new, -old):
+        return "sign"
+    axes = [c for n in (1, 2) for c in itertools.combinations(range(old.ndim), n)]
+    if any(np.array_equal(new, np.flip(old, a)) for a in axes):
+        return "flip"
+    if old.ndim == 2 and np.array_equal(new, old.T):
+        return "transpose"
+    if at_border(np.abs(new - old)):
+        return "border"
+    maker = program.makers.get(term.value)
+    if maker is not None and any(np.array_equal(x, old) for x in map(scope.of, maker.inputs)):
+        masks = any(np.asarray(x).dtype == bool for x in map(scope.of, maker.inputs))
+        if maker.name in ("max", "min") or (maker.name in ("select_n", "mul") and masks):
+            return "mask"
+        if maker.name in ("add", "sub"):
+            return "missing_term"
+    if v in scope.moved and term.value in program.after(scope.equal(old)):
+        return "missing_term"  # a step of the chain was left out
+    if v in program.after([term.value]) and term.value in scope.moved:
+        return "extra_term"  # a step too many
+    with np.errstate(all="ignore"):
+        if scope.is_term(new / old) or scope.is_term(new - old):
+            return "missing_term"
+        if not scope.is_forward(old) and (scope.is_term(old / new) or scope.is_term(old - new)):
+            return "extra_term"
+    return "wrong_residual"
+
+
+def _factors(scope: Scope) -> Iterator[Edit]:
+    """A factor or divisor put in: at a result, at one use of a value that has several, at all uses of dy."""
+    program, values, moved = scope.program, scope.values, scope.moved
+    first = program.equations[scope.behind[0]].outputs[0] if scope.behind else 0
+    places: list[tuple[str, int, int, Callable[..., Any]]] = []  # words, equation, value there, how to change
+    for k in scope.behind:
+        eqn = program.equations[k]
+        if is_float(values[eqn.outputs[0]]):
+            places.append(("the result of {op}", k, eqn.outputs[0], lambda change, k=k: _result(k, change)))
+        for j, v in enumerate(eqn.inputs):
+            if isinstance(v, int) and is_float(values[v]) and (len(scope.uses[v]) > 1 or v < first):
+                put = lambda change, k=k, j=j: _operands([(k, j)], change)
+                places.append((f"operand {j} of {{op}}", k, v, put))
+    for v, at in scope.uses.items():
+        if v in moved and len(at) > 1:
+            places.append((f"{{v{v}}}", at[0][0], v, lambda change, at=at: _operands(at, change)))
+    for what, k, v, put in places:
+        shape = np.shape(values[v])
+        fits = lambda x, shape=shape: 0 < x.ndim <= len(shape) and _broadcasts(x.shape, shape)
+        for term in scope.candidates(fits, program.equations[k].outputs[0]):
+            u, x = term.value, term(values)
+            if u in moved and v in moved:
+                continue
+            kind = "ignores_cotangent" if u in moved else "mask" if _is_mask(x) else "missing_term"
+            times = put(lambda a, known, term=term: a * term(known))
+            effort = 3.0 if term.function else 2.5
+            yield Edit(kind, f"multiply {what} by {term.words}", k, times, effort)
+            if _is_mask(x):
+                without = put(lambda a, known, term=term: a * (1 - np.asarray(term(known), float)))
+                yield Edit(kind, f"multiply {what} by not {term.words}", k, without, effort)
+            elif u not in moved and not term.function:
+                over = put(lambda a, known, term=term: a / term(known))
+                kind = "extra_term" if _multiplies(scope, x) else "missing_term"
+                yield Edit(kind, f"divide {what} by {term.words}", k, over, effort + 0.5)
+
+
+def _multiplies(scope: Scope, x: Any) -> bool:
+    """Whether the formula multiplies by x, so that dividing by it takes a factor away."""
+    eqns = [scope.program.equations[k] for k in scope.behind]
+    factors = [scope.of(v) for eqn in eqns if eqn.name == "mul" for v in eqn.inputs]
+    return any(np.array_equal(np.squeeze(f), np.squeeze(x)) for f in factors)
+
+
+def _terms(scope: Scope) -> Iterator[Edit]:
+    """c times another value added."""
+    for k in scope.floats:
+        out = scope.program.equations[k].outputs[0]
+        if out not in scope.moved:
+            continue
+        shape = np.shape(scope.values[out])
+        fits = lambda x, shape=shape: is_float(x) and 0 < x.ndim <= len(shape) and _broadcasts(x.shape, shape)
+        for term in scope.candidates(fits, out):
+            if term.value in scope.moved:
+                words = f"add {{c}} · {term.words} to the result of {{op}}"
+                yield Edit("missing_term", words, k, added(k, term), 2.5, solved=True)
+
+
+def added(k: int, term: Callable[[Known], Any]) -> Callable[[trace.Program], Changed]:
+    """c times a term added to the output of equation k."""
+    return _result(k, lambda x, known, c: x + c * term(known))
+
+
+def is_float(x: Any) -> bool:
+    """Whether a value is a floating-point array or scalar."""
+    return isinstance(x, np.ndarray | np.floating) and np.issubdtype(x.dtype, np.floating)

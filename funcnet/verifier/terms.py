@@ -1,0 +1,93 @@
+"""Naming a mistake from its size: which product of intermediate values is the difference from the truth?
+
+The difference is compared with every c · p · Σ(q · m): p and q values of the forward pass (or 1), m one that
+follows dy, Σ over some axes or none. Layer norm's x̂ · mean(dy · x̂) is of this form.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from funcnet.verifier.slips import Edit, Scope, Term, added
+
+__all__ = ["missing"]
+
+MANY = 24  # values of one kind; more are not combined
+
+
+class Product(NamedTuple):
+    """p · Σ(q · m) over `axes`, which stay with size 1; p and q may be None, for 1."""
+
+    p: Term | None
+    q: Term | None
+    m: Term
+    axes: tuple[int, ...]
+
+    def __call__(self, known: Sequence[Any]) -> Any:
+        """What it is among all values."""
+        inner = self.m(known) if self.q is None else self.q(known) * self.m(known)
+        inner = inner.sum(self.axes, keepdims=True) if self.axes else inner
+        return inner if self.p is None else self.p(known) * inner
+
+    @property
+    def words(self) -> str:
+        """With placeholders for the values."""
+        inner = self.m.words if self.q is None else f"{self.q.words} · {self.m.words}"
+        inner = f"sum({inner}) over {', '.join(map(str, self.axes))}" if self.axes else inner
+        return inner if self.p is None else f"{self.p.words} · {inner}"
+
+
+def missing(
+    scope: Scope,
+    output: int,
+    known: Sequence[Sequence[Any]],
+    differences: Sequence[np.ndarray],
+    deadline: float,
+) -> Iterator[Edit]:
+    """The products that a gradient lacks a multiple of, as edits that add them.
+
+    Args:
+        scope: where the values are.
+        output: the gradient's value.
+        known: all values, for each cotangent.
+        differences: truth minus formula, for each cotangent.
+        deadline: by `time.monotonic`.
+    """
+    want = np.stack(differences)
+    at = scope.program.makers[output]
+    k = scope.program.equations.index(at)
+    norm = float(np.vdot(want, want))
+    for product in _products(scope, want.shape[1:]):
+        if time.monotonic() > deadline:
+            return
+        with np.errstate(all="ignore"):
+            term = np.stack([np.broadcast_to(product(values), want.shape[1:]) for values in known])
+        size, along = float(np.vdot(term, term)), float(np.vdot(term, want))
+        if size > 0 and along**2 >= (1 - 1e-12) * size * norm:
+            add = added(k, product)
+            yield Edit("missing_term", f"add {{c}} · {product.words}", k, add, 3.0, solved=True)
+
+
+def _products(scope: Scope, shape: tuple[int, ...]) -> Iterator[Product]:
+    fits = lambda x: x.ndim == 0 or (x.ndim <= len(shape) and all(_one(x.shape, shape)))
+    floating = [(t, x) for t, x in scope.terms if np.issubdtype(x.dtype, np.floating) and x.ndim]
+    still = [(t, x) for t, x in floating if t.value not in scope.moved and not t.function]
+    of = [(t, x) for t, x in floating if t.value in scope.moved][:MANY]
+    outer: list[Any] = [None, *[t for t, x in still if fits(x)][:MANY]]
+    for m, y in of:
+        inner: list[Any] = [
+            None,
+            *[t for t, x in still if x.ndim == y.ndim and all(_one(x.shape, y.shape))][:MANY],
+        ]
+        for q, n in itertools.product(inner, range(y.ndim + 1)):
+            for axes in itertools.combinations(range(y.ndim), n):
+                reduced = tuple(1 if a in axes else d for a, d in enumerate(y.shape))
+                if len(reduced) <= len(shape) and all(_one(reduced, shape)):
+                    yield from (Product(p, q, m, axes) for p in outer)
+
+
+def _one(shape: Sequence[int], to: Sequence[int]) -> list[bool]:
+    return [a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False)]
