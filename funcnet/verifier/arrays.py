@@ -9,7 +9,7 @@ import numpy as np
 
 from funcnet.verifier.report import Finding
 
-__all__ = ["Sizes", "at_border", "name_constant", "named", "ratio", "scaled", "support"]
+__all__ = ["Sizes", "at_border", "is_mask", "name_constant", "named", "ratio", "scaled", "support"]
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # (formula, truth) per cotangent
 Sizes = Mapping[str, int]  # of arguments and result, by name: x.shape[0]
@@ -152,7 +152,7 @@ def _other_shape(argument: str, pairs: Pairs, batched: int) -> Finding:
         return Finding(argument, "shape", expected, f"append .reshape({want.shape})")
     if extra > 0:
         batch = tuple(range(extra))
-        if (got.ndim == batched or extra == 1) and _all(pairs, lambda u: u.sum(batch)):
+        if (got.ndim == batched or (extra == 1 and want.ndim)) and _all(pairs, lambda u: u.sum(batch)):
             axes = batch[0] if extra == 1 else batch
             return Finding(
                 argument,
@@ -220,7 +220,7 @@ def _listed(indices: np.ndarray) -> str:
 
 
 def at_border(errors: Any) -> bool:
-    """Whether all that is wrong lies in the outer third of an axis, and what is inside is right.
+    """Whether all that is wrong lies in the outer quarter of an axis, and what is inside is right.
 
     The first axis of several may be a batch, or rows: there both ends must be wrong.
     """
@@ -229,8 +229,13 @@ def at_border(errors: Any) -> bool:
     bad = errors > 1e-6 * errors.max()
     for axis in range(bad.ndim):
         n, others = bad.shape[axis], tuple(a for a in range(bad.ndim) if a != axis)
-        rows, reach = np.flatnonzero(bad.any(others)), min(n // 3, 3)
+        rows, reach = np.flatnonzero(bad.any(others)), max(1, min(n // 4, 3))
         ends = len(rows) and (axis > 0 or bad.ndim == 1 or (rows[0] == 0 and rows[-1] == n - 1))
         if n >= 4 and ends and all(r < reach or r >= n - reach for r in rows):
             return True
     return False
+
+
+def is_mask(x: Any) -> bool:
+    """Whether an array holds nothing but 0 and 1."""
+    return np.asarray(x).dtype == bool or bool(np.isin(x, (0, 1)).all())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from funcnet.verifier import arrays, edits, inputs, paths
-from funcnet.verifier.judge import Judge, Point, largest
+from funcnet.verifier.judge import Judge, Point, largest, measure
 from funcnet.verifier.problem import SMALL, Problem, elsewhere
 from funcnet.verifier.report import Finding
 
@@ -41,56 +41,67 @@ def diagnose(
                 checked.append(ready.at(kind, moved, rng))
             except Exception:  # the formula need not run at sizes that nobody asked for
                 continue
-    checked = [p for p in checked if all(t.size for t in p.truth[0]) and not _collapsed(p, points[0])]
-    checked = checked or points[:1]
+    right = [i for i in range(len(problem.moving)) if i not in wrong]
+    checked = [p for p in checked if _tells(p, points[0], right)] or points[:1]
     _say("verify: naming the mistake ...")
-    known: dict[int, Finding] = {}
-    for i in wrong:
-        found = inputs.on_cotangent(ready, checked[0], i) or _from_values(problem, checked, i)
-        if found is not None:
-            known[i] = found
-    left = [i for i in wrong if i not in known]
-    named, failed = dict[int, list[tuple[float, Finding]]](), ""
+    known, failed = dict[int, Finding](), ""
     try:
-        named = _named(ready, checked, left, deadline) if left else {}
+        known = _known(ready, checked, wrong, deadline)
+        same_size = [p for p in checked if p.label in ("as given", "values near")]
+        left = [i for i in wrong if i not in known]
+        if left and 0 < len(same_size) < len(checked):
+            for i, found in _known(ready, same_size, left, deadline).items():
+                known[i] = dataclasses.replace(found, message=found.message + " (at these sizes)")
     except Exception as error:  # the verdict stands, whatever a program holds that the search does not expect
         failed = f"; the search for its name failed: {type(error).__name__}: {error}"
     _say("")
     findings = []
     for i in wrong:
         error, errors = measured[i]
-        found = known.get(i) or _likeliest(named.get(i, [])) or _from_support(problem, checked, i)
-        if failed and i in left:
-            found = dataclasses.replace(found, message=found.message + failed)
+        found = known.get(i) or _from_support(problem, checked, i, failed)
         found = dataclasses.replace(found, error=error, where=found.where or _where(errors))
-        if found.kind in _PERHAPS_BORDER and arrays.at_border(errors):
+        if found.kind in _PERHAPS_BORDER and all(arrays.at_border(measure([p], i)[1]) for p in checked):
             message = f"right inside, wrong at the border: {found.message}"
             found = dataclasses.replace(found, kind="border", message=message)
         findings.append(found)
     return findings
 
 
-def _collapsed(point: Point, given: Point) -> bool:
-    """Whether the result has an axis of 1 here that is longer at the given arguments: little shows there."""
+def _tells(point: Point, given: Point, right: Sequence[int]) -> bool:
+    """Whether a mistake shows at a point as it does at the given arguments.
+
+    Not where something is empty, or the result has an axis of 1 that it had not; nor where a formula was
+    written for some sizes only: where gradients that were right are wrong, or shapes no longer fit.
+    """
     pairs = zip(point.dys[0], given.dys[0], strict=True)
-    return any(d == 1 < n for v, w in pairs for d, n in zip(v.shape, w.shape, strict=False))
+    if not all(t.size for t in point.truth[0]):
+        return False
+    if any(d == 1 < n for v, w in pairs for d, n in zip(v.shape, w.shape, strict=False)):
+        return False
+    fits = lambda p: [u is None or u.shape == t.shape for u, t in zip(p.formula[0], p.truth[0], strict=True)]
+    return fits(point) == fits(given) and all(
+        point.formula[0][i] is None or measure([point], i)[0] < 1e-3 for i in right
+    )
 
 
-def _named(
-    ready: Judge, points: list[Point], wrong: list[int], deadline: float
-) -> dict[int, list[tuple[float, Finding]]]:
-    """All that explains each of the `wrong` gradients, and how far-fetched it is."""
-    named = {i: inputs.search(ready, points, i) for i in wrong}
-    parts = []
-    if points[0].truth[0][0].size <= SMALL and time.monotonic() < deadline:
-        parts.append(paths.search(ready.problem, points, wrong))
-    if ready.jitted:
-        parts.append(edits.search(ready.problem, points, wrong, deadline))
-    return {i: named[i] + [one for part in parts for one in part[i]] for i in wrong}
-
-
-def _likeliest(named: list[tuple[float, Finding]]) -> Finding | None:
-    return min(named, key=lambda one: one[0])[1] if named else None
+def _known(ready: Judge, points: list[Point], wrong: Sequence[int], deadline: float) -> dict[int, Finding]:
+    """A name for those of the `wrong` gradients that have one at all the points."""
+    known: dict[int, Finding] = {}
+    for i in wrong:
+        found = inputs.on_cotangent(ready, points[0], i) or _from_values(ready.problem, points, i)
+        if found is not None:
+            known[i] = found
+    left = [i for i in wrong if i not in known]
+    if left and time.monotonic() < deadline:
+        named = {i: inputs.search(ready, points, i) for i in left}
+        small = points[0].truth[0][0].size <= SMALL
+        on_paths = paths.search(ready.problem, points, left) if small else {}
+        by_edits = edits.search(ready.problem, points, left, deadline) if ready.jitted else {}
+        for i in left:
+            named[i] += on_paths.get(i, []) + by_edits.get(i, [])
+            if named[i]:
+                known[i] = min(named[i], key=lambda one: one[0])[1]
+    return known
 
 
 _PERHAPS_BORDER = ("mask", "extra_term", "missing_term", "unknown", "wrong_residual")
@@ -132,12 +143,13 @@ def _from_values(problem: Problem, points: Sequence[Point], i: int) -> Finding |
     return found
 
 
-def _from_support(problem: Problem, points: Sequence[Point], i: int) -> Finding:
+def _from_support(problem: Problem, points: Sequence[Point], i: int, failed: str) -> Finding:
     """A mask, if only its elements are wrong; else unknown."""
     path = problem.paths[i]
+    unknown = Finding(path, "unknown", "wrong, and no single edit of the formula makes it right" + failed)
     pairs = [(f[i], t[i]) for f, t in zip(points[0].formula, points[0].truth, strict=True)]
     if any(u is None or u.shape != t.shape for u, t in pairs):
-        return Finding(path, "unknown", "wrong, and no single edit of the formula makes it right")
+        return unknown
     scale = max(largest(t) for _, t in pairs)
     bad = np.any([np.abs(u - t) > 1e-7 * scale for u, t in pairs], 0)
     extra = all(np.abs(np.where(bad, t, 0)).max(initial=0) <= 1e-9 * scale for _, t in pairs)
@@ -145,4 +157,4 @@ def _from_support(problem: Problem, points: Sequence[Point], i: int) -> Finding:
     if bad.any() and not bad.all() and (extra or lacking):
         what = "not zero where the truth is" if extra else "zero where the truth is not"
         return Finding(path, "mask", f"right but for a mask: {what}", "", "", math.inf, arrays.support(bad))
-    return Finding(path, "unknown", "wrong, and no single edit of the formula makes it right")
+    return unknown

@@ -104,7 +104,11 @@ def _scene(problem: Problem, point: Point) -> Scene | None:
         values = [trace.run(program, list(map(trace.constant, (*arrays, *dy)))) for dy in dys]
     except Exception:  # an equation that only a compiled program can run
         return None
-    first = len(forward.equations) - len(forward.outputs) + len(dys[0])  # after the copies of the inputs
+    of_forward = sum(eqn.primitive is not None for eqn in forward.equations)
+    numbers = [k for k, eqn in enumerate(program.equations) if eqn.primitive is not None]
+    first = (
+        numbers[of_forward] if of_forward < len(numbers) else len(program.equations) - len(program.outputs)
+    )
     sizes = problem.sizes(arrays, dys[0])
     return Scene(program, first, outputs, values, point.formula, point.truth, sizes)
 
@@ -215,7 +219,12 @@ _OF_A_VALUE = ("sign", "scale", "wrong_residual", "missing_term", "extra_term")
 
 def _only_chooses(program: trace.Program, k: int, output: int) -> bool:
     """Whether the result of equation k reaches a gradient through comparisons only."""
-    reached = {v for v in program.equations[k].outputs if program.avals[v].dtype != bool}
+    first = program.equations[k]
+    if any(
+        not np.issubdtype(program.avals[v].dtype, np.floating) for v in first.inputs if isinstance(v, int)
+    ):
+        return False  # labels and indices choose, and are no masks
+    reached = {v for v in first.outputs if program.avals[v].dtype != bool}
     for eqn in program.equations[k + 1 :]:
         if any(v in reached for v in eqn.inputs if isinstance(v, int)):
             reached.update(v for v in eqn.outputs if program.avals[v].dtype != bool)

@@ -92,6 +92,8 @@ def _of_dy(point: Point, i: int) -> Iterator[Change]:
             repeated = each(lambda v, axes=axes, n=index: _repeated(v, axes, n))
             message = f"dy at the {which} stands for all of dy"
             yield Change("ignores_cotangent", message, "use all of dy", repeated)
+            dropped = each(lambda v, axes=axes, n=index: v - _only(v, axes, n))
+            yield Change("ignores_cotangent", f"the {which} does not count", "use all of dy", dropped)
     for axis in range(len(shape)):
         flip = each(lambda v, axis=axis: np.flip(v, axis))
         yield Change("flip", f"dy is reversed along axis {axis}", "reverse it", flip)

@@ -134,6 +134,15 @@ def _convention(ready: Judge, points: list[Point], i: int, tolerance: float) -> 
     )
 
 
+def _runs(given: Problem) -> bool:
+    """Whether the forward pass itself, and autodiff, run on the arguments of the user."""
+    try:
+        given.autodiff(list(given.arrays), [jnp.ones_like(v) for v in given.y(list(given.arrays))])
+    except Exception:  # of any kind: it is not the formula's
+        return False
+    return True
+
+
 # ---- in the dtypes of the user ----------------------------------------------------------------------------
 
 
@@ -152,6 +161,8 @@ def in_own_dtypes(
             formula, autodiff = given.compiled
             mine, theirs = formula(list(given.arrays), dy), autodiff(list(given.arrays), dy)
         except Exception:  # what fails in this dtype only, fails in the user's own program with its own words
+            if not _runs(given):  # NumPy integers of 64 bits, kept by JAX since they were traced with x64 on
+                return []
             return [
                 Finding(
                     "", "dtype", f"the formula does not run in {', '.join(map(str, dict.fromkeys(dtypes)))}"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.verifier import trace
-from funcnet.verifier.arrays import SAME
+from funcnet.verifier.arrays import SAME, is_mask
 from funcnet.verifier.judge import Point, differs, largest
 from funcnet.verifier.problem import Problem, is_float
 from funcnet.verifier.report import Finding
@@ -157,11 +157,12 @@ def _finding(
     operand = where if gate.operand is None else f"operand {gate.operand} of {where}"
     effort = 0.5 + 0.5 * len(setting.gates)
     if gate.slope:
-        masks = eqn.name in ("max", "min", "select_n", "abs", "clamp")
-        constant = eqn.name in ("mul", "div") and any(
-            np.size(v) == 1 for v in eqn.inputs if not isinstance(v, int)
-        )
-        kind = "mask" if masks else "scale" if constant else "missing_term"
+        turned = {"transpose": "transpose", "rev": "flip"}.get(eqn.name)
+        fixed = map(program.fixed, eqn.inputs if eqn.name in ("mul", "div") else ())
+        by = [c for c in fixed if c is not None]
+        masks = eqn.name in ("max", "min", "select_n", "clamp") or any(is_mask(c) and np.ndim(c) for c in by)
+        constant = any(np.size(c) == 1 for c in by)
+        kind = turned or ("mask" if masks else "scale" if constant else "missing_term")
         message, fix = f"the derivative of {where} is left out", f"multiply by the derivative of {eqn.name}"
     elif setting.factor == 0 and any(_is_statistic(program, gates[i].equation) for i in setting.gates):
         kind, message = "statistics_constant", f"the statistic computed by {where} is held constant"
@@ -186,7 +187,7 @@ def _is_statistic(program: trace.Program, k: int) -> bool:
     def is_mean(e: trace.Equation) -> bool:
         if e.name not in ("div", "mul") or len(e.inputs) != 2:
             return False
-        constant = any(not isinstance(v, int) and np.size(v) == 1 for v in e.inputs)
+        constant = any(np.size(c) == 1 for c in map(program.fixed, e.inputs) if c is not None)
         summed = next((makers.get(v) for v in e.inputs if isinstance(v, int)), None)
         while summed is not None and summed.name in ("broadcast_in_dim", "reshape", "expand_dims"):
             summed = makers.get(summed.inputs[0]) if isinstance(summed.inputs[0], int) else None

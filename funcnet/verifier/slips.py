@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from funcnet.verifier import trace
-from funcnet.verifier.arrays import at_border
+from funcnet.verifier.arrays import at_border, is_mask
 
 __all__ = ["Changed", "Edit", "Scope", "Term", "added", "is_float", "slips"]
 
@@ -100,6 +100,10 @@ class Scope:
         """The values that are equal to an array."""
         return [v for v, other in enumerate(self.values) if other is not None and np.array_equal(other, x)]
 
+    def follows(self, v: Any) -> bool:
+        """Whether an equation's input depends on dy."""
+        return isinstance(v, int) and v in self.moved
+
     def is_forward(self, x: Any) -> bool:
         """Whether an array is a value of the forward pass."""
         forward = self.program.equations[self.first].outputs[0]
@@ -109,13 +113,22 @@ class Scope:
         """Whether an array is one of the terms of its size, but for rounding."""
         if not np.isfinite(x).all():
             return False
-        x = np.squeeze(x)
+        x = _collapsed(x)
         same = lambda t: t.shape == x.shape and np.allclose(t, x, rtol=1e-9, atol=1e-12)
         return any(same(np.squeeze(t)) for _, t in self.terms if t.size == x.size and is_float(t))
 
     def candidates(self, wanted: Callable[[Any], bool], before: int) -> list["Term"]:
         """The terms of the right kind that are known before a value."""
         return [term for term, x in self.terms if term.value < before and wanted(x)]
+
+
+def _collapsed(x: np.ndarray) -> np.ndarray:
+    """An array without the axes along which it is constant."""
+    for axis in range(x.ndim):
+        first = np.take(x, [0], axis)
+        if x.shape[axis] > 1 and np.allclose(x, first, rtol=1e-9, atol=1e-12):
+            x = first
+    return np.squeeze(x)
 
 
 class Term(NamedTuple):
@@ -135,9 +148,13 @@ class Term(NamedTuple):
         return f"{self.function} of {{v{self.value}}}" if self.function else f"{{v{self.value}}}"
 
 
-def _softmax(x: Any) -> Any:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+def _softmax(x: Any, axis: int = -1) -> Any:
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def _same(x: Any, y: Any) -> bool:
+    return np.shape(x) == np.shape(y) and np.allclose(x, y, rtol=1e-9, atol=1e-12)
 
 
 DERIVED: dict[str, Callable[[Any], Any]] = {
@@ -159,6 +176,7 @@ def slips(scope: Scope) -> Iterator[Edit]:
     yield from _exchanged(scope)
     yield from _powers(scope)
     yield from _scaled(scope)
+    yield from _swapped(scope)
     yield from _others(scope)
     yield from _factors(scope)
     yield from _terms(scope)
@@ -226,7 +244,8 @@ def _transposes(scope: Scope) -> Iterator[Edit]:
                 continue  # that is another axis
             for a, b in _square_axes(np.shape(scope.of(v))):
                 swap = lambda x, _, a=a, b=b: np.swapaxes(x, a, b)
-                yield Edit("transpose", f"transpose operand {j} of {{op}}", k, _operands([(k, j)], swap))
+                kind = "mask" if scope.of(v).dtype == bool else "transpose"
+                yield Edit(kind, f"transpose operand {j} of {{op}}", k, _operands([(k, j)], swap))
         for a, b in _square_axes(scope.program.avals[eqn.outputs[0]].shape):
             swap = lambda x, _, a=a, b=b: np.swapaxes(x, a, b)
             yield Edit("transpose", "transpose the result of {op}", k, _result(k, swap))
@@ -342,12 +361,15 @@ def _left_out(scope: Scope) -> Iterator[Edit]:
                 continue
             others = [scope.of(u) for i, u in enumerate(eqn.inputs) if i != j]
             kind = _LEFT_OUT.get(eqn.name, "extra_term")
+            result = scope.values[eqn.outputs[0]]
             if kind == "extra_term" and v not in scope.moved:
                 kind = functools.partial(_taken_from, scope, eqn)
             if eqn.name in ("mul", "div") and all(np.size(o) == 1 or (o == o.flat[0]).all() for o in others):
                 kind = "scale"
-            elif eqn.name == "mul" and all(_is_mask(o) for o in others):
+            elif all(map(is_mask, others if eqn.name == "mul" else [result, scope.values[v]])):
                 kind = "mask"
+            elif eqn.name == "select_n" and v not in scope.moved and scope.is_forward(result):
+                kind = "wrong_residual"
             words = f"leave out {{op}}, and keep its operand {j}" if len(eqn.inputs) > 1 else "leave out {op}"
             for sign in (1, -1) if eqn.name == "sub" and j == 1 else (1,):
                 keep = lambda p, k=k, j=j, sign=sign: {
@@ -367,10 +389,6 @@ def _taken_from(scope: Scope, eqn: trace.Equation) -> str:
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     return all(a == b or 1 in (a, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
-
-
-def _is_mask(x: Any) -> bool:
-    return np.asarray(x).dtype == bool or bool(np.isin(x, (0, 1)).all())
 
 
 # ---- what is turned, shifted, cut -------------------------------------------------------------------------
@@ -448,6 +466,7 @@ _SWAPS = {
     "tanh": [("logistic", "wrong_residual")],
     "logistic": [("tanh", "wrong_residual")],
 }
+_ORDERED = ("concatenate", "sub", "div", "dot_general", "pow", "select_n")  # operands that can be exchanged
 _PLAIN = {
     "sub": np.subtract, "add": np.add, "mul": np.multiply, "div": np.divide, "max": np.maximum,
     "min": np.minimum, "gt": np.greater, "lt": np.less, "ge": np.greater_equal, "le": np.less_equal,
@@ -465,7 +484,7 @@ def _exchanged(scope: Scope) -> Iterator[Edit]:
                 instead = _instead(k, lambda operands, f=_PLAIN[name]: f(*operands))
                 yield Edit(kind, f"{name} instead of {{op}}", k, instead, 1.5)
         order = (0, 2, 1) if eqn.name == "select_n" else (1, 0)
-        if eqn.name in ("sub", "div", "dot_general", "pow", "select_n") and len(eqn.inputs) == len(order):
+        if eqn.name in _ORDERED and len(eqn.inputs) == len(order):
             kind = {"select_n": "mask", "sub": "sign"}.get(eqn.name, "swapped")
             turned = lambda p, k=k, order=order: {
                 k: lambda operands, _, e=p.equations[k]: trace.apply(e, [operands[i] for i in order])
@@ -504,12 +523,38 @@ def _power(old: int, new: int) -> str:
 
 
 def _scaled(scope: Scope) -> Iterator[Edit]:
+    times = lambda x, _, c: c * x
     for k in scope.floats:
-        times = _result(k, lambda x, _, c: c * x)
-        yield Edit("scale", "multiply the result of {op} by {c}", k, times, solved=True)
+        yield Edit("scale", "multiply the result of {op} by {c}", k, _result(k, times), solved=True)
+    sums = [k for k in scope.floats if scope.program.equations[k].name == "reduce_sum"]
+    sums = [k for k in sums if scope.program.equations[k].outputs[0] in scope.moved]
+    if len(sums) > 1:
+        build = lambda p: {at: f for k in sums for at, f in _result(k, times)(p).items()}
+        yield Edit("scale", "multiply all sums by {c}", sums[0], build, 1.2, solved=True)
 
 
 # ---- another value ----------------------------------------------------------------------------------------
+
+
+def _swapped(scope: Scope) -> Iterator[Edit]:
+    """Two values of the forward pass exchanged in all their uses."""
+    still = [v for v, x in scope.uses.items() if v not in scope.moved] if len(scope.uses) < 40 else []
+    for a, b in itertools.combinations(still, 2):
+        x, y = scope.values[a], scope.values[b]
+        if is_float(x) and np.ndim(x) and _fits(x)(np.asarray(y)) and not np.array_equal(x, y):
+            instead = dict.fromkeys(scope.uses[a], b) | dict.fromkeys(scope.uses[b], a)
+            build = functools.partial(_exchange, instead)
+            yield Edit("swapped", f"exchange {{v{a}}} and {{v{b}}}", scope.uses[a][0][0], build, 2.3)
+
+
+def _exchange(values: Mapping[tuple[int, int], int], program: trace.Program) -> Changed:
+    """Other values in place of operands, each given as (equation, its number)."""
+
+    def run(k: int, operands: Sequence[Any], known: Known) -> Sequence[Any]:
+        new = [known[values[k, j]] if (k, j) in values else x for j, x in enumerate(operands)]
+        return trace.apply(program.equations[k], new)
+
+    return {k: functools.partial(run, k) for k, _ in values}
 
 
 def _others(scope: Scope) -> Iterator[Edit]:
@@ -525,7 +570,7 @@ def _others(scope: Scope) -> Iterator[Edit]:
                 continue
             for term in scope.candidates(_fits(old), min(eqn.outputs)):
                 new, u = term(values), term.value
-                if np.array_equal(new, old) or (v in moved and u not in moved):
+                if np.array_equal(new, old) or (scope.follows(v) and u not in moved):
                     continue  # the last would no longer follow dy
                 kind = functools.partial(_relation, scope, v, term)
                 put = _operands([(k, j)], lambda _, known, term=term: term(known))
@@ -551,12 +596,13 @@ def _fits(old: Any) -> Callable[[Any], bool]:
 def _relation(scope: Scope, v: Any, term: Term) -> str:
     """What the mistake is if a term is needed for v: it may be v masked, reversed, transposed."""
     old, new, program = scope.of(v), term(scope.values), scope.program
-    if term.value in scope.moved and v not in scope.moved:
+    if term.value in scope.moved and not scope.follows(v):
         return "ignores_cotangent"
-    if new.dtype == bool or (_is_mask(old) and _is_mask(new)):
+    if new.dtype == bool or (is_mask(old) and is_mask(new)):
         return "mask"
     if not is_float(new):
-        return "wrong_residual"
+        by = new - old
+        return "shift" if by.size and by.flat[0] and (by == by.flat[0]).all() else "wrong_residual"
     if np.array_equal(new, -old):
         return "sign"
     axes = [c for n in (1, 2) for c in itertools.combinations(range(old.ndim), n)]
@@ -573,13 +619,20 @@ def _relation(scope: Scope, v: Any, term: Term) -> str:
             return "mask"
         if maker.name in ("add", "sub"):
             return "missing_term"
-    if v in scope.moved and term.value in program.after(scope.equal(old)):
+    if scope.follows(v) and term.value in program.after(scope.equal(old)):
         return "missing_term"  # a step of the chain was left out
-    if v in program.after([term.value]) and term.value in scope.moved:
+    if scope.follows(v) and term.value in scope.moved and v in program.after([term.value]):
         return "extra_term"  # a step too many
+    along = range(old.ndim) if term.function == "softmax" else ()
+    if any(_same(old, _softmax(scope.values[term.value], axis)) for axis in along):
+        return "wrong_axis"
     with np.errstate(all="ignore"):
-        if scope.is_term(new / old) or scope.is_term(new - old):
+        if np.isfinite(new / old).all() and not _collapsed(new / old).ndim:
+            return "wrong_residual"
+        if scope.is_term(new / old) or scope.is_term(new - old) or not _collapsed(new - old).ndim:
             return "missing_term"
+        if scope.is_term(old / new) and not _multiplies(scope, _collapsed(old / new)):
+            return "missing_term"  # a divisor
         if not scope.is_forward(old) and (scope.is_term(old / new) or scope.is_term(old - new)):
             return "extra_term"
     return "wrong_residual"
@@ -603,16 +656,16 @@ def _factors(scope: Scope) -> Iterator[Edit]:
             places.append((f"{{v{v}}}", at[0][0], v, lambda change, at=at: _operands(at, change)))
     for what, k, v, put in places:
         shape = np.shape(values[v])
-        fits = lambda x, shape=shape: 0 < x.ndim <= len(shape) and _broadcasts(x.shape, shape)
+        fits = lambda x, shape=shape: x.ndim <= len(shape) and _broadcasts(x.shape, shape)
         for term in scope.candidates(fits, program.equations[k].outputs[0]):
             u, x = term.value, term(values)
-            if u in moved and v in moved:
-                continue
-            kind = "ignores_cotangent" if u in moved else "mask" if _is_mask(x) else "missing_term"
+            if (u in moved and v in moved) or (not x.ndim and u >= program.inputs):
+                continue  # of numbers only the arguments themselves
+            kind = "ignores_cotangent" if u in moved else "mask" if is_mask(x) else "missing_term"
             times = put(lambda a, known, term=term: a * term(known))
             effort = 3.0 if term.function else 2.5
             yield Edit(kind, f"multiply {what} by {term.words}", k, times, effort)
-            if _is_mask(x):
+            if is_mask(x):
                 without = put(lambda a, known, term=term: a * (1 - np.asarray(term(known), float)))
                 yield Edit(kind, f"multiply {what} by not {term.words}", k, without, effort)
             elif u not in moved and not term.function:
@@ -625,7 +678,7 @@ def _multiplies(scope: Scope, x: Any) -> bool:
     """Whether the formula multiplies by x, so that dividing by it takes a factor away."""
     eqns = [scope.program.equations[k] for k in scope.behind]
     factors = [scope.of(v) for eqn in eqns if eqn.name == "mul" for v in eqn.inputs]
-    return any(np.array_equal(np.squeeze(f), np.squeeze(x)) for f in factors)
+    return any(_same(_collapsed(np.asarray(f)), _collapsed(np.asarray(x))) for f in factors)
 
 
 def _terms(scope: Scope) -> Iterator[Edit]:

@@ -57,8 +57,7 @@ def missing(
         deadline: by `time.monotonic`.
     """
     want = np.stack(differences)
-    at = scope.program.makers[output]
-    k = scope.program.equations.index(at)
+    k = next(k for k, eqn in enumerate(scope.program.equations) if output in eqn.outputs)
     norm = float(np.vdot(want, want))
     for product in _products(scope, want.shape[1:]):
         if time.monotonic() > deadline:

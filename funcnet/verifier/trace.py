@@ -42,6 +42,7 @@ _INLINED = {
     "checkpoint": "jaxpr",
 }
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+_RESHAPES = ("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze")
 Value = int  # a value of the program, numbered from the inputs on
 
 
@@ -64,7 +65,8 @@ class Equation(NamedTuple):
 class Program:
     """Straight-line code: values 0, 1, ... are the inputs, then what each equation gives.
 
-    Every input and every output passes through a ``copy`` equation, so that both can be edited like the rest.
+    Every input, every output and every constant array passes through a ``copy`` equation, so that they are
+    values, and can be edited, like the rest.
     """
 
     equations: tuple[Equation, ...]
@@ -88,6 +90,15 @@ class Program:
             if any(v in reached for v in eqn.inputs if isinstance(v, int)):
                 reached.update(eqn.outputs)
         return reached
+
+    def fixed(self, v: Any) -> Any:
+        """The constant that an equation's input is, but for its dtype and shape; None if it is none."""
+        while isinstance(v, int):
+            maker = self.makers.get(v)
+            if maker is None or maker.name not in _RESHAPES:
+                return None
+            v = maker.inputs[0]
+        return v
 
     def results(self, values: Sequence[Any]) -> list[Any]:
         """The outputs among all values."""
@@ -113,11 +124,21 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
         equations.append(Equation(None, (source,), (out,), {}, where))
         return out
 
+    arrays: dict[int, tuple[Any, Value]] = {}  # constants by id, held so that an id stays one array's
+
+    def kept(value: Any) -> Any:
+        if not np.ndim(value) or _is_key(value):
+            return constant(value)
+        if id(value) not in arrays:
+            array = constant(value)
+            arrays[id(value)] = value, copy(array, jax.ShapeDtypeStruct(array.shape, array.dtype))
+        return arrays[id(value)][1]
+
     def inline(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         nonlocal custom
-        known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(constant, consts), strict=True))
+        known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(kept, consts), strict=True))
         known.update(zip(jaxpr.invars, inputs, strict=True))
-        read = lambda v: constant(v.val) if isinstance(v, jex.Literal) else known[v]
+        read = lambda v: kept(v.val) if isinstance(v, jex.Literal) else known[v]
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             name = eqn.primitive.name

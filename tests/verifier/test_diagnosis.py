@@ -142,6 +142,117 @@ def test_the_mistake_is_named(kind):
     assert {f.kind for f in report.findings} <= KINDS.keys()
 
 
+def three_taps(x, k):
+    """y[t] = Σ k[j] x[t + j], for three taps and no other number."""
+    return sum(x[j : j + x.shape[0] - 2] * k[j] for j in range(3))
+
+
+def three_taps_gradient(x, k, dy, order=(0, 1, 2)):
+    dx = jnp.zeros_like(x)
+    for j in range(3):
+        dx = dx.at[j : j + dy.shape[0]].add(dy * k[j])
+    return dx, jnp.stack([x[j : j + dy.shape[0]] @ dy for j in order])
+
+
+MASK = np.asarray(np.random.default_rng(7).random((7, 11)) < 0.5)
+# what finds it: kind, words of the report, forward, backward, args
+FOUND = {
+    "linear in 2·dy but not in -dy": (
+        "nonlinear_in_cotangent",
+        "-1·dy",
+        jnp.tanh,
+        lambda x, dy: jnp.maximum(dy, 0) * (1 - jnp.tanh(x) ** 2),
+        (X,),
+    ),
+    "a size that holds at other sizes": (
+        "scale",
+        "1/7: x.shape[0]",
+        lambda x, w: x @ w,
+        lambda x, w, dy: (dy @ w.T, x.T @ dy / x.shape[0]),
+        (normal(7, 7), normal(7, 7, seed=1)),
+    ),
+    "a formula for one size only": (
+        "flip",
+        "axis 0",
+        three_taps,
+        lambda x, k, dy: three_taps_gradient(x, k, dy, (2, 1, 0)),
+        (SIGNAL, KERNEL),
+    ),
+    "inputs: a part of dy": (
+        "ignores_cotangent",
+        "first index of axis 1",
+        lambda x: x * 2,
+        lambda x, dy: 2 * jnp.broadcast_to(dy[:, :1], dy.shape),
+        (X,),
+    ),
+    "inputs: a transposed argument, without a trace": (
+        "transpose",
+        "c is transposed",
+        product,
+        lambda a, c, dy: (np.asarray(dy) @ np.asarray(c), np.asarray(a).T @ np.asarray(dy)),
+        (A, C),
+    ),
+    "slips: values exchanged everywhere": (
+        "swapped",
+        "exchange",
+        lambda x, a, b: jnp.tanh(x @ a) @ b,
+        lambda x, a, b, dy: ((dy @ a.T * (1 - jnp.tanh(x @ b) ** 2)) @ b.T, None, None),
+        (normal(5, 5, seed=8), A, C),
+    ),
+    "slips: a function of a value in scope": (
+        "missing_term",
+        "1 -  of",
+        jax.nn.sigmoid,
+        lambda x, dy: dy * jax.nn.sigmoid(x),
+        (X,),
+    ),
+    "slips: a constant of the forward pass": (
+        "mask",
+        "mul",
+        lambda x: x * MASK.astype(x.dtype),
+        lambda x, dy: dy,
+        (X,),
+    ),
+    "slips: sums that should be means": (
+        "scale",
+        "multiply all sums by 0.0909091",
+        norm,
+        lambda x, dy: (
+            lambda r, h: r * (dy - dy.sum(-1, keepdims=True) - h * (dy * h).sum(-1, keepdims=True))
+        )(1 / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5), norm(x)),
+        (X,),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_every_way_to_a_name(case):
+    kind, words, forward, backward, args = FOUND[case]
+    report = fn.verify(forward, backward, args)
+    first = report.findings[0]
+    assert first.kind == kind, str(report)
+    assert words in str(report)
+
+
+def test_a_product_with_a_sum_is_found_from_the_difference(monkeypatch):
+    monkeypatch.setattr("funcnet.verifier.paths.search", lambda _, __, wrong: {i: [] for i in wrong})
+    forward, backward = lambda x: x * x.sum(-1, keepdims=True), lambda x, dy: dy * x.sum(-1, keepdims=True)
+    (finding,) = fn.verify(forward, backward, (X,)).findings
+    assert finding.kind == "missing_term"
+    assert finding.suggestion == "add 1 · sum(x · dy) over 1"
+
+
+def test_the_verdict_stands_where_the_search_for_a_name_fails(monkeypatch):
+    def broken(*_):
+        raise ValueError("no such word")
+
+    monkeypatch.setattr("funcnet.verifier.paths.search", broken)
+    forward, backward, args, _ = WRONG["statistics_constant"]
+    (finding,) = fn.verify(forward, backward, args).findings
+    assert finding.kind == "unknown"
+    assert "ValueError: no such word" in finding.message
+
+
 @pytest.mark.parametrize(
     ("forward", "backward", "args"),
     [
