@@ -6,11 +6,6 @@ values alike; two generations of processes are pooled, since code placement diff
 Only values under which every program comes out right are timed, beside the default.
 """
 
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,7 +30,7 @@ def run(quick: bool) -> list[Table]:
     cpu: dict[str, dict[str, list[float]]] = {}
     errors: dict[str, dict[str, float]] = {}
     for _ in range(1 if quick else 2):
-        workers = {name: _Worker(value) for name, value in VALUES.items()}
+        workers = {name: _worker(value) for name, value in VALUES.items()}
         errors = {name: worker.ask("errors") for name, worker in workers.items()}
         timed = {
             n: worker for n, worker in workers.items() if n == "default" or max(errors[n].values()) < 1e-4
@@ -75,49 +70,12 @@ def run(quick: bool) -> list[Table]:
     ]
 
 
-class _Worker:
-    """A process that runs under one value of the flag and answers one question at a time."""
-
-    def __init__(self, value: str | None):
-        flag = {} if value is None else {"XLA_FLAGS": f"{FLAG}={value}"}
-        environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.guard"],
-            env={**environment, "FUNCNET_XLA_GUARD": "off", **flag},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, *question: object) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(question), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.communicate()
-
-
-def _answer_questions() -> None:
-    """The other end: the loop of a worker, which ends with its standard input."""
-    cases, call = _cases(), None
-    for line in sys.stdin:
-        question, *arguments = json.loads(line)
-        if question == "errors":
-            answer = _errors()
-        elif question == "cases":
-            answer = list(cases)
-        elif question == "prepare":  # compile, and say how many calls fill a sample
-            call = cases[arguments[0]]()
-            harness.seconds(call, 2)
-            answer = max(1, round(0.03 / harness.seconds(call, 2)))
-        else:  # "sample"
-            assert call is not None
-            start = time.process_time()
-            wall = harness.seconds(call, arguments[0])
-            answer = wall, (time.process_time() - start) / arguments[0]
-        print(json.dumps(answer), flush=True)
+def _worker(value: str | None) -> harness.Worker:
+    """A process that runs under one value of the flag."""
+    return harness.Worker(
+        "benchmarks.guard",
+        {"XLA_FLAGS": None if value is None else f"{FLAG}={value}", "FUNCNET_XLA_GUARD": "off"},
+    )
 
 
 def _errors() -> dict[str, float]:
@@ -251,4 +209,4 @@ def _cases() -> dict[str, Callable[[], Callable[[], object]]]:
 
 
 if __name__ == "__main__":
-    _answer_questions()
+    harness.answer(_cases(), {"errors": _errors})

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Sample = TypeVar("Sample")
 _PACKAGES = ("funcnet", "jax", "jaxlib", "numpy", "optax")
@@ -82,13 +82,15 @@ def compare(
     return summarise(interleave(samplers, rounds))
 
 
-def seconds(call: Callable[[], object], calls: int) -> float:
+def seconds(call: Callable[[], object], calls: int, wait: Callable[[object], object] | None = None) -> float:
     """Wall time of one call, as the mean of `calls` calls, each waited for."""
-    import jax  # here, so that a benchmark of processes does not pay for it
+    if wait is None:
+        import jax  # here, so that a benchmark of processes does not pay for it
 
+        wait = jax.block_until_ready
     start = time.perf_counter()
     for _ in range(calls):
-        jax.block_until_ready(call())
+        wait(call())
     return (time.perf_counter() - start) / calls
 
 
@@ -102,6 +104,66 @@ def interleave(samplers: Mapping[str, Callable[[], Sample]], rounds: int) -> dic
         for name in names[first:] + names[:first]:
             samples[name].append(samplers[name]())
     return samples
+
+
+class Worker:
+    """A process of its own, `python -m MODULE`, that answers one question at a time (`answer`).
+
+    XLA reads its flags once, and other frameworks bring their own threads: what is compared then lives in
+    processes that take turns.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str | None], *arguments: str):
+        changed = {**os.environ, **environment}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env={name: text for name, text in changed.items() if text is not None},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, *question: object) -> Any:
+        """Put a question, and wait for the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(question), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def answer(
+    cases: Mapping[str, Callable[[], Callable[[], object]]],
+    others: Mapping[str, Callable[..., object]] = {},  # noqa: B006: only read
+    wait: Callable[[object], object] | None = None,
+) -> None:
+    """The other end of a `Worker`: a loop that ends with its standard input.
+
+    Args:
+        cases: name to a function that makes the arrays and gives the call to time.
+        others: name to a function, for further questions.
+        wait: what waits for the result of a call; `jax.block_until_ready`.
+    """
+    call = None
+    for line in sys.stdin:
+        question, *arguments = json.loads(line)
+        if question == "cases":
+            reply: object = list(cases)
+        elif question == "prepare":  # compile, and say how many calls fill a sample
+            call = cases[arguments[0]]()
+            seconds(call, 2, wait)
+            reply = max(1, round(0.03 / seconds(call, 2, wait)))
+        elif question == "sample":
+            assert call is not None
+            start = time.process_time()
+            wall = seconds(call, arguments[0], wait)
+            reply = wall, (time.process_time() - start) / arguments[0]
+        else:
+            reply = others[question](*arguments)
+        print(json.dumps(reply), flush=True)
 
 
 def wait_for_quiet(limit: float = 0.6) -> bool:

@@ -145,7 +145,7 @@ class Term(NamedTuple):
     @property
     def words(self) -> str:
         """With a placeholder for the value."""
-        return f"{self.function} of {{v{self.value}}}" if self.function else f"{{v{self.value}}}"
+        return (self.function or "{}").replace("{}", f"{{v{self.value}}}")
 
 
 def _softmax(x: Any, axis: int = -1) -> Any:
@@ -158,10 +158,10 @@ def _same(x: Any, y: Any) -> bool:
 
 
 DERIVED: dict[str, Callable[[Any], Any]] = {
-    "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "square": np.square, "1 /": lambda x: 1 / x,
-    "tanh": np.tanh, "logistic": lambda x: 1 / (1 + np.exp(-x)), "softmax": _softmax,
-    "1 - ": lambda x: 1 - x, "1 - square": lambda x: 1 - x * x, "sin": np.sin, "cos": np.cos,
-    "sign": np.sign, "> 0": lambda x: (x > 0).astype(x.dtype),
+    "exp({})": np.exp, "log({})": np.log, "sqrt({})": np.sqrt, "square({})": np.square,
+    "1 / ({})": lambda x: 1 / x, "tanh({})": np.tanh, "logistic({})": lambda x: 1 / (1 + np.exp(-x)),
+    "softmax({})": _softmax, "1 - ({})": lambda x: 1 - x, "1 - square({})": lambda x: 1 - x * x,
+    "sin({})": np.sin, "cos({})": np.cos, "sign({})": np.sign, "({} > 0)": lambda x: (x > 0).astype(x.dtype),
 }  # fmt: skip
 
 
@@ -243,16 +243,17 @@ def _transposes(scope: Scope) -> Iterator[Edit]:
             if eqn.name.startswith(("reduce", "broadcast")):
                 continue  # that is another axis
             for a, b in _square_axes(np.shape(scope.of(v))):
-                swap = lambda x, _, a=a, b=b: np.swapaxes(x, a, b)
                 kind = "mask" if scope.of(v).dtype == bool else "transpose"
-                yield Edit(kind, f"transpose operand {j} of {{op}}", k, _operands([(k, j)], swap))
+                yield Edit(kind, f"transpose operand {j} of {{op}}", k, _operands([(k, j)], _swapping(a, b)))
         for a, b in _square_axes(scope.program.avals[eqn.outputs[0]].shape):
-            swap = lambda x, _, a=a, b=b: np.swapaxes(x, a, b)
-            yield Edit("transpose", "transpose the result of {op}", k, _result(k, swap))
+            yield Edit("transpose", "transpose the result of {op}", k, _result(k, _swapping(a, b)))
     for v, places in scope.uses.items():
         for a, b in _square_axes(np.shape(scope.values[v])) if len(places) > 1 else ():
-            swap = lambda x, _, a=a, b=b: np.swapaxes(x, a, b)
-            yield Edit("transpose", f"transpose {{v{v}}}", places[0][0], _operands(places, swap))
+            yield Edit("transpose", f"transpose {{v{v}}}", places[0][0], _operands(places, _swapping(a, b)))
+
+
+def _swapping(a: int, b: int) -> Callable[[Any, Known], Any]:
+    return lambda x, _: np.swapaxes(x, a, b)
 
 
 def _square_axes(shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -346,30 +347,18 @@ _LEFT_OUT = {"neg": "sign", "select_n": "mask", "transpose": "transpose", "rev":
 
 
 def _left_out(scope: Scope) -> Iterator[Edit]:
-    program = scope.program
     for k in scope.floats:
-        eqn = program.equations[k]
+        eqn = scope.program.equations[k]
         if eqn.primitive is None or eqn.name == "integer_pow":
             continue  # of powers, see below
-        shape = program.avals[eqn.outputs[0]].shape
+        shape = scope.program.avals[eqn.outputs[0]].shape
         for j, v in enumerate(eqn.inputs):
-            if not isinstance(v, int) or not is_float(scope.values[v]):
+            x = scope.of(v)
+            if not isinstance(v, int) or not is_float(x) or np.ndim(x) != len(shape):
                 continue
-            if len(np.shape(scope.values[v])) != len(shape) or not _broadcasts(
-                np.shape(scope.values[v]), shape
-            ):
+            if not _broadcasts(np.shape(x), shape):
                 continue
-            others = [scope.of(u) for i, u in enumerate(eqn.inputs) if i != j]
-            kind = _LEFT_OUT.get(eqn.name, "extra_term")
-            result = scope.values[eqn.outputs[0]]
-            if kind == "extra_term" and v not in scope.moved:
-                kind = functools.partial(_taken_from, scope, eqn)
-            if eqn.name in ("mul", "div") and all(np.size(o) == 1 or (o == o.flat[0]).all() for o in others):
-                kind = "scale"
-            elif all(map(is_mask, others if eqn.name == "mul" else [result, scope.values[v]])):
-                kind = "mask"
-            elif eqn.name == "select_n" and v not in scope.moved and scope.is_forward(result):
-                kind = "wrong_residual"
+            kind = functools.partial(_superfluous, scope, eqn, j)
             words = f"leave out {{op}}, and keep its operand {j}" if len(eqn.inputs) > 1 else "leave out {op}"
             for sign in (1, -1) if eqn.name == "sub" and j == 1 else (1,):
                 keep = lambda p, k=k, j=j, sign=sign: {
@@ -380,9 +369,18 @@ def _left_out(scope: Scope) -> Iterator[Edit]:
                 yield Edit(kind, words, k, keep)
 
 
-def _taken_from(scope: Scope, eqn: trace.Equation) -> str:
-    """What the mistake is if an operation on values that do not follow dy is to be left out."""
-    if len(eqn.inputs) == 1 or scope.is_forward(scope.values[eqn.outputs[0]]):
+def _superfluous(scope: Scope, eqn: trace.Equation, j: int) -> str:
+    """What the mistake is if an operation is to be left out, and its operand j kept."""
+    v, result = eqn.inputs[j], scope.values[eqn.outputs[0]]
+    others = [scope.of(u) for i, u in enumerate(eqn.inputs) if i != j]
+    forward = not scope.follows(v) and scope.is_forward(result)
+    if eqn.name in ("mul", "div") and all(np.size(o) == 1 or (o == o.flat[0]).all() for o in others):
+        return "scale"
+    if all(map(is_mask, others if eqn.name == "mul" else [result, scope.of(v)])):
+        return "mask"
+    if eqn.name in _LEFT_OUT and not (forward and eqn.name == "select_n"):
+        return _LEFT_OUT[eqn.name]
+    if forward or (not scope.follows(v) and len(eqn.inputs) == 1):
         return "wrong_residual"  # a value of the forward pass is used where another is needed
     return "extra_term"
 
@@ -623,7 +621,7 @@ def _relation(scope: Scope, v: Any, term: Term) -> str:
         return "missing_term"  # a step of the chain was left out
     if scope.follows(v) and term.value in scope.moved and v in program.after([term.value]):
         return "extra_term"  # a step too many
-    along = range(old.ndim) if term.function == "softmax" else ()
+    along = range(old.ndim) if term.function == "softmax({})" else ()
     if any(_same(old, _softmax(scope.values[term.value], axis)) for axis in along):
         return "wrong_axis"
     with np.errstate(all="ignore"):

@@ -201,7 +201,7 @@ FOUND = {
     ),
     "slips: a function of a value in scope": (
         "missing_term",
-        "1 -  of",
+        "by 1 - (",
         jax.nn.sigmoid,
         lambda x, dy: dy * jax.nn.sigmoid(x),
         (X,),
