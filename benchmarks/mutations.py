@@ -68,11 +68,14 @@ def _of(right: Right) -> Iterator[Wrong]:
         inputs = [np.asarray(v) for v in (*args, dy)]
         values = trace.run(program, inputs)
         truth = program.results(values)
+        equations, numbered = _numbers(program)
         for mutation in _mutations(program, values):
-            eqn = program.equations[mutation.equation]
-            changed = lambda o, v, m=mutation, e=eqn: [np.asarray(m.change(trace.apply, e, o, v))]
+            k = equations[mutation.equation]
+            changed = lambda o, v, m=mutation, e=program.equations[k]: [
+                np.asarray(m.change(trace.apply, e, o, [v[i] for i in numbered]))
+            ]
             try:
-                got = program.results(trace.run(program, inputs, {mutation.equation: changed}))
+                got = program.results(trace.run(program, inputs, {k: changed}))
             except (TypeError, ValueError):
                 continue
             broken = [i for i, (g, t) in enumerate(zip(got, truth, strict=True)) if not _equal(g, t)]
@@ -92,24 +95,33 @@ def _equal(a: Any, b: Any) -> bool:
 def _wrong(right: Right, mutation: Mutation, argument: str) -> Wrong:
     def backward(*args_and_dy: Any) -> Any:
         program, shape = trace.trace(lambda *a: right.backward(*a), *args_and_dy)
-        eqn = program.equations[mutation.equation]
+        equations, numbered = _numbers(program)
+        k = equations[mutation.equation]
+        eqn = program.equations[k]
 
         def changed(operands: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-            new = jnp.asarray(mutation.change(trace.bind, eqn, operands, values))
+            new = jnp.asarray(mutation.change(trace.bind, eqn, operands, [values[i] for i in numbered]))
             return [new.astype(program.avals[eqn.outputs[0]].dtype)]
 
-        values = trace.run(program, args_and_dy, {mutation.equation: changed}, by=trace.bind)
+        values = trace.run(program, args_and_dy, {k: changed}, by=trace.bind)
         return jax.tree.unflatten(jax.tree.structure(shape), program.results(values))
 
     name = f"equation {mutation.equation}: {mutation.words}"
     return Wrong(right.operation, name, argument, mutation.kinds, right.forward, backward, right.draw)
 
 
+def _numbers(program: trace.Program) -> tuple[list[int], list[int]]:
+    """The equations and values that a program has in every dtype: those that do not cast or copy."""
+    equations = [k for k, e in enumerate(program.equations) if e.name not in ("convert_element_type", "copy")]
+    return equations, [*range(program.inputs), *(v for k in equations for v in program.equations[k].outputs)]
+
+
 def _mutations(program: trace.Program, values: Sequence[Any]) -> Iterator[Mutation]:
     follows_dy = program.after([program.inputs - 1])
-    for k, eqn in enumerate(program.equations):
+    equations, numbered = _numbers(program)
+    for k, eqn in enumerate(program.equations[at] for at in equations):
         out = eqn.outputs[0]
-        if eqn.primitive is None or not np.issubdtype(np.asarray(values[out]).dtype, np.floating):
+        if not np.issubdtype(np.asarray(values[out]).dtype, np.floating):
             continue
         name, shape = eqn.name, np.shape(values[out])
         yield Mutation(k, ("sign",), f"-{name}", lambda by, e, o, v: -_first(by, e, o))
@@ -147,19 +159,18 @@ def _mutations(program: trace.Program, values: Sequence[Any]) -> Iterator[Mutati
             old = _value(values, v)
             if not isinstance(v, int) or np.ndim(old) == 0 or old.dtype != np.float64:
                 continue
-            for u in range(out):
-                new = values[u]
+            for u, new in enumerate(values[i] for i in numbered if i < out):
                 if (
                     np.shape(new) != np.shape(old)
                     or np.asarray(new).dtype != old.dtype
                     or np.array_equal(new, old)
                 ):
                     continue
-                if (u in follows_dy) and v not in follows_dy:
+                if numbered[u] in follows_dy and v not in follows_dy:
                     continue
                 kinds = (
                     ("ignores_cotangent", "wrong_residual")
-                    if v in follows_dy and u not in follows_dy
+                    if v in follows_dy and numbered[u] not in follows_dy
                     else ("wrong_residual",)
                 )
                 put = lambda by, e, o, w, j=j, u=u: _first(
@@ -179,8 +190,8 @@ def _mutations(program: trace.Program, values: Sequence[Any]) -> Iterator[Mutati
                 )
                 yield Mutation(k, ("flip",), f"operand {j} of {name} reversed", flip)
         if out in follows_dy and shape:
-            for u in sorted(follows_dy)[:6]:
-                if u < out and np.shape(values[u]) == shape and u != out:
+            for u in [u for u, i in enumerate(numbered) if i in follows_dy and i < out][:6]:
+                if np.shape(values[numbered[u]]) == shape:
                     more = lambda by, e, o, w, u=u: _first(by, e, o) + w[u]
                     yield Mutation(k, ("extra_term",), f"{name} + value {u}", more)
 

@@ -356,15 +356,21 @@ _products: set[Any] = set()
 class Bilinear:
     """A product (a, b) -> c, linear in each operand, as a primitive; call it like the function it wraps."""
 
-    def __init__(self, name: str, product: Callable[..., jax.Array], static: tuple[str, ...]):
-        @functools.wraps(product)
-        def varying(a: jax.Array, b: jax.Array, **static: Hashable) -> jax.Array:
-            return same_variance(product(a, b, **static), a, b)[0]  # zeros of an empty product do not vary
-
-        self.product, self.primitive = varying, Primitive(name)
-        self.primitive.def_impl(jax.jit(varying, static_argnames=static))
+    def __init__(
+        self,
+        name: str,
+        product: Callable[..., jax.Array],
+        static: tuple[str, ...],
+        on_cpu: Callable[..., jax.Array] | None,
+    ):
+        self.product, self.primitive = _varying(product), Primitive(name)
+        # A primitive runs as compiled code, so that eager calls too take the form of their platform.
+        self.primitive.def_impl(jax.jit(self.primitive.bind, static_argnames=static))
         self.primitive.def_abstract_eval(self._abstract)
-        mlir.register_lowering(self.primitive, mlir.lower_fun(varying, multiple_results=False))
+        for form, platform in ((self.product, None), (on_cpu and _varying(on_cpu), "cpu")):
+            if form is not None:
+                lowering = mlir.lower_fun(form, multiple_results=False)
+                mlir.register_lowering(self.primitive, lowering, platform=platform)
         _products.add(self.primitive)
 
     def _abstract(self, *operands: Any, **static: Hashable) -> Any:
@@ -378,15 +384,29 @@ class Bilinear:
         return self.primitive.bind(*same_variance(a, b), **static)
 
 
-def bilinear(name: str, product: Callable[..., jax.Array], *static: str) -> Bilinear:
+def _varying(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    @functools.wraps(product)
+    def varying(a: jax.Array, b: jax.Array, **static: Hashable) -> jax.Array:
+        return same_variance(product(a, b, **static), a, b)[0]  # zeros of an empty product do not vary
+
+    return varying
+
+
+def bilinear(
+    name: str,
+    product: Callable[..., jax.Array],
+    *static: str,
+    on_cpu: Callable[..., jax.Array] | None = None,
+) -> Bilinear:
     """Make a primitive of ``product(a, b, **static)``; `close` then gives its transposes.
 
     Args:
         name: as it appears in jaxprs.
         product: plain JAX code, linear in `a` and in `b`.
         static: the names of its keyword arguments.
+        on_cpu: another form of the same product, which is what CPUs run.
     """
-    return Bilinear(name, product, static)
+    return Bilinear(name, product, static, on_cpu)
 
 
 def close(

@@ -146,6 +146,8 @@ CASES = [
     case("conv", {"w": F(7, 1, 1)}, F(1, 3, 1), padding_mode="circular"),
     case("conv", {"w": F(2, 1, 3)}, F(5, 7, 1), stride=3),  # the stride skips elements
     case("conv", {"w": F(1, 1, 2, 3), "b": F(3)}, F(1, 1, 1, 2)),
+    case("conv", {"w": F(3, 2, 1, 16), "b": F(16)}, F(2, 5, 4, 8), groups=8, stride=(2, 1)),  # depthwise
+    case("conv", {"w": F(3, 1, 8)}, F(3, 7, 8), groups=8, dilation=2, padding="causal"),
     case("conv", {"w": F(3, 2, 3), "b": F(3)}, F(0, 5, 2)),
     case("conv", {"w": F(3, 2, 3), "b": F(3)}, F(2, 0, 2)),
     # ==== norms, activations, softmax, dropout

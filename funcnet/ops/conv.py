@@ -10,6 +10,7 @@ Its three products, T(w) x, its transpose T(w)ᵀ dy and the kernel gradient, ar
 they are primitives, so that every order of differentiation stays inside them.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -114,12 +115,8 @@ def reference(
     x = x.reshape(*x.shape[:-1], groups, c_in)
     y = jnp.zeros((*lead, *window.out, groups, c_out // groups), x.dtype)
     for tap in itertools.product(*map(range, window.kernel)):
-        seen = tuple(
-            slice(k * e, k * e + o * s - s + 1 if o else k * e, s)
-            for k, e, o, s in zip(tap, window.dilation, window.out, window.stride, strict=True)
-        )
         w_tap = w[tap].reshape(c_in, groups, c_out // groups)
-        y = y + jnp.einsum("...gi,igj->...gj", x[(..., *seen, slice(None), slice(None))], w_tap)
+        y = y + jnp.einsum("...gi,igj->...gj", x[(..., *_seen(tap, window), slice(None), slice(None))], w_tap)
     return _bias.add(y.reshape(*lead, *window.out, c_out), params)
 
 
@@ -396,10 +393,12 @@ def _split_kernel(w: Array, groups: int) -> Array:
     return jnp.moveaxis(w.reshape(*w.shape[:-1], groups, w.shape[-1] // groups), -2, -3)
 
 
-def _grouped(x: Array, w: Array, stride: tuple, dilation: tuple, padding: tuple) -> Array:
-    """One grouped convolution of XLA: channels last, the window not reversed, the input not dilated.
+def _grouped(
+    x: Array, w: Array, stride: tuple, dilation: tuple, padding: tuple, spread: tuple | None = None
+) -> Array:
+    """One grouped convolution of XLA: channels last, the window not reversed, x spread out by `spread`.
 
-    Reversal, input dilation and batch groups would each leave XLA:CPU's fast path.
+    Reversal and batch groups would leave XLA:CPU's fast path, and so would spreading grouped channels.
     """
     *kernel, g, c_in, c_out = w.shape
     spatial = "DHW"[-len(kernel) :]
@@ -408,6 +407,7 @@ def _grouped(x: Array, w: Array, stride: tuple, dilation: tuple, padding: tuple)
         jnp.moveaxis(w, -3, -2).reshape(*kernel, c_in, g * c_out),
         stride,
         padding,
+        lhs_dilation=spread,
         rhs_dilation=dilation,
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=g,
@@ -428,13 +428,25 @@ def _transposed_product(dy: Array, w: Array, *, window: Window) -> Array:
     d = len(window.kernel)
     if 0 in dy.shape or 0 in w.shape or 0 in window.sizes:
         return jnp.zeros((dy.shape[0], *window.sizes, *w.shape[-3:-1]), dy.dtype)
-    spread = []
-    for p, k, s, e, (low, _), o in zip(*window, window.out, strict=True):
-        before = e * (k - 1) - low
-        spread.append((before, p + low - (o - 1) * s - 1, s - 1))
-    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *spread, (0, 0, 0), (0, 0, 0)])
     reversed_w = jnp.flip(w, tuple(range(d))).swapaxes(-1, -2)
-    return _grouped(dy, reversed_w, (1,) * d, window.dilation, ((0, 0),) * d)
+    padding = _pads_of_transpose(window)
+    if w.shape[-3] == 1:
+        return _grouped(dy, reversed_w, (1,) * d, window.dilation, padding, window.stride)
+    return _grouped(_spread(dy, window), reversed_w, (1,) * d, window.dilation, ((0, 0),) * d)
+
+
+def _pads_of_transpose(window: Window) -> tuple[tuple[int, int], ...]:
+    """Of dy, spread out by the stride; negative where it is cut."""
+    return tuple(
+        (e * (k - 1) - low, p + low - (o - 1) * s - 1)
+        for p, k, s, e, (low, _), o in zip(*window, window.out, strict=True)
+    )
+
+
+def _spread(dy: Array, window: Window) -> Array:
+    """dy [n, *out, g, c] with stride - 1 zeros between its positions, and its border."""
+    pads = [(*pair, s - 1) for pair, s in zip(_pads_of_transpose(window), window.stride, strict=True)]
+    return lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *pads, (0, 0, 0), (0, 0, 0)])
 
 
 def _kernel_product(x: Array, dy: Array, *, window: Window) -> Array:
@@ -451,9 +463,83 @@ def _kernel_product(x: Array, dy: Array, *, window: Window) -> Array:
     return jnp.moveaxis(dw, 0, -2)
 
 
-_toeplitz = rules.bilinear("conv", _toeplitz_product, "window")
-_transposed = rules.bilinear("conv_transposed", _transposed_product, "window")
-_kernel_gradient = rules.bilinear("conv_kernel_gradient", _kernel_product, "window")
+# ---- on CPU: depthwise, as products of shifted images -----------------------------------------------------
+
+MANY_TAPS = 128  # of a kernel; a longer one is left to XLA
+
+
+def _is_depthwise(c_in: int, groups: int, window: Window) -> bool:
+    """Whether every channel is convolved alone, and there are enough of them to fill a vector."""
+    return c_in == 1 and groups >= 8 and math.prod(window.kernel) <= MANY_TAPS
+
+
+def _shifted(x: Array, window: Window) -> list[Array]:
+    """x [n, *size, g, c] as each tap of the kernel sees it: [n, *out, g, c], in the order of the taps."""
+    x = jnp.pad(x, [(0, 0), *window.padding, (0, 0), (0, 0)])
+    return [x[(slice(None), *_seen(tap, window))] for tap in itertools.product(*map(range, window.kernel))]
+
+
+def _seen(tap: tuple[int, ...], window: Window) -> tuple[slice, ...]:
+    """The positions of the padded x that a tap meets, in the order of the outputs."""
+    return tuple(
+        slice(k * e, k * e + o * s - s + 1 if o else k * e, s)
+        for k, e, o, s in zip(tap, window.dilation, window.out, window.stride, strict=True)
+    )
+
+
+def _taps(w: Array) -> Array:
+    """w [*kernel, g, c_in, c_out] with one axis for the taps."""
+    return w.reshape(-1, *w.shape[-3:])
+
+
+def _sum(terms: list[Array]) -> Array:
+    return functools.reduce(jnp.add, terms)
+
+
+def _toeplitz_on_cpu(w: Array, x: Array, *, window: Window) -> Array:
+    if not _is_depthwise(w.shape[-2], w.shape[-3], window) or 0 in x.shape or 0 in window.out or 0 in w.shape:
+        return _toeplitz_product(w, x, window=window)
+    wide_w, wide_x = _taps(w).astype(wide(x.dtype)), x.astype(wide(x.dtype))
+    y = _sum([seen * tap[:, 0] for seen, tap in zip(_shifted(wide_x, window), wide_w, strict=True)])
+    return y.astype(x.dtype)
+
+
+def _transposed_on_cpu(dy: Array, w: Array, *, window: Window) -> Array:
+    if not _is_depthwise(w.shape[-2], w.shape[-3], window) or 0 in dy.shape or 0 in window.sizes:
+        return _transposed_product(dy, w, window=window)
+    spread = _spread(dy, window).astype(wide(dy.dtype))
+    d = len(window.kernel)
+    alone = Window(spread.shape[1:-2], window.kernel, (1,) * d, window.dilation, ((0, 0),) * d)
+    reversed_w = _taps(jnp.flip(w, tuple(range(d)))).astype(spread.dtype)
+    dx = _sum([seen * tap[:, 0] for seen, tap in zip(_shifted(spread, alone), reversed_w, strict=True)])
+    return dx.sum(-1, keepdims=True).astype(dy.dtype)
+
+
+def _kernel_on_cpu(x: Array, dy: Array, *, window: Window) -> Array:
+    if not _is_depthwise(x.shape[-1], x.shape[-2], window) or 0 in x.shape or 0 in dy.shape:
+        return _kernel_product(x, dy, window=window)
+    g, m = dy.shape[-2:]
+    flat = lambda v: jnp.broadcast_to(v, (*v.shape[:-1], m)).reshape(*v.shape[:-2], g * m)
+    wide_x, wide_dy = x.astype(wide(x.dtype)), flat(dy.astype(wide(x.dtype)))
+
+    def one(image: Array, dy: Array) -> Array:
+        """The sum over all but the last axis of space, so that vectors are long: [taps, last, g · m]."""
+        over = tuple(range(dy.ndim - 2))
+        return jnp.stack([(flat(seen[0]) * dy).sum(over) for seen in _shifted(image[None], window)])
+
+    # One image at a time stays in the cache; a loop over a batch that several devices share would gather it.
+    if jax.local_device_count() == 1:
+        zeros = jnp.zeros((math.prod(window.kernel), window.out[-1], g * m), wide_x.dtype)
+        zeros = rules.same_variance(zeros, wide_x, wide_dy)[0]
+        dw, _ = lax.scan(lambda dw, pair: (dw + one(*pair), None), zeros, (wide_x, wide_dy))
+    else:
+        dw = jax.vmap(one)(wide_x, wide_dy).sum(0)
+    return dw.sum(1).reshape(*window.kernel, g, 1, m).astype(dy.dtype)
+
+
+_toeplitz = rules.bilinear("conv", _toeplitz_product, "window", on_cpu=_toeplitz_on_cpu)
+_transposed = rules.bilinear("conv_transposed", _transposed_product, "window", on_cpu=_transposed_on_cpu)
+_kernel_gradient = rules.bilinear("conv_kernel_gradient", _kernel_product, "window", on_cpu=_kernel_on_cpu)
 
 
 def _batch(
