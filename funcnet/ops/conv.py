@@ -13,7 +13,7 @@ they are primitives, so that every order of differentiation stays inside them.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NotRequired, TypedDict
 
 import jax
@@ -463,9 +463,11 @@ def _kernel_product(x: Array, dy: Array, *, window: Window) -> Array:
     return jnp.moveaxis(dw, 0, -2)
 
 
-# ---- on CPU: depthwise, as products of shifted images -----------------------------------------------------
+# ---- on CPU: depthwise as products of shifted images, other groups one by one -----------------------------
+#
+# XLA:CPU is fast for one group only: `python -m benchmarks conv` has the cases.
 
-MANY_TAPS = 128  # of a kernel; a longer one is left to XLA
+MANY_TAPS, MANY_GROUPS = 128, 32  # of a kernel, of a convolution; more are left to XLA
 
 
 def _is_depthwise(c_in: int, groups: int, window: Window) -> bool:
@@ -487,6 +489,18 @@ def _seen(tap: tuple[int, ...], window: Window) -> tuple[slice, ...]:
     )
 
 
+def _group_by_group(
+    product: Callable[..., Array], a: Array, b: Array, axes: tuple[int, int, int], window: Window
+) -> Array:
+    """A product as one of each group; `axes` are the groups' in a, in b and in the result."""
+    groups = a.shape[axes[0]]
+    if not 1 < groups <= MANY_GROUPS:
+        return product(a, b, window=window)
+    one = lambda v, axis, i: lax.slice_in_dim(v, i, i + 1, axis=axis % v.ndim)
+    parts = [product(one(a, axes[0], i), one(b, axes[1], i), window=window) for i in range(groups)]
+    return jnp.concatenate(parts, axes[2])
+
+
 def _taps(w: Array) -> Array:
     """w [*kernel, g, c_in, c_out] with one axis for the taps."""
     return w.reshape(-1, *w.shape[-3:])
@@ -498,7 +512,7 @@ def _sum(terms: list[Array]) -> Array:
 
 def _toeplitz_on_cpu(w: Array, x: Array, *, window: Window) -> Array:
     if not _is_depthwise(w.shape[-2], w.shape[-3], window) or 0 in x.shape or 0 in window.out or 0 in w.shape:
-        return _toeplitz_product(w, x, window=window)
+        return _group_by_group(_toeplitz_product, w, x, (-3, -2, -2), window)
     wide_w, wide_x = _taps(w).astype(wide(x.dtype)), x.astype(wide(x.dtype))
     y = _sum([seen * tap[:, 0] for seen, tap in zip(_shifted(wide_x, window), wide_w, strict=True)])
     return y.astype(x.dtype)
@@ -506,7 +520,7 @@ def _toeplitz_on_cpu(w: Array, x: Array, *, window: Window) -> Array:
 
 def _transposed_on_cpu(dy: Array, w: Array, *, window: Window) -> Array:
     if not _is_depthwise(w.shape[-2], w.shape[-3], window) or 0 in dy.shape or 0 in window.sizes:
-        return _transposed_product(dy, w, window=window)
+        return _group_by_group(_transposed_product, dy, w, (-2, -3, -2), window)
     spread = _spread(dy, window).astype(wide(dy.dtype))
     d = len(window.kernel)
     alone = Window(spread.shape[1:-2], window.kernel, (1,) * d, window.dilation, ((0, 0),) * d)
@@ -517,7 +531,7 @@ def _transposed_on_cpu(dy: Array, w: Array, *, window: Window) -> Array:
 
 def _kernel_on_cpu(x: Array, dy: Array, *, window: Window) -> Array:
     if not _is_depthwise(x.shape[-1], x.shape[-2], window) or 0 in x.shape or 0 in dy.shape:
-        return _kernel_product(x, dy, window=window)
+        return _group_by_group(_kernel_product, x, dy, (-2, -2, -3), window)
     g, m = dy.shape[-2:]
     flat = lambda v: jnp.broadcast_to(v, (*v.shape[:-1], m)).reshape(*v.shape[:-2], g * m)
     wide_x, wide_dy = x.astype(wide(x.dtype)), flat(dy.astype(wide(x.dtype)))
