@@ -137,6 +137,7 @@ class Term(NamedTuple):
     value: int
     function: str
 
+    @np.errstate(all="ignore")
     def __call__(self, known: Known) -> Any:
         """What it is among all values."""
         x = known[self.value]
