@@ -1,17 +1,14 @@
-"""The verifier's score: wrong formulas found and named, right ones left alone, beside other checkers.
+"""The verifier's score: wrong formulas found and named, beside other checkers.
 
 The diagnosis was developed on the formulas of `benchmarks/formulas.py`. It is scored on those of
 `benchmarks/exam.py`, written by hand by someone who had not seen it, and on mutants of its right ones
 (`benchmarks/mutations.py`).
 """
 
-import copy
-import dataclasses
 import importlib.util
 import statistics
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,13 +21,11 @@ from benchmarks import exam, formulas
 from benchmarks.census import Right, Wrong
 from benchmarks.harness import Table
 from benchmarks.mutations import listed, mutants
-from funcnet.verifier import compare
-from funcnet.verifier.judge import judge_of, measure
-from funcnet.verifier.problem import pose, wide
+from benchmarks.verify_right import RIGHTS, Ready, arguments
+from funcnet.verifier.problem import wide
 from funcnet.verifier.report import Report
 
-MUTANTS, ALARMS = 2, 1000  # mutants of each operation; (right formula, seed) pairs in each dtype
-RIGHTS = formulas.RIGHT + exam.RIGHT
+MUTANTS = 2  # of each operation
 
 
 def in_float32(forward: Any) -> Any:
@@ -40,10 +35,6 @@ def in_float32(forward: Any) -> Any:
 
 def _narrow(a: Any) -> Any:
     return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
-
-
-def _args(wrong: Right | Wrong, seed: int) -> tuple[Any, ...]:
-    return tuple(jnp.asarray(a) for a in wrong.draw(np.random.default_rng(seed)))
 
 
 class Answer(NamedTuple):
@@ -68,13 +59,13 @@ class Answer(NamedTuple):
 
 def ask(wrong: Wrong) -> Answer:
     """Verify one wrong formula, in float64 with its diagnosis, and in float32 for the verdict alone."""
-    args = _args(wrong, 11)
+    args = arguments(wrong, 11)
     start = time.perf_counter()
     report = fn.verify(wrong.forward, wrong.backward, args)
     seconds = time.perf_counter() - start
     narrow = wrong._replace(forward=in_float32(wrong.forward), backward=_in_float32_backward(wrong))
     try:
-        found = not _Ready(narrow, args).right(args)
+        found = not Ready(narrow, args).right(args)
     except TypeError:  # a formula that does not run in float32 is found out
         found = True
     return Answer(wrong, report, found, seconds)
@@ -107,68 +98,12 @@ def _in_float32_backward(wrong: Wrong) -> Any:
 
 def _warm(wrong: Wrong) -> float:
     """Seconds of a verdict when everything is compiled."""
-    args = _args(wrong, 11)
-    ready = _Ready(wrong, args)
+    args = arguments(wrong, 11)
+    ready = Ready(wrong, args)
     ready.verdict(args, 0)
     start = time.perf_counter()
     ready.verdict(args, 1)
     return time.perf_counter() - start
-
-
-class _Ready:
-    """One formula, compiled once and judged at many arguments."""
-
-    def __init__(self, formula: Right | Wrong, args: Any):
-        self.given = pose(formula.forward, formula.backward, args)
-        with jax.enable_x64(True):
-            problem = dataclasses.replace(self.given, args=wide(self.given.args))
-            self.judge = judge_of(problem, problem.arrays)
-
-    def right(self, args: Any) -> bool:
-        """Whether the formula is right at these arguments, without any diagnosis."""
-        with jax.enable_x64(True):
-            point = self.judge.at("", list(map(jnp.asarray, wide(args))), np.random.default_rng(0))
-            allowed = self.judge.tolerances(point)
-        return all(measure([point], i)[0] <= bound for i, bound in enumerate(allowed))
-
-    def verdict(self, args: Any, seed: int) -> Any:
-        given = copy.copy(self.given)  # with what is compiled already
-        vars(given).pop("arrays", None)
-        object.__setattr__(given, "args", args)
-        with jax.enable_x64(True):
-            ready = dataclasses.replace(self.judge, problem=dataclasses.replace(given, args=wide(args)))
-            return compare.verdict(ready, given, False, None, 0.0, np.random.default_rng(seed))
-
-
-def false_alarms(pairs: int) -> list[dict[str, object]]:
-    """Right formulas at many arguments, in three dtypes: how often is one called wrong?"""
-    rows = []
-    for dtype in ("float64", "float32", "bfloat16"):
-        alarms: Counter[str] = Counter()
-        done = 0
-        for number, right in enumerate(RIGHTS):
-            seeds = range(number, pairs, len(RIGHTS))
-            with jax.enable_x64(dtype == "float64"):
-                cast = lambda a, dtype=dtype: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
-                draws = [tuple(map(cast, _args(right, 1000 + seed))) for seed in seeds]
-                if not draws:
-                    continue
-                ready = _Ready(right, draws[0])
-                for seed, args in zip(seeds, draws, strict=True):
-                    report = ready.verdict(args, seed)
-                    done += 1
-                    if not report.ok:
-                        alarms[f"{right.operation}, {right.name}: {report.findings[0].kind}"] += 1
-        rows.append(
-            {
-                "dtype": dtype,
-                "right formulas": len(RIGHTS),
-                "pairs": done,
-                "false alarms": sum(alarms.values()),
-                "which": "; ".join(f"{name} ({n})" for name, n in alarms.items()),
-            }
-        )
-    return rows
 
 
 def peers(answers: Sequence[Answer]) -> list[dict[str, object]]:
@@ -225,7 +160,7 @@ class Ruled(NamedTuple):
 
 
 def _ruled(formula: Right | Wrong) -> Ruled:
-    args = _args(formula, 11)
+    args = arguments(formula, 11)
     args = wide(args) if jax.config.read("jax_enable_x64") else args
     given = listed(formula.backward(*args, jnp.ones_like(formula.forward(*args))), len(args))
     moving = [i for i, a in enumerate(args) if jnp.issubdtype(a.dtype, jnp.floating) and given[i] is not None]
@@ -252,7 +187,7 @@ def _with_rule(ruled: Ruled) -> Any:
 
 def _verify(ruled: Ruled) -> None:
     formula = ruled.formula
-    fn.verify(formula.forward, formula.backward, _args(formula, 11)).raise_if_wrong()
+    fn.verify(formula.forward, formula.backward, arguments(formula, 11)).raise_if_wrong()
 
 
 def _check_grads(ruled: Ruled) -> None:
@@ -306,7 +241,6 @@ def run(quick: bool) -> list[Table]:
             f"Scored: {len(scored)} wrong formulas of {len({a.wrong.operation for a in scored})} operations. "
             "Named right: the first finding's kind is one of the labels.",
         ),
-        Table("Right formulas", false_alarms(len(RIGHTS) if quick else ALARMS)),
         Table("Other checkers at their defaults, on every third scored formula", peers(scored[::3])),
         Table("Scored, and not named as labelled", [_failure(a) for a in scored if not a.named]),
     ]

@@ -134,15 +134,6 @@ def _convention(ready: Judge, points: list[Point], i: int, tolerance: float) -> 
     )
 
 
-def _runs(given: Problem) -> bool:
-    """Whether the forward pass itself, and autodiff, run on the arguments of the user."""
-    try:
-        given.autodiff(list(given.arrays), [jnp.ones_like(v) for v in given.y(list(given.arrays))])
-    except Exception:  # of any kind: it is not the formula's
-        return False
-    return True
-
-
 # ---- in the dtypes of the user ----------------------------------------------------------------------------
 
 
@@ -160,19 +151,19 @@ def in_own_dtypes(
             dy = [jnp.asarray(np.asarray(d), v.dtype) for d, v in zip(point.dys[0], y, strict=True)]
             formula, autodiff = given.compiled
             mine, theirs = formula(list(given.arrays), dy), autodiff(list(given.arrays), dy)
-        except Exception:  # what fails in this dtype only, fails in the user's own program with its own words
-            if not _runs(given):  # NumPy integers of 64 bits, kept by JAX since they were traced with x64 on
-                return []
-            return [
-                Finding(
-                    "", "dtype", f"the formula does not run in {', '.join(map(str, dict.fromkeys(dtypes)))}"
-                )
-            ]
+        except (
+            Exception
+        ) as error:  # what fails in this dtype only, fails in the user's program with its words
+            if "int64" in str(error) and "int32" in str(error):
+                return []  # JAX takes a NumPy constant of 64 bits for what it was with x64 on
+            named = ", ".join(map(str, dict.fromkeys(dtypes)))
+            return [Finding("", "dtype", f"the formula does not run in {named}")]
     truth = ready.truth(point.arrays, [jnp.asarray(np.asarray(v, np.float64)) for v in dy])
     for i, path in enumerate(given.paths):
         if mine[i] is None:
             continue
-        if mine[i].dtype != dtypes[i]:
+        promoted = any(v.dtype == mine[i].dtype != dtypes[i] for v in dy)  # by the forward pass already
+        if mine[i].dtype != dtypes[i] and not promoted:
             findings.append(
                 Finding(
                     path,

@@ -234,6 +234,23 @@ def test_every_way_to_a_name(case):
     assert words in str(report)
 
 
+def test_a_gradient_that_the_forward_pass_promotes_is_no_mistake():
+    gains = np.full(11, 2.0, np.float32)
+    forward, x = lambda x: x * gains, X.astype(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        assert fn.verify(forward, lambda x, dy: dy * gains, (x,)).ok
+        (finding,) = fn.verify(lambda x: x * 2, lambda x, dy: 2 * dy.astype(jnp.float32), (x,)).findings
+    assert finding.kind == "dtype"
+
+
+def test_numpy_indices_do_not_hide_the_dtype_of_the_user():
+    places = np.arange(5)[:, None] + np.arange(3)  # 64 bits, which JAX remembers from the run in float64
+    forward = lambda t: (t[places] ** 2).sum(1)
+    backward = lambda t, dy: jnp.zeros_like(t).at[places].add(2 * t[places] * dy[:, None])
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        assert fn.verify(forward, backward, (normal(7),)).ok
+
+
 def test_a_product_with_a_sum_is_found_from_the_difference(monkeypatch):
     monkeypatch.setattr("funcnet.verifier.paths.search", lambda _, __, wrong: {i: [] for i in wrong})
     forward, backward = lambda x: x * x.sum(-1, keepdims=True), lambda x, dy: dy * x.sum(-1, keepdims=True)
