@@ -244,7 +244,7 @@ def test_a_gradient_that_the_forward_pass_promotes_is_no_mistake():
 
 
 def test_a_dtype_that_the_forward_pass_refuses_is_not_the_formulas_fault():
-    a = (A + 5 * jnp.eye(5)).astype(jnp.bfloat16)  # LAPACK has no bfloat16
+    a = (A + 5 * jnp.eye(5, dtype=A.dtype)).astype(jnp.bfloat16)  # LAPACK has no bfloat16
     inverse = lambda a: jnp.linalg.inv(a)
     with jax.numpy_dtype_promotion("standard"):
         assert fn.verify(inverse, lambda a, dy: -inverse(a).T @ dy @ inverse(a).T, (a,)).ok
