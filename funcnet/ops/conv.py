@@ -501,20 +501,17 @@ def _group_by_group(
     return jnp.concatenate(parts, axes[2])
 
 
-def _taps(w: Array) -> Array:
-    """w [*kernel, g, c_in, c_out] with one axis for the taps."""
-    return w.reshape(-1, *w.shape[-3:])
-
-
-def _sum(terms: list[Array]) -> Array:
-    return functools.reduce(jnp.add, terms)
+def _shifted_products(x: Array, w: Array, window: Window) -> Array:
+    """Σ_k of x as tap k sees it times w[k], channel by channel: w [*kernel, g, 1, c_out]."""
+    taps = w.reshape(-1, *w.shape[-3:])
+    products = [seen * tap[:, 0] for seen, tap in zip(_shifted(x, window), taps, strict=True)]
+    return functools.reduce(jnp.add, products)
 
 
 def _toeplitz_on_cpu(w: Array, x: Array, *, window: Window) -> Array:
     if not _is_depthwise(w.shape[-2], w.shape[-3], window) or 0 in x.shape or 0 in window.out or 0 in w.shape:
         return _group_by_group(_toeplitz_product, w, x, (-3, -2, -2), window)
-    wide_w, wide_x = _taps(w).astype(wide(x.dtype)), x.astype(wide(x.dtype))
-    y = _sum([seen * tap[:, 0] for seen, tap in zip(_shifted(wide_x, window), wide_w, strict=True)])
+    y = _shifted_products(x.astype(wide(x.dtype)), w.astype(wide(x.dtype)), window)
     return y.astype(x.dtype)
 
 
@@ -524,8 +521,8 @@ def _transposed_on_cpu(dy: Array, w: Array, *, window: Window) -> Array:
     spread = _spread(dy, window).astype(wide(dy.dtype))
     d = len(window.kernel)
     alone = Window(spread.shape[1:-2], window.kernel, (1,) * d, window.dilation, ((0, 0),) * d)
-    reversed_w = _taps(jnp.flip(w, tuple(range(d)))).astype(spread.dtype)
-    dx = _sum([seen * tap[:, 0] for seen, tap in zip(_shifted(spread, alone), reversed_w, strict=True)])
+    reversed_w = jnp.flip(w, tuple(range(d))).astype(spread.dtype)
+    dx = _shifted_products(spread, reversed_w, alone)
     return dx.sum(-1, keepdims=True).astype(dy.dtype)
 
 

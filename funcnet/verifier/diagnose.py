@@ -117,11 +117,16 @@ def _where(errors: Any) -> str:
     return arrays.support(errors > 1e-3 * largest(errors)) if errors is not None and errors.size else ""
 
 
+def _pairs(point: Point, i: int) -> list[tuple[Any, np.ndarray]]:
+    """Formula and truth of one gradient, for each cotangent."""
+    return [(f[i], t[i]) for f, t in zip(point.formula, point.truth, strict=True)]
+
+
 def _from_values(problem: Problem, points: Sequence[Point], i: int) -> Finding | None:
     path, first = problem.paths[i], points[0]
     if first.formula[0][i] is None:
         return Finding(path, "zero", "no gradient is given, and the true one is not zero", "give it")
-    pairs = [[(f[j], t[j]) for f, t in zip(p.formula, p.truth, strict=True)] for p in points for j in (i,)]
+    pairs = [_pairs(point, i) for point in points]
     if all(u.shape == t.shape for (u, t), *_ in pairs):
         factors = [
             (arrays.ratio(p), problem.sizes(q.arrays, q.dys[0])) for p, q in zip(pairs, points, strict=True)
@@ -131,7 +136,7 @@ def _from_values(problem: Problem, points: Sequence[Point], i: int) -> Finding |
     found = None
     for n, point in enumerate(points):
         others = {
-            problem.paths[j]: [(f[j], t[j]) for f, t in zip(point.formula, point.truth, strict=True)]
+            problem.paths[j]: _pairs(point, j)
             for j in range(len(problem.paths))
             if j != i and point.formula[0][j] is not None
         }
@@ -147,7 +152,7 @@ def _from_support(problem: Problem, points: Sequence[Point], i: int, failed: str
     """A mask, if only its elements are wrong; else unknown."""
     path = problem.paths[i]
     unknown = Finding(path, "unknown", "wrong, and no single edit of the formula makes it right" + failed)
-    pairs = [(f[i], t[i]) for f, t in zip(points[0].formula, points[0].truth, strict=True)]
+    pairs = _pairs(points[0], i)
     if any(u is None or u.shape != t.shape for u, t in pairs):
         return unknown
     scale = max(largest(t) for _, t in pairs)

@@ -63,13 +63,13 @@ def search(ready: Judge, points: Sequence[Point], i: int) -> list[tuple[float, F
 
 
 def _explains(ready: Judge, change: Change, point: Point, i: int) -> bool:
+    scale = max(largest(f[i]) for f in point.formula)
     for dy, formula in zip(point.dys, point.formula, strict=True):
-        got, scale = formula[i], max(largest(f[i]) for f in point.formula)
         try:
             want = ready.truth(*change.make([np.asarray(v) for v in point.arrays], list(dy)))[i]
         except Exception:  # whatever a forward pass may raise where this change does not fit
             return False
-        if judge.differs(got, want, SAME, scale):
+        if judge.differs(formula[i], want, SAME, scale):
             return False
     return True
 
@@ -89,7 +89,7 @@ def _of_dy(point: Point, i: int) -> Iterator[Change]:
             kind = "missing_batch_sum" if shared else "ignores_cotangent"
             kept = each(lambda v, axes=axes, n=index: _only(v, axes, n))
             yield Change(kind, f"only the {which} counts", "sum over it" if shared else "use all of dy", kept)
-            repeated = each(lambda v, axes=axes, n=index: _repeated(v, axes, n))
+            repeated = each(lambda v, axes=axes, n=index: np.broadcast_to(v[_at(v, axes, n)], v.shape))
             message = f"dy at the {which} stands for all of dy"
             yield Change("ignores_cotangent", message, "use all of dy", repeated)
             dropped = each(lambda v, axes=axes, n=index: v - _only(v, axes, n))
@@ -106,16 +106,14 @@ def _of_dy(point: Point, i: int) -> Iterator[Change]:
             yield Change("transpose", "dy is transposed", "transpose it", swap)
 
 
+def _at(v: np.ndarray, axes: Sequence[int], index: int) -> tuple[slice, ...]:
+    return tuple(slice(index, index + 1 or None) if a in axes else slice(None) for a in range(v.ndim))
+
+
 def _only(v: np.ndarray, axes: Sequence[int], index: int) -> np.ndarray:
-    at = tuple(slice(index, index + 1 or None) if a in axes else slice(None) for a in range(v.ndim))
-    kept = np.zeros_like(v)
+    kept, at = np.zeros_like(v), _at(v, axes, index)
     kept[at] = v[at]
     return kept
-
-
-def _repeated(v: np.ndarray, axes: Sequence[int], index: int) -> np.ndarray:
-    at = tuple(slice(index, index + 1 or None) if a in axes else slice(None) for a in range(v.ndim))
-    return np.broadcast_to(v[at], v.shape)
 
 
 def _of_arguments(ready: Judge, point: Point) -> Iterator[Change]:

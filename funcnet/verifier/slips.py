@@ -160,7 +160,7 @@ def _same(x: Any, y: Any) -> bool:
 
 DERIVED: dict[str, Callable[[Any], Any]] = {
     "exp({})": np.exp, "log({})": np.log, "sqrt({})": np.sqrt, "square({})": np.square,
-    "1 / ({})": lambda x: 1 / x, "tanh({})": np.tanh, "logistic({})": lambda x: 1 / (1 + np.exp(-x)),
+    "1 / ({})": lambda x: 1 / x, "tanh({})": np.tanh, "logistic({})": trace.NUMPY["logistic"],
     "softmax({})": _softmax, "1 - ({})": lambda x: 1 - x, "1 - square({})": lambda x: 1 - x * x,
     "sin({})": np.sin, "cos({})": np.cos, "sign({})": np.sign, "({} > 0)": lambda x: (x > 0).astype(x.dtype),
 }  # fmt: skip
@@ -200,17 +200,20 @@ def _operands(
     places: Sequence[tuple[int, int]], change: Callable[[Any, Known], Any]
 ) -> Callable[[trace.Program], Changed]:
     """Change operands, each given as (equation, its number): `change` sees the operand and all values."""
+    return _each_operand(dict.fromkeys(places, change))
+
+
+def _each_operand(
+    changes: Mapping[tuple[int, int], Callable[[Any, Known], Any]],
+) -> Callable[[trace.Program], Changed]:
+    """Change operands, each in its own way."""
 
     def build(program: trace.Program) -> Changed:
-        changed: dict[int, Any] = {}
-        for k in dict.fromkeys(k for k, _ in places):
-            eqn, at = program.equations[k], [j for kk, j in places if kk == k]
+        def run(k: int, operands: Sequence[Any], known: Known) -> Sequence[Any]:
+            new = [changes[k, j](x, known) if (k, j) in changes else x for j, x in enumerate(operands)]
+            return trace.apply(program.equations[k], new)
 
-            def run(operands: Any, known: Known, eqn: Any = eqn, at: Any = at) -> Any:
-                return trace.apply(eqn, [change(x, known) if j in at else x for j, x in enumerate(operands)])
-
-            changed[k] = run
-        return changed
+        return {k: functools.partial(run, k) for k, _ in changes}
 
     return build
 
@@ -460,28 +463,19 @@ _SWAPS = {
     "cos": [("sin", "wrong_residual")],
     "sqrt": [("rsqrt", "wrong_residual"), ("square", "wrong_residual")],
     "rsqrt": [("sqrt", "wrong_residual")],
-    "reduce_max": [("reduce_sum", "wrong_axis")],
     "exp": [("log", "wrong_residual")],
     "tanh": [("logistic", "wrong_residual")],
     "logistic": [("tanh", "wrong_residual")],
 }
 _ORDERED = ("concatenate", "sub", "div", "dot_general", "pow", "select_n")  # operands that can be exchanged
-_PLAIN = {
-    "sub": np.subtract, "add": np.add, "mul": np.multiply, "div": np.divide, "max": np.maximum,
-    "min": np.minimum, "gt": np.greater, "lt": np.less, "ge": np.greater_equal, "le": np.less_equal,
-    "eq": np.equal, "ne": np.not_equal, "sin": np.sin, "cos": np.cos, "sqrt": np.sqrt,
-    "rsqrt": lambda x: 1 / np.sqrt(x), "square": np.square, "log": np.log, "tanh": np.tanh,
-    "logistic": lambda x: 1 / (1 + np.exp(-x)),
-}  # fmt: skip
 
 
 def _exchanged(scope: Scope) -> Iterator[Edit]:
     for k in scope.behind:
         eqn = scope.program.equations[k]
         for name, kind in _SWAPS.get(eqn.name, ()):
-            if name in _PLAIN:
-                instead = _instead(k, lambda operands, f=_PLAIN[name]: f(*operands))
-                yield Edit(kind, f"{name} instead of {{op}}", k, instead, 1.5)
+            instead = _instead(k, lambda operands, f=trace.NUMPY[name]: f(*operands))
+            yield Edit(kind, f"{name} instead of {{op}}", k, instead, 1.5)
         order = (0, 2, 1) if eqn.name == "select_n" else (1, 0)
         if eqn.name in _ORDERED and len(eqn.inputs) == len(order):
             kind = {"select_n": "mask", "sub": "sign"}.get(eqn.name, "swapped")
@@ -541,19 +535,9 @@ def _swapped(scope: Scope) -> Iterator[Edit]:
     for a, b in itertools.combinations(still, 2):
         x, y = scope.values[a], scope.values[b]
         if is_float(x) and np.ndim(x) and _fits(x)(np.asarray(y)) and not np.array_equal(x, y):
-            instead = dict.fromkeys(scope.uses[a], b) | dict.fromkeys(scope.uses[b], a)
-            build = functools.partial(_exchange, instead)
+            takes = {v: lambda _, known, u=u: known[u] for v, u in ((a, b), (b, a))}
+            build = _each_operand({place: takes[v] for v in (a, b) for place in scope.uses[v]})
             yield Edit("swapped", f"exchange {{v{a}}} and {{v{b}}}", scope.uses[a][0][0], build, 2.3)
-
-
-def _exchange(values: Mapping[tuple[int, int], int], program: trace.Program) -> Changed:
-    """Other values in place of operands, each given as (equation, its number)."""
-
-    def run(k: int, operands: Sequence[Any], known: Known) -> Sequence[Any]:
-        new = [known[values[k, j]] if (k, j) in values else x for j, x in enumerate(operands)]
-        return trace.apply(program.equations[k], new)
-
-    return {k: functools.partial(run, k) for k, _ in values}
 
 
 def _others(scope: Scope) -> Iterator[Edit]:

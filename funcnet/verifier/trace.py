@@ -20,6 +20,7 @@ import numpy as np
 __all__ = [
     "CUSTOM",
     "HIDDEN",
+    "NUMPY",
     "Equation",
     "Program",
     "bind",
@@ -251,7 +252,7 @@ def apply(eqn: Equation, operands: Sequence[Any]) -> Sequence[Any]:
     """The outputs of one equation; by JAX where NumPy has no word for it."""
     if eqn.primitive is None:
         return operands
-    if (known := _NUMPY.get(eqn.name)) is not None:
+    if (known := NUMPY.get(eqn.name)) is not None:
         return [known(*operands, **eqn.params)]
     return bind(eqn, [v if _is_key(v) else jnp.asarray(v) for v in operands], np.asarray)
 
@@ -334,7 +335,7 @@ def _reduction(function: Any) -> Any:
     return lambda x, *, axes, **_: function(x, axis=tuple(axes))
 
 
-_NUMPY: dict[str, Callable[..., Any]] = {
+NUMPY: dict[str, Callable[..., Any]] = {
     **{
         name: _elementwise(function)
         for name, function in {
