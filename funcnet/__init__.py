@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from funcnet import backend as _backend
 
 if TYPE_CHECKING:
-    from funcnet import backend, errors, nets, ops, rules, store, tasks, train, verifier
+    from funcnet import backend, errors, linalg, nets, ops, rules, store, tasks, train, verifier
     from funcnet.ops import (
         attention,
         avg_pool,
         batch_norm,
         binary_cross_entropy,
         conv,
+        conv_transpose,
         cross_entropy,
         dropout,
         embedding,
@@ -46,11 +47,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _OPERATIONS = (
-    "attention", "avg_pool", "batch_norm", "binary_cross_entropy", "conv", "cross_entropy", "dropout",
-    "embedding", "gelu", "group_norm", "layer_norm", "linear", "matmul", "max_pool", "mse", "multihead",
-    "relu", "rms_norm", "sigmoid", "silu", "softmax", "tanh",
+    "attention", "avg_pool", "batch_norm", "binary_cross_entropy", "conv", "conv_transpose", "cross_entropy",
+    "dropout", "embedding", "gelu", "group_norm", "layer_norm", "linear", "matmul", "max_pool", "mse",
+    "multihead", "relu", "rms_norm", "sigmoid", "silu", "softmax", "tanh",
 )  # fmt: skip
-_PACKAGES = ("backend", "errors", "nets", "ops", "rules", "store", "tasks", "train", "verifier")
+_PACKAGES = ("backend", "errors", "linalg", "nets", "ops", "rules", "store", "tasks", "train", "verifier")
 _FUNCTIONS = {
     "autodiff": "rules",
     "load": "store",

@@ -150,6 +150,32 @@ CASES = [
     case("conv", {"w": F(3, 1, 8)}, F(3, 7, 8), groups=8, dilation=2, padding="causal"),
     case("conv", {"w": F(3, 2, 3), "b": F(3)}, F(0, 5, 2)),
     case("conv", {"w": F(3, 2, 3), "b": F(3)}, F(2, 0, 2)),
+    # conv_transpose
+    case("conv_transpose", {"w": F(3, 5, 2), "b": F(5)}, F(7, 11, 2)),
+    case("conv_transpose", {"w": F(4, 3, 5, 2), "b": F(5)}, F(3, 5, 3, 2), stride=2),
+    case("conv_transpose", {"w": F(3, 2, 3, 4)}, F(2, 7, 5, 4), groups=2, dilation=(2, 1), padding="valid"),
+    case("conv_transpose", {"w": F(3, 3, 2, 3)}, F(2, 1, 5, 5, 3), groups=3, padding_mode="reflect"),
+    case(
+        "conv_transpose",
+        {"w": F(3, 3, 3, 3), "b": F(3)},
+        F(3, 3, 3, 3),
+        padding_mode="circular",
+        stride=(2, 1),
+        output_shape=(5, 3),
+    ),
+    case(
+        "conv_transpose",
+        {"w": F(2, 3, 2, 2, 1)},
+        F(2, 3, 2, 2, 1),
+        padding=((1, 0), (0, 1), (1, 1)),
+        stride=(1, 2, 1),
+    ),
+    case("conv_transpose", {"w": F(4, 2, 3), "b": F(2)}, F(2, 7, 3), padding="causal", dilation=2),
+    case("conv_transpose", {"w": F(2, 3, 1)}, F(5, 7, 1), stride=3, padding="valid", output_shape=(22,)),
+    case("conv_transpose", {"w": F(3, 2, 1, 16), "b": F(8)}, F(2, 3, 4, 16), groups=8, stride=(2, 1)),
+    case("conv_transpose", {"w": F(1, 1, 3, 2), "b": F(3)}, F(1, 1, 1, 2)),
+    case("conv_transpose", {"w": F(3, 3, 2), "b": F(3)}, F(0, 5, 2)),
+    case("conv_transpose", {"w": F(3, 3, 2), "b": F(3)}, F(2, 0, 2)),
     # ==== norms, activations, softmax, dropout
     # rms_norm
     case("rms_norm", {"w": F(11)}, F(7, 11)),
@@ -300,6 +326,7 @@ CASES = [
 LARGE = [
     case("linear", {"w": F(67, 71), "b": F(71)}, F(8, 64, 67)),
     case("conv", {"w": F(3, 3, 5, 64), "b": F(64)}, F(2, 64, 64, 5)),
+    case("conv_transpose", {"w": F(4, 4, 5, 64), "b": F(5)}, F(2, 33, 33, 64), stride=2),
     case("layer_norm", {"w": F(67), "b": F(67)}, F(8, 64, 67)),
     case("relu", F(8, 64, 67)),
     # ==== norms, activations, softmax, dropout

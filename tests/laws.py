@@ -333,7 +333,7 @@ def in_shape(case: Case, args: Any) -> tuple[int, ...]:
     if case.op == "dropout":
         return x.shape
     features = {"linear": 1, "matmul": 2, "conv": 0}.get(case.op, 0)
-    if case.op == "conv":
+    if case.op in ("conv", "conv_transpose"):
         features = args[0]["w"].ndim - 1
     if case.op == "avg_pool":
         features = len(case.options["kernel"]) + 1

@@ -96,6 +96,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case({"w": _normal(2, 3, 2, 5), "b": _normal(5)}, _normal(3, 7, 5, 2), stride=2),
         _case({"w": _normal(3, 2, 2, 6)}, _normal(2, 7, 5, 4), groups=2, dilation=(2, 1), padding="valid"),
     ),
+    "conv_transpose": (
+        _case({"w": _normal(3, 5, 2), "b": _normal(5)}, _normal(7, 11, 2)),
+        _case({"w": _normal(2, 3, 5, 2), "b": _normal(5)}, _normal(3, 7, 5, 2), stride=2),
+        _case({"w": _normal(3, 2, 3, 4)}, _normal(2, 7, 5, 4), groups=2, dilation=(2, 1), padding="valid"),
+    ),
     "cross_entropy": (
         _case(_normal(7, 11), _ids(11, 7)),
         _case(_normal(17, 5), _ids(5, 17), ignore_index=3, label_smoothing=0.3),

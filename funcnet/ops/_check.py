@@ -156,8 +156,8 @@ def same_shape(where: str, path: str, x: jax.Array, like_path: str, like: jax.Ar
     )
 
 
-def positive(where: str, name: str, value: Any) -> int:
-    """`value` as an int of at least 1."""
+def positive(where: str, name: str, value: Any, *, least: int = 1) -> int:
+    """`value` as an int of at least 1, or `least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise DTypeError(
             f"{where}: {name} is not an integer.",
@@ -165,11 +165,11 @@ def positive(where: str, name: str, value: Any) -> int:
             expected=f"{name}: int",
             actual=f"{name}: {describe(value)}",
         )
-    if value.__index__() < 1:
+    if value.__index__() < least:
         raise ValueRangeError(
-            f"{where}: {name} is {value}, but at least 1 is needed.",
+            f"{where}: {name} is {value}, but at least {least} is needed.",
             path=name,
-            expected=f"{name} ≥ 1",
+            expected=f"{name} ≥ {least}",
             actual=f"{name} = {value}",
         )
     return value.__index__()

@@ -1,18 +1,48 @@
 """Sliding windows: stride, dilation and padding of convolutions and pools, as full tuples."""
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 
-__all__ = ["Padding", "out_size", "pads", "per_axis"]
+__all__ = ["Padding", "Window", "explicit", "out_size", "pads", "per_axis", "plain"]
 
 Padding = str | Sequence[tuple[int, int]]
 
 
-def per_axis(where: str, name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """`value`, one positive int or one per spatial axis, as a tuple of `ndim`.
+class Window(NamedTuple):
+    """Everything static about a sliding window, in full: one entry per spatial axis."""
+
+    sizes: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """The sizes of the output."""
+        return tuple(itertools.starmap(out_size, zip(*self, strict=True)))
+
+    def along(self, axes: slice) -> "Window":
+        """The window along some of the axes."""
+        return Window(
+            self.sizes[axes], self.kernel[axes], self.stride[axes], self.dilation[axes], self.padding[axes]
+        )
+
+
+def plain(sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
+    """A window of stride 1 without dilation or padding."""
+    ones = (1,) * len(sizes)
+    return Window(sizes, kernel, ones, ones, ((0, 0),) * len(sizes))
+
+
+def per_axis(
+    where: str, name: str, value: int | Sequence[int], ndim: int, *, least: int = 1
+) -> tuple[int, ...]:
+    """`value`, one int of at least `least` or one per spatial axis, as a tuple of `ndim`.
 
     >>> per_axis("conv.apply", "stride", 2, 3)
     (2, 2, 2)
@@ -25,7 +55,7 @@ def per_axis(where: str, name: str, value: int | Sequence[int], ndim: int) -> tu
             expected=f"{name}: an int, or {ndim} of them",
             actual=f"{name} = {values}",
         )
-    return tuple(_check.positive(where, name, v) for v in values)
+    return tuple(_check.positive(where, name, v, least=least) for v in values)
 
 
 def pads(
@@ -53,10 +83,11 @@ def pads(
             low = {"same": total // 2, "valid": 0, "causal": reach}[padding]
             pairs.append((low, total - low if padding == "same" else 0))
         return tuple(pairs)
-    return _explicit(where, padding, len(sizes))
+    return explicit(where, padding, len(sizes))
 
 
-def _explicit(where: str, padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
+def explicit(where: str, padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
+    """`padding`, one (low, high) pair per spatial axis, as ints."""
     expected = f'padding: "same", "valid", "causal", or {ndim} pair{"s" if ndim > 1 else ""} (low, high)'
     if not isinstance(padding, Sequence) or any(not isinstance(p, Sequence) or len(p) != 2 for p in padding):
         raise DTypeError(

@@ -15,11 +15,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet import rules
 from funcnet.errors import ShapeError, describe
+from funcnet.linalg import Operator
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 
-__all__ = ["Params", "apply", "cost", "init", "matrix", "reference", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "vjp"]
 
 
 class Params(TypedDict):
@@ -102,6 +103,48 @@ def matrix(params: Params, in_shape: tuple[int, ...]) -> Float[Array, "d_out d_i
             actual=str(tuple(in_shape)),
         )
     return params["w"].T
+
+
+def operator(params: Params, in_shape: tuple[int, ...] | None = None) -> Operator:
+    """The map of one example, x -> x W, as an operator with the matrix Wᵀ: see `funcnet.linalg`.
+
+    Args:
+        params: w [d_in, d_out].
+        in_shape: (d_in,), if it is to be checked.
+
+    >>> operator({"w": jnp.diag(jnp.array([3.0, 2.0]))}).singular_values().tolist()
+    [3.0, 2.0]
+    """
+    w = _check.parameter("linear.operator", params, "w", ndim=2)
+    if in_shape is not None:
+        matrix(params, in_shape)
+    return Operator(
+        Partial(_rows_times, w),
+        Partial(_rows_times_transpose, w),
+        Partial(jnp.transpose, w),
+        None,
+        Partial(_one_block, w),
+        None,
+        Partial(_absolute_sums, w),
+        (w.shape[1], w.shape[0]),
+        w.dtype.name,
+    )
+
+
+def _rows_times(w: Array, x: Array) -> Array:
+    return x @ w
+
+
+def _rows_times_transpose(w: Array, y: Array) -> Array:
+    return y @ w.T
+
+
+def _one_block(w: Array) -> Array:
+    return w.T[None, None]
+
+
+def _absolute_sums(w: Array) -> tuple[Array, Array]:
+    return jnp.abs(w).sum(1).max(), jnp.abs(w).sum(0).max()
 
 
 def cost(params: Params, x: Float[Abstract, "*n d_in"]) -> Cost:

@@ -1,0 +1,6 @@
+"""The linear algebra of a layer: operators without matrices, spectra, certified norms (docs/linalg.md)."""
+
+from funcnet.linalg import circulant, krylov
+from funcnet.linalg.operator import Interval, Operator
+
+__all__ = ["Interval", "Operator", "circulant", "krylov"]
