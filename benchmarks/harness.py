@@ -45,11 +45,15 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 @dataclass(frozen=True)
 class Table:
-    """One result: rows of named cells (text, numbers, `Timing`s; columns as they appear) and notes."""
+    """One result: rows of named cells (text, numbers, `Timing`s; columns as they appear) and notes.
+
+    With `chart`, the ratios of its `Timing`s are drawn as bars, too.
+    """
 
     title: str
     rows: Sequence[Mapping[str, object]]
     notes: str = ""
+    chart: bool = False
 
     def markdown(self) -> str:
         """The table under its title, with its notes."""
@@ -226,7 +230,7 @@ def report(name: str, title: str, tables: Sequence[Table], facts: Mapping[str, o
 
 
 def write(name: str, title: str, tables: Sequence[Table], facts: Mapping[str, object]) -> list[Path]:
-    """Write results/NAME-jaxVERSION.json and .md, and return their paths."""
+    """Write results/NAME-jaxVERSION.json and .md, and .png if a table has a chart; return their paths."""
     RESULTS.mkdir(exist_ok=True)
     stem = result_name(name)
     data = {"benchmark": name, "header": facts, "tables": [asdict(table) for table in tables]}
@@ -236,7 +240,32 @@ def write(name: str, title: str, tables: Sequence[Table], facts: Mapping[str, ob
     }
     for file, text in texts.items():
         (RESULTS / file).write_text(text, encoding="utf-8")
-    return [RESULTS / file for file in texts]
+    charts = [table for table in tables if table.chart]
+    if charts:
+        _bars(RESULTS / f"{stem}.png", charts[0], f"{name}, jax {metadata.version('jax')}")
+    return [RESULTS / file for file in (*texts, *([f"{stem}.png"] if charts else []))]
+
+
+def _bars(path: Path, table: Table, title: str) -> None:
+    """One bar per row and candidate: its time, in units of the first one's."""
+    from matplotlib.figure import Figure
+
+    labels = [str(next(iter(row.values()))) for row in table.rows]
+    first, *names = [name for name, cell in table.rows[0].items() if isinstance(cell, Timing)]
+    figure = Figure(figsize=(9, 1.2 + 0.42 * len(labels)), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(names)
+    for i, (name, colour) in enumerate(zip(names, ("#4477aa", "#66ccee", "#cc6677"), strict=False)):
+        timings = [cell for row in table.rows if isinstance(cell := row[name], Timing)]
+        places = [row + (i - (len(names) - 1) / 2) * height for row in range(len(labels))]
+        axes.barh(places, [timing.ratio for timing in timings], height, label=name, color=colour)
+    axes.axvline(1.0, color="black", linewidth=1.0)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set(xlabel=f"time ÷ {first}'s: right of the line, {first} is faster", title=title)
+    axes.legend(frameon=False)
+    figure.savefig(path)
 
 
 def _cell(value: object) -> str:
