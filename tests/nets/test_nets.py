@@ -7,13 +7,20 @@ import pytest
 
 import funcnet as fn
 from funcnet.errors import ShapeError, ValueRangeError
-from funcnet.nets import convnet, mlp, transformer
+from funcnet.nets import convnet, mlp, resnet, transformer
 from funcnet.nets.spec import Spec, decay_mask
 
 MLP = mlp.Config((3, 5, 7))
 CONVNET = convnet.Config((8, 6, 2), channels=(3, 5), depth=2, hidden=7, classes=4, dropout=0.5)
 DECODER = transformer.Config(vocabulary=11, context=7, layers=3, heads=2, d=6, dropout=0.5)
-NETS = [(mlp, MLP), (mlp, mlp.Config((3, 5), bias=False)), (convnet, CONVNET), (transformer, DECODER)]
+RESNET = resnet.Config((8, 8, 2), channels=(3, 5), blocks=(1, 2), classes=4)
+NETS = [
+    (mlp, MLP),
+    (mlp, mlp.Config((3, 5), bias=False)),
+    (convnet, CONVNET),
+    (transformer, DECODER),
+    (resnet, RESNET),
+]
 
 
 def key(i=0):
@@ -74,6 +81,59 @@ def test_convnet_shapes_and_dropout():
     assert logits.shape == (2, 3, 4)
     assert jnp.array_equal(logits, convnet.apply(params, images, CONVNET))
     assert not jnp.array_equal(logits, convnet.apply(params, images, CONVNET, key=key(2)))
+
+
+def test_resnet_trains_and_evaluates():
+    params, state = resnet.init(key(), RESNET), resnet.init_state(RESNET)
+    images = jax.random.normal(key(1), (7, 8, 8, 2))
+    logits, new = resnet.apply(params, state, images, RESNET, train=True)
+    assert logits.shape == (7, 4)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert all(not jnp.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (new, state)), strict=True))
+    same, old = resnet.apply(params, state, images, RESNET, train=False)
+    assert not jnp.allclose(same, logits)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, old, state))
+
+
+def test_resnet_blocks_start_as_the_identity():
+    """With the last gain of each block at 0, a stage of equal sizes returns its (positive) input."""
+    config = resnet.Config((8, 8, 2), channels=(3,), blocks=(1,), classes=4)
+    deeper = resnet.Config((8, 8, 2), channels=(3,), blocks=(3,), classes=4)
+    params, images = resnet.init(key(), config), jax.random.normal(key(1), (7, 8, 8, 2))
+    more = resnet.init(key(), deeper)
+    more = {**params, "stages": more["stages"]}
+    got = [
+        resnet.apply(p, resnet.init_state(c), images, c, train=True)[0]
+        for p, c in ((params, config), (more, deeper))
+    ]
+    assert jnp.allclose(*got, atol=1e-12)
+
+
+def test_resnet_18_has_its_parameters():
+    config = resnet.Config((224, 224, 3), (64, 128, 256, 512), (2, 2, 2, 2), classes=1000, stem=7)
+    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: resnet.init(key(), config)))]
+    assert sum(sizes) == 11_689_512  # torchvision's resnet18
+    logits, _ = jax.eval_shape(
+        lambda: resnet.apply(
+            resnet.init(key(), config),
+            resnet.init_state(config),
+            jnp.ones((1, 224, 224, 3)),
+            config,
+            train=False,
+        )
+    )
+    assert logits.shape == (1, 1000)
+
+
+def test_resnet_says_what_is_wrong(unchecked):
+    with pytest.raises(ValueRangeError, match="2 channels for 1 stages"):
+        resnet.Config((8, 8, 3), channels=(3, 5), blocks=(1,))
+    with pytest.raises(ValueRangeError, match="stem is 5"):
+        resnet.Config((8, 8, 3), stem=5)
+    with pytest.raises(ShapeError, match="another shape"):
+        resnet.apply(
+            resnet.init(key(), RESNET), resnet.init_state(RESNET), jnp.ones((2, 8, 8)), RESNET, train=False
+        )
 
 
 def test_convnet_says_what_images_it_wants(unchecked):
