@@ -71,7 +71,7 @@ def gram_bound(matrices: jax.Array, iterations: int = 6) -> jax.Array:
     gram, log_scale = matrices, jnp.zeros(matrices.shape[:-2], matrices.real.dtype)
     for _ in range(iterations):
         scale = _frobenius(gram)
-        gram = gram / scale[..., None, None]
+        gram = gram / scale.astype(gram.dtype)[..., None, None]
         gram = jnp.matmul(gram.conj().swapaxes(-1, -2), gram, precision=jax.lax.Precision.HIGHEST)
         log_scale = 2 * (log_scale + jnp.log(scale))
     return jnp.exp((log_scale + jnp.log(_frobenius(gram))) / 2**iterations).max()

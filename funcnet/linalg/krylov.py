@@ -32,7 +32,7 @@ def largest(
         seed: of the random vectors that it starts from.
     """
     width = min(k + 4, columns)
-    steps = max(1, min(steps, columns // width))
+    steps = min(steps, -(-columns // width))  # enough for the whole space
     start = jax.random.normal(jax.random.key(seed), (columns, width), dtype)
 
     def orthonormal(v: jax.Array, basis: jax.Array) -> jax.Array:

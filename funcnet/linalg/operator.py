@@ -14,7 +14,7 @@ from funcnet.linalg import circulant, krylov
 
 __all__ = ["Interval", "Operator"]
 
-_DENSE = 2**20  # elements of a matrix that is simply built and decomposed
+_DENSE, _TINY = 2**20, 2**16  # elements of a matrix that is simply built: for its spectrum, for a bound
 
 
 class Interval(NamedTuple):
@@ -115,7 +115,7 @@ class Operator:
                 expected=f"1 ≤ k ≤ {most}, the smaller side of {self.shape}",
                 actual=f"k = {k}",
             )
-        if self._is_small():
+        if math.prod(self.shape) <= _DENSE:
             return jnp.linalg.svd(self.matrix(), compute_uv=False)[:k]
         if self.taps is not None and (k is None or k > 64):
             taps = self.taps()
@@ -131,10 +131,9 @@ class Operator:
             )
         return self._largest(k, steps)
 
-    def _is_small(self) -> bool:
-        return math.prod(self.shape) <= _DENSE
-
     def _largest(self, k: int, steps: int) -> jax.Array:
+        if self.shape[0] < self.shape[1]:
+            return self.T._largest(k, steps)  # in the smaller space
         fixed = jax.lax.stop_gradient(self)
         u, _, v = krylov.largest(
             fixed.forward, fixed.back, self.shape[1], k, dtype=jnp.dtype(self.dtype), steps=steps
@@ -149,7 +148,8 @@ class Operator:
         The lower one is a singular value of A, or where A is large one that Golub and Kahan's iteration finds
         in a subspace. The upper one is the
         least of √(‖A‖₁ ‖A‖∞), which holds for every matrix, and of the Gram iteration over the frequencies
-        of a block-circulant matrix that contains A (over A itself if it is small). Both are differentiable.
+        of a block-circulant matrix that contains A, or over A itself where it is tiny, or small and there is
+        no such matrix. Both are differentiable.
 
         Args:
             steps: of Golub and Kahan's iteration.
@@ -161,9 +161,10 @@ class Operator:
         slack = float(jnp.finfo(dtype).eps) * (8 + math.sqrt(max(self.shape)))
         down, across = self.sums()
         bounds = [jnp.sqrt(down * across)]
-        if self._is_small():
+        taps, elements = self.taps or self.above, math.prod(self.shape)
+        if elements <= _TINY or (taps is None and elements <= _DENSE):
             bounds.append(circulant.gram_bound(self.matrix(), iterations))
-        elif (taps := self.taps or self.above) is not None:
+        elif taps is not None:
             spectrum, _ = circulant.blocks(taps := taps(), taps.ndim - 3)
             bounds.append(circulant.gram_bound(spectrum, iterations))
         upper = jnp.stack(bounds).min() * (1 + slack)

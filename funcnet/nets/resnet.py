@@ -1,8 +1,8 @@
 """Residual networks of basic blocks: y = relu(x' + norm(conv(relu(norm(conv(x)))))), x' = x or a projection.
 
-`Config(image=(32, 32, 3))` is ResNet-20 for small images; ResNet-18 has four stages of channels (64, 128, 256,
-512), blocks (2, 2, 2, 2) and stem 7. Where a stage halves the image or changes its channels, x' is a 1×1
-convolution of x and its norm.
+`Config(image=(32, 32, 3))` is ResNet-20 for small images; ResNet-18 has four stages with channels
+(64, 128, 256, 512), blocks (2, 2, 2, 2) and stem 7. Where a stage halves the image or changes its channels,
+x' is a 1×1 convolution of x and its norm.
 Source: K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image Recognition", arXiv 1512.03385.
 """
 

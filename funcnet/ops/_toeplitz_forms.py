@@ -549,7 +549,7 @@ NEEDS = {
     ),
     "fft": ("stride 1, dilation 1", lambda w: set(w.stride) | set(w.dilation) == {1}),
 }
-_FEW_CHANNELS, _MANY_TAPS, _MANY_GROUPS, _LONG = 4, 128, 32, 16
+_FEW_CHANNELS, _FEW_COLUMNS, _MANY_TAPS, _MANY_GROUPS, _LONG = 4, 64, 128, 32, 16
 _CHUNK = 2**20  # elements of the patches of a chunk of images
 
 
@@ -576,9 +576,9 @@ def on_cpu(p: Problem, product: str) -> Products:
         return chunk_by_chunk(p, unfold, _CHUNK // max(patches, 1))
     if len(window.kernel) == 3:
         return unfold(p, 1, again)
-    if product == "toeplitz" and p.c_out <= _FEW_CHANNELS and p.taps <= _MANY_TAPS:
+    if product == "toeplitz" and p.c_out <= _FEW_CHANNELS and p.taps * p.c_out <= _FEW_COLUMNS:
         return fold(p)
-    if product == "transposed" and p.c_in <= _FEW_CHANNELS and p.taps <= _MANY_TAPS:
+    if product == "transposed" and p.c_in <= _FEW_CHANNELS and p.taps * p.c_in <= _FEW_COLUMNS:
         return unfold(p)
     if product == "transposed" and set(window.stride) != {1} and set(window.dilation) == {1}:
         phases = math.prod(-(-k // s) * s for k, s in zip(window.kernel, window.stride, strict=True))

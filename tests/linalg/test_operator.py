@@ -35,6 +35,12 @@ CASES = {
 }
 
 
+def build_nothing(monkeypatch):
+    """Every operator is a large one."""
+    monkeypatch.setattr("funcnet.linalg.operator._DENSE", 0)
+    monkeypatch.setattr("funcnet.linalg.operator._TINY", 0)
+
+
 @pytest.fixture(params=CASES, name="case")
 def _case(request):
     params, shape, options = CASES[request.param]
@@ -67,10 +73,10 @@ def test_spectrum(case):
 def test_norm_is_certified(case, large, monkeypatch):
     """Both ways: by the matrix of a small operator, by the products and frequencies of a large one."""
     if large:
-        monkeypatch.setattr("funcnet.linalg.operator._DENSE", 0)
+        build_nothing(monkeypatch)
     A, M = case
     want = np.linalg.norm(M, 2)
-    lower, upper = A.norm(steps=8)
+    lower, upper = jax.jit(lambda A: A.norm(steps=8))(A)
     assert lower <= want <= upper
     assert lower > 0.9 * want
     if not large:
@@ -78,13 +84,13 @@ def test_norm_is_certified(case, large, monkeypatch):
 
 
 def test_the_frequencies_of_a_circular_border_are_exact(monkeypatch):
-    monkeypatch.setattr("funcnet.linalg.operator._DENSE", 0)
+    build_nothing(monkeypatch)
     for name in ("circular", "circular, stride", "circular, longer", "point"):
         params, shape, options = CASES[name]
         A = fn.conv.operator(params, shape, **options)
         want = np.linalg.svd(fn.conv.matrix(params, shape, **options), compute_uv=False)
         np.testing.assert_allclose(A.singular_values(), want, atol=1e-10)
-        assert A.norm().upper < 1.05 * want[0]
+        assert jax.jit(lambda A: A.norm().upper)(A) < 1.05 * want[0]
 
 
 def test_the_circular_bound_fails_for_a_reflected_border():
@@ -119,7 +125,7 @@ def test_transposed_convolution_and_linear():
 
 
 def test_linear_without_building_it(monkeypatch):
-    monkeypatch.setattr("funcnet.linalg.operator._DENSE", 0)
+    build_nothing(monkeypatch)
     w = normal(40, 30)
     L = fn.linear.operator({"w": w})
     want = np.linalg.svd(w, compute_uv=False)
@@ -129,7 +135,7 @@ def test_linear_without_building_it(monkeypatch):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 4), st.integers(0, 99))
+@given(st.sampled_from([1, 7, 30]), st.sampled_from([1, 11]), st.sampled_from([1, 4]), st.integers(0, 99))
 def test_krylov_never_exceeds_the_truth(rows, columns, k, seed):
     M = normal(rows, columns, seed=seed)
     k = min(k, rows, columns)
@@ -147,7 +153,7 @@ def test_krylov_finds_repeated_values():
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 6])
 def test_gram_bound_is_above_and_closes_in(steps):
-    M = normal(5, 4, 7) + 1j * normal(5, 4, 7, seed=1)
+    M = jax.lax.complex(normal(5, 4, 7), normal(5, 4, 7, seed=1))
     want = np.linalg.svd(M, compute_uv=False).max()
     bound = float(circulant.gram_bound(M, steps))
     assert want * (1 - 1e-12) <= bound <= 4 ** (0.5 / 2**steps) * want * (1 + 1e-12)
@@ -160,7 +166,7 @@ def test_gram_bound_is_above_and_closes_in(steps):
 def test_gradients_exist_where_singular_values_repeat(padding_mode, large, monkeypatch):
     """An orthogonal layer: every singular value is 1, where the derivatives of singular vectors are NaN."""
     if large:
-        monkeypatch.setattr("funcnet.linalg.operator._DENSE", 0)
+        build_nothing(monkeypatch)
     w = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))
     A = lambda w: fn.conv.operator({"w": w}, (4, 4, 2), padding_mode=padding_mode)
     for f in (
@@ -218,7 +224,7 @@ def test_out_of_range(unchecked, monkeypatch):
     assert "in_shape has 1 entries, but one x has 2 axes" in text_of(
         ShapeError, lambda: fn.conv.operator({"w": normal(3, 1, 2)}, (4,))
     )
-    monkeypatch.setattr("funcnet.linalg.operator._DENSE", 0)
+    build_nothing(monkeypatch)
     assert "k is missing" in text_of(ValueRangeError, A.singular_values)
 
 
