@@ -175,7 +175,8 @@ def _means(timings: dict[str, dict[str, Timing]]) -> dict[str, object]:
     }
 
 
-def _drawn(case: Case) -> tuple[Any, Any, Any]:
+def drawn(case: Case) -> tuple[Any, Any, Any]:
+    """x, w and dy, as NumPy arrays."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -204,7 +205,7 @@ def _by_jax(product: Callable[..., Any]) -> None:
             y, pull = jax.vjp(lambda x, w: product(case, x, w), x, w)
             return y, pull(dy)
 
-        return jax.jit(both), tuple(jnp.asarray(v, dtype) for v in _drawn(case))
+        return jax.jit(both), tuple(jnp.asarray(v, dtype) for v in drawn(case))
 
     def make(case: Case, dtype: Any) -> Callable[[], object]:
         f, arguments = program(case, dtype)
@@ -276,7 +277,7 @@ def _by_torch() -> dict[str, Callable[[], Callable[[], object]]]:
         d = len(case.kernel)
         conv = getattr(torch.nn.functional, f"conv{d}d")
         layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(d, torch.contiguous_format)
-        x, w, dy = (torch.from_numpy(v) for v in _drawn(case))
+        x, w, dy = (torch.from_numpy(v) for v in drawn(case))
         first = lambda v: v.movedim(-1, 1).contiguous(memory_format=layout)
         x, dy = first(x), first(dy)
         w = w.movedim((-1, -2), (0, 1)).contiguous(memory_format=layout)

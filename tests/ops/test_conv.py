@@ -98,6 +98,7 @@ def test_params_one_level_up(unchecked):
         (ShapeError, {"padding": ((1, 1),)}, "padding has 1 pairs, but there are 2 spatial axes"),
         (ValueRangeError, {"padding": ((-1, 0), (0, 0))}, "padding is negative"),
         (ValueRangeError, {"padding_mode": "mirror"}, "padding_mode is 'mirror'"),
+        (ValueRangeError, {"method": "cudnn"}, "method is 'cudnn'"),
         (ValueRangeError, {"groups": 3}, "3 groups do not divide c_out = 4"),
         (ValueRangeError, {"groups": 0}, "groups is 0"),
         (
@@ -211,32 +212,130 @@ def test_reverse_over_forward_stays_inside_the_three_products():
     }
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.data())
-def test_any_window_equals_the_naive_loop(data):
-    draw = data.draw
+@st.composite
+def convolutions(draw, plain=False):
+    """w, x, options: kernels longer than the signal, strides beyond the kernel, sizes 0 and 1, depthwise."""
     d = draw(st.integers(1, 2))
     sizes, kernel, stride, dilation = (
         tuple(draw(st.integers(low, high)) for _ in range(d))
-        for low, high in ((0, 5), (1, 4), (1, 3), (1, 2))
+        for low, high in ((0, 5), (1, 4), (1, 1 if plain else 5), (1, 1 if plain else 2))
     )
-    groups, c_in, c_out = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    padding = draw(
-        st.sampled_from(["same", "valid", "causal"]) | st.tuples(*[st.tuples(*[st.integers(0, 3)] * 2)] * d)
-    )
+    groups, c_in, c_out = draw(st.sampled_from([(1, 2, 3), (1, 1, 1), (2, 2, 1), (2, 1, 2), (8, 1, 1)]))
+    pairs = st.tuples(*[st.tuples(*[st.integers(0, 3)] * 2)] * d)
+    padding = draw(st.sampled_from(["same", "valid", "causal"]) | pairs)
     rng = np.random.default_rng(0)
-    w, x = (
-        rng.standard_normal((*kernel, c_in, groups * c_out)),
-        rng.standard_normal((2, *sizes, groups * c_in)),
-    )
+    w = jnp.asarray(rng.standard_normal((*kernel, c_in, groups * c_out)))
+    x = jnp.asarray(rng.standard_normal((2, *sizes, groups * c_in)))
     options = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
-    y, pull = jax.vjp(lambda w, x: conv.apply({"w": w}, x, **options), jnp.asarray(w), jnp.asarray(x))
-    want = naive({"w": w}, x, **options)
-    np.testing.assert_allclose(y, want, atol=1e-12)
-    dy = rng.standard_normal(want.shape)
+    return w, x, options
+
+
+def held_to_the_loop(w, x, options, **how):
+    """y equals the loop; each gradient, random direction by random direction, the loop's own derivative."""
+    y, pull = jax.vjp(lambda w, x: conv.apply({"w": w}, x, **options, **how), w, x)
+    loop = lambda w, x: naive({"w": np.asarray(w)}, np.asarray(x), **options)
+    np.testing.assert_allclose(y, loop(w, x), atol=1e-12)
+    rng = np.random.default_rng(1)
+    dy, tw, tx = (rng.standard_normal(v.shape) for v in (y, w, x))
     dw, dx = pull(jnp.asarray(dy))
-    value = np.vdot(dy, want)  # linear in w and in x: each gradient gives it back
-    np.testing.assert_allclose([np.vdot(dw, w), np.vdot(dx, x)], [value, value], atol=1e-10)
+    np.testing.assert_allclose(np.vdot(dw, tw), np.vdot(dy, loop(tw, x)), atol=1e-10)  # linear in w
+    np.testing.assert_allclose(np.vdot(dx, tx), np.vdot(dy, loop(w, tx)), atol=1e-10)  # linear in x
+
+
+@settings(max_examples=15, deadline=None)
+@given(convolutions())
+def test_any_window_equals_the_naive_loop(drawn):
+    held_to_the_loop(*drawn)
+
+
+@pytest.mark.parametrize("method", ["direct", "shifted", "unfold", "fold", "polyphase", "winograd", "fft"])
+@settings(max_examples=4, deadline=None)
+@given(st.data())
+def test_every_method_equals_the_naive_loop(method, data):
+    w, x, options = data.draw(convolutions(plain=method in ("winograd", "fft")))
+    if method == "polyphase":
+        options["dilation"] = 1
+    if method == "winograd":
+        w = jnp.asarray(np.random.default_rng(2).standard_normal((*(3, 1)[: w.ndim - 2], *w.shape[-2:])))
+        if not isinstance(options["padding"], str):
+            options["padding"] = "same"
+    held_to_the_loop(w, x, options, method=method)
+
+
+@pytest.mark.parametrize("one_device", [True, False], ids=["one device", "several"])
+def test_loops_over_the_batch(one_device, monkeypatch):
+    """On one device a chunk of images at a time; on the four of the tests it would gather a shared batch."""
+    monkeypatch.setattr("funcnet.ops._toeplitz_forms._loops_are_local", lambda: one_device)
+    monkeypatch.setattr("funcnet.ops._toeplitz_forms._CHUNK", 300)
+    x = normal(6, 5, 4, 2, seed=3)
+    text = jax.jit(lambda x: conv.apply(PARAMS, x)).lower(x).as_text()
+    assert ("while" in text) == one_device
+    held_to_the_loop(PARAMS["w"], x, {})
+    held_to_the_loop(normal(3, 3, 1, 8), normal(6, 5, 4, 8, seed=3), {"groups": 8})
+
+
+def test_long_kernels_go_through_frequencies():
+    """Blocks transformed by matrices (up to 256 samples), and by an FFT."""
+    options = {"groups": 8, "padding": "causal"}
+    for taps, size in ((20, 70), (150, 700)):
+        w, x = normal(taps, 1, 8, seed=1), normal(2, size, 8, seed=2)
+        y, pull = jax.vjp(lambda w, x: conv.apply({"w": w}, x, method="fft", **options), w, x)
+        want, pull_want = jax.vjp(lambda w, x: conv.reference({"w": w}, x, **options), w, x)
+        np.testing.assert_allclose(y, want, atol=1e-10)
+        dy = normal(*y.shape, seed=3)
+        jax.tree.map(lambda g, v: np.testing.assert_allclose(g, v, atol=1e-10), pull(dy), pull_want(dy))
+
+
+ROUNDING = {"shifted": 4, "unfold": 4, "fold": 4, "polyphase": 4, "winograd": 16, "fft": 16}
+
+
+@pytest.mark.parametrize("method", ROUNDING)
+def test_methods_agree_in_float32(method):
+    """Their errors are within so many times that of direct."""
+    w, x = normal(3, 3, 16, 16).astype(jnp.float32), normal(2, 16, 16, 16, seed=1).astype(jnp.float32)
+    exact = conv.reference({"w": w.astype(jnp.float64)}, x.astype(jnp.float64))
+    error = lambda how: float(jnp.abs(conv.apply({"w": w}, x, method=how).astype(jnp.float64) - exact).max())
+    assert 0 < error(method) <= ROUNDING[method] * error("direct")
+
+
+@pytest.mark.parametrize("method", ["auto", "direct", "unfold", "winograd", "fft", "polyphase"])
+def test_one_program_for_every_platform(method):
+    """Exported from a machine that has a CPU only; what a GPU runs is the vendor's convolution."""
+    f = jax.jit(jax.grad(lambda w, x: (conv.apply({"w": w}, x, method=method) ** 2).sum(), (0, 1)))
+    arguments = normal(3, 3, 2, 4).astype(jnp.float32), IMAGE.astype(jnp.float32)
+    exported = jax.export.export(f, platforms=["cpu", "cuda", "tpu"])(*arguments)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    if method == "auto":
+        cuda = jax.export.export(f, platforms=["cuda"])(*arguments).mlir_module()
+        assert cuda.count("stablehlo.convolution") == 3
+    got = jax.export.deserialize(exported.serialize()).call(*arguments)
+    want = jax.grad(lambda w, x: (conv.reference({"w": w}, x) ** 2).sum(), (0, 1))(*arguments)
+    jax.tree.map(lambda g, v: np.testing.assert_allclose(g, v, rtol=2e-4, atol=2e-4), got, want)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "needs"),
+    [
+        ("fft", {"stride": 2}, "stride 1, dilation 1"),
+        ("polyphase", {"dilation": 2}, "dilation 1"),
+        ("winograd", {"dilation": 2}, "kernels of 1 or 3 taps"),
+    ],
+)
+def test_a_method_says_what_it_needs(method, options, needs, unchecked):
+    text = text_of(ValueRangeError, lambda: conv.apply(PARAMS, IMAGE, method=method, **options))
+    assert f'method "{method}" does not fit this window' in text
+    assert needs in text
+
+
+def test_pytorch_weights_carry_over():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((6, 2, 3, 3)), rng.standard_normal((2, 4, 5, 5))
+    y = torch.nn.functional.conv2d(torch.tensor(x), torch.tensor(weight), stride=2, padding=1, groups=2)
+    params = {"w": jnp.asarray(np.moveaxis(weight, (1, 0), (-2, -1)))}
+    image = jnp.asarray(np.moveaxis(x, 1, -1))
+    ours = conv.apply(params, image, stride=2, padding=((1, 1), (1, 1)), groups=2)
+    np.testing.assert_allclose(ours, np.moveaxis(y.numpy(), 1, -1), atol=1e-12)
 
 
 @pytest.mark.parametrize("axes", list(itertools.product((None, 0, -1), (None, 0, 1))), ids=str)
