@@ -124,11 +124,11 @@ def direct(p: Problem) -> Products:
 
 def shifted(p: Problem) -> Products:
     """Σ over the taps of a shifted x times one slice of w; depthwise, XLA makes one loop of it."""
-    window, d = p.window, len(p.window.kernel)
+    window = p.window
 
     def transposed(dy: Array, w: Array) -> Array:
         spread = _spread(dy, window)
-        alone = Window(spread.shape[1:-2], window.kernel, (1,) * d, window.dilation, ((0, 0),) * d)
+        alone = plain(spread.shape[1:-2], window.kernel)._replace(dilation=window.dilation)
         return _sum_of_taps(_reversed(w), spread, alone)
 
     def kernel_gradient(x: Array, dy: Array) -> Array:
