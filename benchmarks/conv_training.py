@@ -147,14 +147,14 @@ def _by_nnx() -> None:
             self.norm1 = nnx.BatchNorm(c_out, momentum=0.9, rngs=rngs)
             self.conv2 = conv(c_out, c_out, use_bias=False, rngs=rngs)
             self.norm2 = nnx.BatchNorm(c_out, momentum=0.9, rngs=rngs)
-            self.project = self.norm = None
-            if stride > 1 or c_in != c_out:
+            self.projects = stride > 1 or c_in != c_out
+            if self.projects:
                 self.project = nnx.Conv(c_in, c_out, (1, 1), strides=stride, use_bias=False, rngs=rngs)
                 self.norm = nnx.BatchNorm(c_out, momentum=0.9, rngs=rngs)
 
         def __call__(self, x: Any) -> Any:
             y = self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x)))))
-            if self.project is not None and self.norm is not None:
+            if self.projects:
                 x = self.norm(self.project(x))
             return nnx.relu(x + y)
 
