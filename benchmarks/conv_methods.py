@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.conv import CASES, KEEP_MEMORY, Case, drawn
 from benchmarks.harness import Table, Worker, answer, interleave, summarise
 
-METHODS = ("auto", "direct", "shifted", "unfold", "fold", "polyphase", "winograd", "fft")
+METHODS = ("auto", "direct", "shifted", "unfold", "fold", "crossed", "polyphase", "winograd", "fft")
 PRODUCTS = ("y", "dx", "dw")
 
 

@@ -13,7 +13,7 @@ import funcnet as fn
 CHANNELS, SIZE, DEPTH = 16, (8, 8), 30
 
 
-def orthogonal(key):
+def orthogonal(key) -> fn.conv.Params:
     return {"w": jax.nn.initializers.delta_orthogonal()(key, (3, 3, CHANNELS, CHANNELS))}
 
 

@@ -9,6 +9,7 @@ largest singular value of the kernel reshaped to [taps · c_in, c_out].
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def draw_matrices(path):
 
 def trained_layer():
     """The second convolution, 16 to 16 channels over 8 x 8, after 300 steps on digits."""
-    digits = load_digits()
+    digits: Any = load_digits()
     images, labels = jnp.asarray(digits.images[..., None] / 16.0, jnp.float32), jnp.asarray(digits.target)
     config = fn.nets.convnet.Config((8, 8, 1), channels=(16,), depth=2, hidden=32)
 

@@ -78,11 +78,11 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     each block's last norm is 0, so that every block starts as the identity (arXiv 1706.02677, §5.1).
     """
 
-    def kernel(key: PRNGKeyArray, c_in: int, c_out: int, size: int) -> dict[str, Array]:
+    def kernel(key: PRNGKeyArray, c_in: int, c_out: int, size: int) -> dict[str, Any]:
         params = conv.init(key, c_in, c_out, kernel=(size, size), bias=False)
         return {"w": jnp.sqrt(2.0).astype(params["w"].dtype) * params["w"]}
 
-    def norm(c: int, gain: float = 1.0) -> dict[str, Array]:
+    def norm(c: int, gain: float = 1.0) -> dict[str, Any]:
         params, _ = batch_norm.init(key, c)
         return {**params, "w": gain * params["w"]}
 
@@ -113,7 +113,7 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
 def init_state(config: Config) -> dict[str, Any]:
     """The running statistics of every norm: {"stem": {"norm"}, "stages": [[{"norm1", ...}, ...], ...]}."""
 
-    def norm(c: int) -> dict[str, Array]:
+    def norm(c: int) -> dict[str, Any]:
         return dict(batch_norm.init(jax.random.key(0), c)[1])
 
     def block(c_in: int, c_out: int, stride: int) -> dict[str, Any]:

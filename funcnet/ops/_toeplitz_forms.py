@@ -269,56 +269,66 @@ def _bilinear_algorithm(
     )
 
 
-def unfold(
-    p: Problem, axes: int | None = None, then: Callable[[Problem], Products] | None = None
-) -> Products:
-    """Shift, then multiply: what the taps of the leading `axes` see, side by side as channels (im2col).
+def patches(p: Problem, folded: int = 0) -> Products:
+    """One matrix product: shift before it along some axes, and after it along the first `folded`.
 
-    These axes join the batch; what is left is a convolution over the others, or one matrix product.
+    Before: what the taps see stands side by side as channels (im2col). After: the products of the taps stand
+    side by side, and are added up where they belong (col2im).
     """
-    window = p.window
-    d = len(window.kernel)
-    axes = d if axes is None else axes
-    seen, rest = window.along(slice(axes)), window.along(slice(axes, None))
-    taps, many = math.prod(seen.kernel), math.prod(seen.out)
-    channels = taps * p.c_in
+    window, d = p.window, len(p.window.kernel)
+    after, before = window.along(slice(folded)), window.along(slice(folded, None))
+    rows, many = math.prod(after.sizes), math.prod(before.out)
+    channels, columns = math.prod(before.kernel) * p.c_in, math.prod(after.kernel) * p.c_out
 
     def image(x: Array) -> Array:
-        columns = jnp.concatenate(_shifts(x, seen), -1) if taps > 1 else _shifts(x, seen)[0]
-        return columns.reshape(p.n * many, *rest.sizes, p.groups, channels)
+        shifts = _shifts(x.reshape(p.n * rows, *before.sizes, p.groups, p.c_in), before)
+        return (jnp.concatenate(shifts, -1) if len(shifts) > 1 else shifts[0]).reshape(-1, p.groups, channels)
 
     def kernel(w: Array) -> Array:
-        w = jnp.moveaxis(w, range(axes), range(d - axes + 1, d + 1))  # [*rest, g, *seen, c_in, c_out]
-        return w.reshape(*rest.kernel, p.groups, channels, p.c_out)
+        w = w.reshape(math.prod(after.kernel), math.prod(before.kernel), *w.shape[d:])
+        return w.transpose(2, 1, 3, 0, 4).reshape(p.groups, channels, columns)
 
-    inner = p._replace(window=rest, n=p.n * many, c_in=channels)
-    product = (then or matmul)(inner)
-    return _bilinear_algorithm(p, image, kernel, lambda y: y.reshape(p.y), product)
+    def output(z: Array) -> Array:
+        z = _padded(z.reshape(p.n, *after.sizes, many, p.groups, columns), after)
+        parts = [
+            lax.slice_in_dim(z[(slice(None), *seen)], i * p.c_out, (i + 1) * p.c_out, axis=z.ndim - 1)
+            for i, seen in enumerate(_positions(after))
+        ]
+        return functools.reduce(jnp.add, parts).reshape(p.y)
+
+    inner = p._replace(window=plain((), ()), n=p.n * rows * many, c_in=channels, c_out=columns)
+    return _bilinear_algorithm(p, image, kernel, output, matmul(inner))
+
+
+def unfold(p: Problem) -> Products:
+    """Shift along every axis, then multiply."""
+    return patches(p)
 
 
 def fold(p: Problem) -> Products:
-    """Multiply, then shift: every tap's product with the whole x, added up where it belongs (col2im)."""
-    window, columns = p.window, p.taps * p.c_out
-    d = len(window.kernel)
-    point = plain(window.sizes, (1,) * d)
+    """Multiply, then shift along every axis."""
+    return patches(p, len(p.window.kernel))
+
+
+def crossed(p: Problem) -> Products:
+    """Multiply, with the shifts along the first axis after it: dw is one product of few rows and columns."""
+    return patches(p, 1)
+
+
+def planes(p: Problem, then: Callable[[Problem], Products]) -> Products:
+    """A convolution of one axis less: what the taps see along the first axis becomes channels."""
+    window, d = p.window, len(p.window.kernel)
+    first, rest = window.along(slice(1)), window.along(slice(1, None))
+    (taps,), (many,) = first.kernel, first.out
+    inner = p._replace(window=rest, n=p.n * many, c_in=taps * p.c_in)
+
+    def image(x: Array) -> Array:
+        return jnp.concatenate(_shifts(x, first), -1).reshape(inner.x)
 
     def kernel(w: Array) -> Array:
-        w = jnp.moveaxis(w.reshape(p.taps, *w.shape[-3:]), 0, -2)  # [g, c_in, taps, c_out]
-        return w.reshape(*point.kernel, p.groups, p.c_in, columns)
+        return jnp.moveaxis(w, 0, d).reshape(inner.w)  # [*rest, g, taps, c_in, c_out]
 
-    def output(z: Array) -> Array:  # [n, *size, g, taps · c_out]
-        z = _padded(z, window)
-        return functools.reduce(
-            jnp.add,
-            [
-                lax.slice_in_dim(z[(slice(None), *seen)], i * p.c_out, (i + 1) * p.c_out, axis=d + 2)
-                for i, seen in enumerate(_positions(window))
-            ],
-        )
-
-    return _bilinear_algorithm(
-        p, lambda x: x, kernel, output, matmul(p._replace(window=point, c_out=columns))
-    )
+    return _bilinear_algorithm(p, image, kernel, lambda y: y.reshape(p.y), then(inner))
 
 
 def polyphase(p: Problem, then: Callable[[Problem], Products] = direct) -> Products:
@@ -537,6 +547,7 @@ METHODS: dict[str, Callable[[Problem], Products]] = {
     "shifted": shifted,
     "unfold": unfold,
     "fold": fold,
+    "crossed": crossed,
     "polyphase": polyphase,
     "winograd": winograd,
     "fft": fft,
@@ -551,6 +562,12 @@ NEEDS = {
 }
 _FEW_CHANNELS, _FEW_COLUMNS, _MANY_TAPS, _MANY_GROUPS, _LONG = 4, 64, 128, 32, 16
 _CHUNK = 2**20  # elements of the patches of a chunk of images
+
+
+def _is_crossed(p: Problem) -> bool:
+    """3×3 taps between 8 to 16 channels, where the images can be taken a few at a time."""
+    few = all(8 <= c <= 16 for c in (p.c_in, p.c_out))
+    return few and p.window.kernel == (3, 3) and p.window.stride == (1, 1) and _loops_are_local()
 
 
 def on_cpu(p: Problem, product: str) -> Products:
@@ -575,11 +592,13 @@ def on_cpu(p: Problem, product: str) -> Products:
         patches = math.prod(window.out) * p.taps * p.c_in
         return chunk_by_chunk(p, unfold, _CHUNK // max(patches, 1))
     if len(window.kernel) == 3:
-        return unfold(p, 1, again)
+        return planes(p, again)
     if product == "toeplitz" and p.c_out <= _FEW_CHANNELS and p.taps * p.c_out <= _FEW_COLUMNS:
         return fold(p)
     if product == "transposed" and p.c_in <= _FEW_CHANNELS and p.taps * p.c_in <= _FEW_COLUMNS:
         return unfold(p)
+    if product == "kernel_gradient" and _is_crossed(p):
+        return chunk_by_chunk(p, crossed, _CHUNK // (math.prod(window.sizes) * 3 * (p.c_in + p.c_out)))
     if product == "transposed" and set(window.stride) != {1} and set(window.dilation) == {1}:
         phases = math.prod(-(-k // s) * s for k, s in zip(window.kernel, window.stride, strict=True))
         if phases <= 1.4 * p.taps or p.c_in <= 32:

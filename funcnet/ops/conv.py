@@ -123,8 +123,8 @@ def apply(
         groups: output group g sees only input group g.
         padding_mode: what lies beyond the border: "zeros", "circular" or "reflect".
         method: how the products are computed, for study: "auto" (the fastest known on this platform),
-            "direct" (XLA's convolution), "shifted", "unfold", "fold", "polyphase", "winograd" or "fft"
-            (docs/derivations/conv.md). All agree to rounding.
+            "direct" (XLA's convolution), "shifted", "unfold", "fold", "crossed", "polyphase", "winograd" or
+            "fft" (docs/derivations/conv.md). All agree to rounding.
 
     Returns:
         y [*n, *out, c_out], in the dtype that holds both w and x.
@@ -191,11 +191,8 @@ def matrix(
     padding_mode: str = "zeros",
 ) -> Float[Array, "out in"]:
     """T(w) as a dense matrix [Π out · c_out, Π size · c_in], for one x of shape (*size, c_in)."""
-    where = "conv.matrix"
-    w = _toeplitz.kernel(where, params)
-    x = _toeplitz.example(where, w, in_shape)
-    _check_channels(where, w, x, groups)
-    return _toeplitz.matrix(w, _static(where, w, x, stride, padding, dilation, groups, padding_mode))
+    options = stride, padding, dilation, groups, padding_mode
+    return _toeplitz.matrix(*_of_example("conv.matrix", params, in_shape, *options))
 
 
 def operator(
@@ -216,12 +213,8 @@ def operator(
     >>> A.shape, (A @ jnp.ones(5)).tolist()
     ((5, 5), [2.0, 3.0, 3.0, 3.0, 2.0])
     """
-    where = "conv.operator"
-    w = _toeplitz.kernel(where, params)
-    x = _toeplitz.example(where, w, in_shape)
-    _check_channels(where, w, x, groups)
-    _check.one_of(where, "padding_mode", padding_mode, tuple(_toeplitz.PAD_MODES))
-    return _toeplitz.operator(w, _static(where, w, x, stride, padding, dilation, groups, padding_mode))
+    options = stride, padding, dilation, groups, padding_mode
+    return _toeplitz.operator(*_of_example("conv.operator", params, in_shape, *options))
 
 
 def cost(
@@ -262,6 +255,26 @@ def _static(
     sizes = tuple(x.shape[len(x.shape) - w.ndim + 1 : -1])
     window = _toeplitz.window_of(where, w, sizes, stride, padding, dilation, padding_mode)
     return _toeplitz.Map(window, groups, padding_mode, method)
+
+
+def _of_example(
+    where: str,
+    params: Params,
+    in_shape: tuple[int, ...],
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> tuple[Array, _toeplitz.Map]:
+    """w, and what is static about it over one x of shape `in_shape`."""
+    w = _toeplitz.kernel(where, params)
+    x = _toeplitz.example(where, w, in_shape)
+    groups = _check.positive(where, "groups", groups)
+    _toeplitz.check_groups(where, groups, w.shape[-2] * groups, w.shape[-1])
+    _check_channels(where, w, x, groups)
+    _check.one_of(where, "padding_mode", padding_mode, tuple(_toeplitz.PAD_MODES))
+    return w, _static(where, w, x, stride, padding, dilation, groups, padding_mode)
 
 
 def _check_channels(where: str, w: Abstract, x: Abstract, groups: int) -> None:

@@ -204,12 +204,8 @@ def matrix(
     output_shape: Sequence[int] | None = None,
 ) -> Float[Array, "out in"]:
     """T(w)ᵀ as a dense matrix [Π size · c_out, Π in · c_in], for one x of shape (*in, c_in)."""
-    where = "conv_transpose.matrix"
-    w = _toeplitz.kernel(where, params)
-    x = _toeplitz.example(where, w, in_shape)
-    _check_channels(where, w, x, groups)
-    static = _static(where, w, x, stride, padding, dilation, groups, padding_mode, output_shape)
-    return _toeplitz.matrix(w, static).T
+    options = stride, padding, dilation, groups, padding_mode, output_shape
+    return _toeplitz.matrix(*_of_example("conv_transpose.matrix", params, in_shape, *options)).T
 
 
 def operator(
@@ -224,13 +220,8 @@ def operator(
     output_shape: Sequence[int] | None = None,
 ) -> Operator:
     """T(w)ᵀ, for one x of shape (*in, c_in), as an operator: that of the convolution, transposed."""
-    where = "conv_transpose.operator"
-    w = _toeplitz.kernel(where, params)
-    x = _toeplitz.example(where, w, in_shape)
-    _check_channels(where, w, x, groups)
-    _check.one_of(where, "padding_mode", padding_mode, tuple(_toeplitz.PAD_MODES))
-    static = _static(where, w, x, stride, padding, dilation, groups, padding_mode, output_shape)
-    return _toeplitz.operator(w, static).T
+    options = stride, padding, dilation, groups, padding_mode, output_shape
+    return _toeplitz.operator(*_of_example("conv_transpose.operator", params, in_shape, *options)).T
 
 
 def cost(
@@ -295,6 +286,27 @@ def _static(
             hint=f"output_shape={grown} would fit." if padding == "same" else None,
         )
     return _toeplitz.Map(window, groups, padding_mode, method)
+
+
+def _of_example(
+    where: str,
+    params: Params,
+    in_shape: tuple[int, ...],
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+    padding_mode: str,
+    output_shape: Sequence[int] | None,
+) -> tuple[Array, _toeplitz.Map]:
+    """w, and what is static about it over one x of shape `in_shape`."""
+    w = _toeplitz.kernel(where, params)
+    x = _toeplitz.example(where, w, in_shape)
+    groups = _check.positive(where, "groups", groups)
+    _toeplitz.check_groups(where, groups, w.shape[-1], w.shape[-2] * groups)
+    _check_channels(where, w, x, groups)
+    _check.one_of(where, "padding_mode", padding_mode, tuple(_toeplitz.PAD_MODES))
+    return w, _static(where, w, x, stride, padding, dilation, groups, padding_mode, output_shape)
 
 
 def _check_channels(where: str, w: Abstract, x: Abstract, groups: int) -> None:

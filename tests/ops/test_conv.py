@@ -248,7 +248,9 @@ def test_any_window_equals_the_naive_loop(drawn):
     held_to_the_loop(*drawn)
 
 
-@pytest.mark.parametrize("method", ["direct", "shifted", "unfold", "fold", "polyphase", "winograd", "fft"])
+@pytest.mark.parametrize(
+    "method", ["direct", "shifted", "unfold", "fold", "crossed", "polyphase", "winograd", "fft"]
+)
 @settings(max_examples=4, deadline=None)
 @given(st.data())
 def test_every_method_equals_the_naive_loop(method, data):
@@ -286,7 +288,7 @@ def test_long_kernels_go_through_frequencies():
         jax.tree.map(lambda g, v: np.testing.assert_allclose(g, v, atol=1e-10), pull(dy), pull_want(dy))
 
 
-ROUNDING = {"shifted": 4, "unfold": 4, "fold": 4, "polyphase": 4, "winograd": 16, "fft": 16}
+ROUNDING = {"shifted": 4, "unfold": 4, "fold": 4, "crossed": 4, "polyphase": 4, "winograd": 16, "fft": 16}
 
 
 @pytest.mark.parametrize("method", ROUNDING)
