@@ -290,10 +290,8 @@ def patches(p: Problem, folded: int = 0) -> Products:
 
     def output(z: Array) -> Array:
         z = _padded(z.reshape(p.n, *after.sizes, many, p.groups, columns), after)
-        parts = [
-            lax.slice_in_dim(z[(slice(None), *seen)], i * p.c_out, (i + 1) * p.c_out, axis=z.ndim - 1)
-            for i, seen in enumerate(_positions(after))
-        ]
+        of_taps = lax.split(z, [p.c_out] * math.prod(after.kernel), z.ndim - 1)  # transposed: side by side
+        parts = [v[(slice(None), *seen)] for v, seen in zip(of_taps, _positions(after), strict=True)]
         return functools.reduce(jnp.add, parts).reshape(p.y)
 
     inner = p._replace(window=plain((), ()), n=p.n * rows * many, c_in=channels, c_out=columns)
