@@ -20,7 +20,7 @@ def text_of(error, f):
     return str(caught.value)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_it_is_the_adjoint_of_conv(data):
     draw = data.draw
