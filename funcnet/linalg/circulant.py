@@ -19,7 +19,7 @@ def blocks(taps: jax.Array, axes: int) -> tuple[jax.Array, np.ndarray]:
     """The blocks of half of the frequencies, and how often the singular values of each count.
 
     Args:
-        taps: float[*sizes, ..., a, b]: over the first `axes` axes, the block of each offset.
+        taps: ``float[*sizes, ..., a, b]``: over the first `axes` axes, the block of each offset.
         axes: how many axes the matrix is circulant along.
 
     Returns:
@@ -39,7 +39,7 @@ def singular_values(taps: jax.Array, axes: int) -> jax.Array:
     """All singular values of the block-circulant matrix, descending: float[number of rows or columns].
 
     Args:
-        taps: float[*sizes, ..., a, b], as in `blocks`; the axes between are independent matrices.
+        taps: ``float[*sizes, ..., a, b]``, as in `blocks`; the axes between are independent matrices.
         axes: how many axes the matrix is circulant along.
     """
     spectrum, counts = blocks(taps, axes)

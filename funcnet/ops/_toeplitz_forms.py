@@ -558,7 +558,7 @@ NEEDS = {
     ),
     "fft": ("stride 1, dilation 1", lambda w: set(w.stride) | set(w.dilation) == {1}),
 }
-_FEW_CHANNELS, _FEW_COLUMNS, _MANY_TAPS, _MANY_GROUPS, _LONG = 4, 64, 128, 32, 16
+_FEW_CHANNELS, _FEW_COLUMNS, _MANY_TAPS, _MANY_GROUPS, _LONG = 4, 64, 128, 32, 2048
 _CHUNK = 2**20  # elements of the patches of a chunk of images
 
 
@@ -584,7 +584,7 @@ def on_cpu(p: Problem, product: str) -> Products:
         return direct(p)
     if p.taps == 1 and set(window.stride) == {1} and window.padding == ((0, 0),) * len(window.kernel):
         return matmul(p)
-    if len(window.kernel) == 1 and plain and p.taps >= _LONG and min(p.c_in, p.c_out) >= _LONG:
+    if len(window.kernel) == 1 and plain and p.taps >= 16 and p.taps * min(p.c_in, p.c_out) >= _LONG:
         return fft(p)
     if p.dtype == jnp.float64 and p.taps <= _MANY_TAPS:
         patches = math.prod(window.out) * p.taps * p.c_in
