@@ -36,8 +36,8 @@ class Operator:
         back: y [m, rows] -> y A [m, columns], its transpose.
         dense: () -> A [rows, columns].
         entries: () -> the same as a `jax.experimental.sparse.BCOO`. None: of all elements of `dense`.
-        taps: () -> ``float[*sizes, groups, a, b]`` if A is block-circulant along the first axes (all but three):
-            what `linalg.circulant` needs. None: it is not, or not known.
+        taps: () -> ``float[*sizes, groups, a, b]`` if A is block-circulant along the first axes, all but
+            three: what `linalg.circulant` needs. None: it is not, or not known.
         above: () -> such taps of a block-circulant matrix of which A is a part, so that its norm bounds that
             of A. None: none is known.
         sums: () -> bounds of the largest sum of absolute values of a column, and of a row; the root of their

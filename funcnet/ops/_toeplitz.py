@@ -212,6 +212,13 @@ def kernel(where: str, params: Any) -> Array:
             expected='params["w"]: float[*kernel, c_in / groups, c_out], with 1 to 3 kernel axes',
             actual=f'params["w"]: {describe(w)}',
         )
+    if 0 in w.shape[:-2]:
+        raise ShapeError(
+            f'{where}: the kernel of params["w"] has no taps along axis {w.shape.index(0)}.',
+            path='params["w"]',
+            expected="at least one tap along every spatial axis",
+            actual=f'params["w"]: {describe(w)}',
+        )
     return w
 
 

@@ -558,7 +558,8 @@ NEEDS = {
     ),
     "fft": ("stride 1, dilation 1", lambda w: set(w.stride) | set(w.dilation) == {1}),
 }
-_FEW_CHANNELS, _FEW_COLUMNS, _MANY_TAPS, _MANY_GROUPS, _LONG = 4, 64, 128, 32, 2048
+_FEW_CHANNELS, _FEW_COLUMNS, _FEW_TAPS = 4, 64, 32
+_MANY_TAPS, _MANY_GROUPS, _LONG = 128, 32, 2048
 _CHUNK = 2**20  # elements of the patches of a chunk of images
 
 
@@ -589,6 +590,12 @@ def on_cpu(p: Problem, product: str) -> Products:
     if p.dtype == jnp.float64 and p.taps <= _MANY_TAPS:
         patches = math.prod(window.out) * p.taps * p.c_in
         return chunk_by_chunk(p, unfold, _CHUNK // max(patches, 1))
+    if (
+        {"toeplitz": p.c_in, "transposed": p.c_out}.get(product) == 1
+        and p.taps <= _FEW_TAPS
+        and set(window.stride) == {1}
+    ):
+        return shifted(p)
     if len(window.kernel) == 3:
         return planes(p, again)
     if product == "toeplitz" and p.c_out <= _FEW_CHANNELS and p.taps * p.c_out <= _FEW_COLUMNS:

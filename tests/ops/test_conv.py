@@ -119,6 +119,14 @@ def test_an_int_as_padding_shows_the_pairs(unchecked):
     )
 
 
+def test_a_kernel_without_taps(unchecked):
+    assert text_of(ShapeError, lambda: conv.apply({"w": jnp.ones((3, 0, 2, 4))}, IMAGE)) == (
+        'conv.apply: the kernel of params["w"] has no taps along axis 1.\n'
+        "  expected  at least one tap along every spatial axis\n"
+        '  got       params["w"]: float64[3, 0, 2, 4]'
+    )
+
+
 def test_init_refuses(unchecked):
     key = jax.random.key(0)
     for error, args, options, match in [
@@ -313,6 +321,33 @@ def test_one_program_for_every_platform(method):
     got = exported.call(*arguments)
     want = jax.grad(lambda w, x: (conv.reference({"w": w}, x) ** 2).sum(), (0, 1))(*arguments)
     jax.tree.map(lambda g, v: np.testing.assert_allclose(g, v, rtol=2e-4, atol=2e-4), got, want)
+
+
+FORMS = {  # what a CPU runs: each of the forms, in float32
+    "direct": ((3, 3, 8, 8), (8, 6, 6, 8), {}),
+    "unfold": ((3, 3, 3, 8), (8, 6, 6, 3), {}),
+    "planes": ((3, 3, 3, 2, 8), (8, 4, 4, 4, 2), {}),
+    "shifted": ((3, 3, 1, 8), (8, 6, 6, 8), {"groups": 8}),
+    "group by group": ((3, 3, 4, 8), (8, 6, 6, 8), {"groups": 2}),
+    "polyphase": ((4, 4, 8, 8), (8, 6, 6, 8), {"stride": 2}),
+    "matmul": ((1, 1, 8, 8), (8, 6, 6, 8), {}),
+    "fft": ((64, 32, 32), (8, 70, 32), {"padding": "causal"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sharded_over_batch_and_output_channels(form):
+    """The same gradients; and over the batch one all-reduce, no all-gather."""
+    kernel, image, options = FORMS[form]
+    w, x = (0.1 * normal(*kernel)).astype(jnp.float32), normal(*image, seed=1).astype(jnp.float32)
+    grad = jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.sin(conv.apply({"w": w}, x, **options))), (0, 1)))
+    want = grad(w, x)
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    put = lambda v, *axes: jax.device_put(v, jax.NamedSharding(mesh, jax.P(*axes)))
+    over_batch = put(w), put(x, "d")
+    assert "all-gather" not in grad.lower(*over_batch).compile().as_text()
+    for shards in (over_batch, (put(w, *[None] * (w.ndim - 1), "d"), put(x))):
+        jax.tree.map(lambda g, v: np.testing.assert_allclose(g, v, atol=2e-4), grad(*shards), want)
 
 
 @pytest.mark.parametrize(
