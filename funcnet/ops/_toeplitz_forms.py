@@ -563,12 +563,6 @@ _MANY_TAPS, _MANY_GROUPS, _LONG = 128, 32, 2048
 _CHUNK = 2**20  # elements of the patches of a chunk of images
 
 
-def _is_crossed(p: Problem) -> bool:
-    """3×3 taps between 8 to 16 channels, where the images can be taken a few at a time."""
-    few = all(8 <= c <= 16 for c in (p.c_in, p.c_out))
-    return few and p.window.kernel == (3, 3) and p.window.stride == (1, 1) and _loops_are_local()
-
-
 def on_cpu(p: Problem, product: str) -> Products:
     """The form that XLA's CPU backend runs fastest, for one of the three products (a field of `Products`).
 
@@ -602,8 +596,6 @@ def on_cpu(p: Problem, product: str) -> Products:
         return fold(p)
     if product == "transposed" and p.c_in <= _FEW_CHANNELS and p.taps * p.c_in <= _FEW_COLUMNS:
         return unfold(p)
-    if product == "kernel_gradient" and _is_crossed(p):
-        return chunk_by_chunk(p, crossed, _CHUNK // (math.prod(window.sizes) * 3 * (p.c_in + p.c_out)))
     if product == "transposed" and set(window.stride) != {1} and set(window.dilation) == {1}:
         phases = math.prod(-(-k // s) * s for k, s in zip(window.kernel, window.stride, strict=True))
         if phases <= 1.4 * p.taps or p.c_in <= 32:
