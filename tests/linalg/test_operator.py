@@ -161,7 +161,7 @@ def test_gram_bound_is_above_and_closes_in(steps):
     assert circulant.gram_bound(jnp.zeros((0, 3, 2))) == 0
 
 
-@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+@pytest.mark.parametrize("padding_mode", ["zeros", pytest.param("circular", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 def test_gradients_exist_where_singular_values_repeat(padding_mode, large, monkeypatch):
     """An orthogonal layer: every singular value is 1, where the derivatives of singular vectors are NaN."""

@@ -244,7 +244,8 @@ def held_to_the_loop(w, x, options, **how):
     try:
         y, pull = jax.vjp(lambda w, x: conv.apply({"w": w}, x, **options, **how), w, x)
     except ValueRangeError as error:  # a border wider than what it would continue
-        assert "border" in str(error)
+        if "border" not in str(error):
+            raise
         reject()
     loop = lambda w, x: naive({"w": np.asarray(w)}, np.asarray(x), **options)
     np.testing.assert_allclose(y, loop(w, x), atol=1e-12)
