@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Operator:
     """A linear map A [rows, columns], a pytree: it can be passed to `jax.jit` and differentiated.
 
@@ -55,6 +55,9 @@ class Operator:
     sums: Partial
     shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
     dtype: str = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return f"Operator({self.dtype}[{self.shape[0]}, {self.shape[1]}])"
 
     # ---- products
 

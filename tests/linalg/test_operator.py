@@ -191,6 +191,7 @@ def test_gradient_of_the_norm_by_differences():
 
 def test_an_operator_passes_through_jit():
     A = fn.conv.operator({"w": normal(3, 2, 2)}, (7, 2))
+    assert repr(A) == "Operator(float64[14, 14])"
     norm = jax.jit(lambda A: A.norm())
     np.testing.assert_allclose(norm(A), A.norm())
     B = fn.conv.operator({"w": normal(3, 2, 2, seed=1)}, (7, 2))
