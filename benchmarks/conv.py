@@ -120,9 +120,7 @@ def run(quick: bool) -> list[Table]:
     by_jax = {name: worker for name, worker in workers.items() if name != "torch"}
     double = _timings(by_jax, list(DOUBLE)[::every], rounds)
     product = _timings({"funcnet": workers["funcnet"]}, [PRODUCT], rounds)[PRODUCT]["funcnet"]
-    spectrum = _timings(
-        {name: workers[name] for name in ("funcnet",)}, [SPECTRUM, f"{SPECTRUM}, NumPy"], rounds
-    )
+    spectrum = _timings({"funcnet": workers["funcnet"]}, [SPECTRUM, f"{SPECTRUM}, NumPy"], rounds)
     memory = [
         {
             "case": case,

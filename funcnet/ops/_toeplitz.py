@@ -396,10 +396,6 @@ def _toeplitz_problem(w: Array, x: Array, window: Window) -> forms.Problem:
     return forms.Problem(window, x.shape[0], g, c_in, c_out, x.dtype)
 
 
-def _transposed_problem(dy: Array, w: Array, window: Window) -> forms.Problem:
-    return _toeplitz_problem(w, dy, window)
-
-
 def _kernel_problem(x: Array, dy: Array, window: Window) -> forms.Problem:
     return forms.Problem(window, x.shape[0], x.shape[-2], x.shape[-1], dy.shape[-1], x.dtype)
 
@@ -430,7 +426,9 @@ def _primitive(name: str, field: str, problem: Any, result: str) -> rules.Biline
 
 
 _toeplitz = _primitive("conv", "toeplitz", _toeplitz_problem, "y")
-_transposed = _primitive("conv_transposed", "transposed", _transposed_problem, "x")
+_transposed = _primitive(
+    "conv_transposed", "transposed", lambda dy, w, window: _toeplitz_problem(w, dy, window), "x"
+)
 _kernel_gradient = _primitive("conv_kernel_gradient", "kernel_gradient", _kernel_problem, "w")
 
 

@@ -164,7 +164,7 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, p: Problem) -> Array:
 
     def of_image(x: Array, dy: Array) -> list[Array]:
         x, dy = lax.optimization_barrier((_padded(x[None], window), dy))
-        return [(flat(x[0][seen]) * dy).sum(over) for seen in _positions(window)]
+        return [(flat(x[0][seen]) * dy).sum(over) for _, seen in window.taps]
 
     if _loops_are_local():  # one image at a time stays in the cache
         zeros = [rules.same_variance(jnp.zeros(dy.shape[-2:], dy.dtype), x, dy)[0]] * p.taps
@@ -291,7 +291,7 @@ def patches(p: Problem, folded: int = 0) -> Products:
     def output(z: Array) -> Array:
         z = _padded(z.reshape(p.n, *after.sizes, many, p.groups, columns), after)
         of_taps = lax.split(z, [p.c_out] * math.prod(after.kernel), z.ndim - 1)  # transposed: side by side
-        parts = [v[(slice(None), *seen)] for v, seen in zip(of_taps, _positions(after), strict=True)]
+        parts = [v[(slice(None), *seen)] for v, (_, seen) in zip(of_taps, after.taps, strict=True)]
         return functools.reduce(jnp.add, parts).reshape(p.y)
 
     inner = p._replace(window=plain((), ()), n=p.n * rows * many, c_in=channels, c_out=columns)
@@ -329,7 +329,7 @@ def planes(p: Problem, then: Callable[[Problem], Products]) -> Products:
     return _bilinear_algorithm(p, image, kernel, lambda y: y.reshape(p.y), then(inner))
 
 
-def polyphase(p: Problem, then: Callable[[Problem], Products] = direct) -> Products:
+def polyphase(p: Problem) -> Products:
     """Stride s as stride 1: the s phases of x and of w along each axis become channels (space to depth)."""
     window = p.window
     d = len(window.kernel)
@@ -359,9 +359,8 @@ def polyphase(p: Problem, then: Callable[[Problem], Products] = direct) -> Produ
         return interleaved(jnp.pad(w, [*ends, *[(0, 0)] * 3]), kernel_of_phase, 0)
 
     inner = plain(sizes, kernel_of_phase)
-    return _bilinear_algorithm(
-        p, image, kernel, lambda y: y, then(p._replace(window=inner, c_in=phases * p.c_in))
-    )
+    product = direct(p._replace(window=inner, c_in=phases * p.c_in))
+    return _bilinear_algorithm(p, image, kernel, lambda y: y, product)
 
 
 class _Filter(NamedTuple):
@@ -502,21 +501,10 @@ def _padded(x: Array, window: Window) -> Array:
     return jnp.pad(x, [(0, 0), *window.padding, *[(0, 0)] * (x.ndim - 1 - len(window.padding))])
 
 
-def _positions(window: Window) -> list[tuple[slice, ...]]:
-    """For every tap, the positions of the padded x that it meets, in the order of the outputs."""
-    return [
-        tuple(
-            slice(k * e, k * e + o * s, s)
-            for k, e, o, s in zip(tap, window.dilation, window.out, window.stride, strict=True)
-        )
-        for tap in itertools.product(*map(range, window.kernel))
-    ]
-
-
 def _shifts(x: Array, window: Window) -> list[Array]:
     """x as each tap sees it, along the axes of the window, which come after the first."""
     x = _padded(x, window)
-    return [x[(slice(None), *seen)] for seen in _positions(window)]
+    return [x[(slice(None), *seen)] for _, seen in window.taps]
 
 
 def _reversed(w: Array) -> Array:
@@ -570,20 +558,19 @@ def on_cpu(p: Problem, product: str) -> Products:
     dimensions; this is about the rest.
     """
     window, again = p.window, functools.partial(on_cpu, product=product)
-    plain = set(window.stride) | set(window.dilation) == {1}
+    fits = lambda method: NEEDS[method][1](window)
     if p.c_in == 1 and p.groups >= 8:  # every channel alone, and enough of them to fill a vector
-        return shifted(p) if p.taps <= _MANY_TAPS else fft(p) if plain else direct(p)
+        return shifted(p) if p.taps <= _MANY_TAPS else fft(p) if fits("fft") else direct(p)
     if 1 < p.groups <= _MANY_GROUPS:
         return group_by_group(p, again)
     if p.groups > 1:
         return direct(p)
     if p.taps == 1 and set(window.stride) == {1} and window.padding == ((0, 0),) * len(window.kernel):
         return matmul(p)
-    if len(window.kernel) == 1 and plain and p.taps >= 16 and p.taps * min(p.c_in, p.c_out) >= _LONG:
+    if len(window.kernel) == 1 and fits("fft") and p.taps >= 16 and p.taps * min(p.c_in, p.c_out) >= _LONG:
         return fft(p)
     if p.dtype == jnp.float64 and p.taps <= _MANY_TAPS:
-        patches = math.prod(window.out) * p.taps * p.c_in
-        return chunk_by_chunk(p, unfold, _CHUNK // max(patches, 1))
+        return chunk_by_chunk(p, unfold, _CHUNK // (math.prod(window.out) * p.taps * p.c_in))
     if (
         {"toeplitz": p.c_in, "transposed": p.c_out}.get(product) == 1
         and p.taps <= _FEW_TAPS
@@ -596,7 +583,7 @@ def on_cpu(p: Problem, product: str) -> Products:
         return fold(p)
     if product == "transposed" and p.c_in <= _FEW_CHANNELS and p.taps * p.c_in <= _FEW_COLUMNS:
         return unfold(p)
-    if product == "transposed" and set(window.stride) != {1} and set(window.dilation) == {1}:
+    if product == "transposed" and set(window.stride) != {1} and fits("polyphase"):
         phases = math.prod(-(-k // s) * s for k, s in zip(window.kernel, window.stride, strict=True))
         if phases <= 1.4 * p.taps or p.c_in <= 32:
             return polyphase(p)

@@ -26,6 +26,20 @@ class Window(NamedTuple):
         """The sizes of the output."""
         return tuple(itertools.starmap(out_size, zip(*self, strict=True)))
 
+    @property
+    def taps(self) -> list[tuple[tuple[int, ...], tuple[slice, ...]]]:
+        """Every tap, in C order, with the positions of the padded input that it meets, one per output."""
+        return [
+            (
+                tap,
+                tuple(
+                    slice(k * e, k * e + o * s, s)
+                    for k, e, o, s in zip(tap, self.dilation, self.out, self.stride, strict=True)
+                ),
+            )
+            for tap in itertools.product(*map(range, self.kernel))
+        ]
+
     def along(self, axes: slice) -> "Window":
         """The window along some of the axes."""
         return Window(

@@ -10,7 +10,6 @@ PyTorch's weights, [c_out, c_in / groups, *kernel], are these with the first two
 w = np.moveaxis(weight, (1, 0), (-2, -1)).
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
@@ -89,12 +88,8 @@ def reference(
     x = jnp.pad(x, ends, mode=_toeplitz.PAD_MODES[padding_mode])
     x = x.reshape(*x.shape[:-1], groups, c_in)
     y = jnp.zeros((*lead, *window.out, groups, c_out // groups), x.dtype)
-    for tap in itertools.product(*map(range, window.kernel)):
+    for tap, seen in window.taps:
         w_tap = w[tap].reshape(c_in, groups, c_out // groups)
-        seen = [
-            slice(k * e, k * e + o * s, s)
-            for k, e, o, s in zip(tap, window.dilation, window.out, window.stride, strict=True)
-        ]
         y = y + jnp.einsum("...gi,igj->...gj", x[(..., *seen, slice(None), slice(None))], w_tap)
     return _bias.add(y.reshape(*lead, *window.out, c_out), params)
 

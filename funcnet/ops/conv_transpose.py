@@ -11,7 +11,6 @@ PyTorch's weights, [c_in, c_out / groups, *kernel], are these with the first two
 w = np.moveaxis(weight, (1, 0), (-2, -1)).
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
@@ -95,12 +94,8 @@ def reference(
     xs = x.reshape(math.prod(lead), *window.out, groups, c_in // groups)
     padded = [n + low + high for n, (low, high) in zip(window.sizes, window.padding, strict=True)]
     y = jnp.zeros((xs.shape[0], *padded, groups, c_out), x.dtype)
-    for tap in itertools.product(*map(range, window.kernel)):
+    for tap, put in window.taps:
         w_tap = w[tap].reshape(c_out, groups, c_in // groups)
-        put = [
-            slice(k * e, k * e + o * s, s)
-            for k, e, o, s in zip(tap, window.dilation, window.out, window.stride, strict=True)
-        ]
         y = y.at[(slice(None), *put)].add(jnp.einsum("...gj,igj->...gi", xs, w_tap))
     if padding_mode == "zeros":
         inside = [slice(low, low + n) for n, (low, _) in zip(window.sizes, window.padding, strict=True)]
