@@ -17,15 +17,18 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "FAULTS",
+    "PEAKS",
     "SUSPECTS",
     "Fault",
     "GuardWarning",
+    "Peak",
     "Probe",
     "facts",
     "guard",
     "guard_state",
     "jaxlib_version",
     "known_faults",
+    "peak_flops",
     "probes",
     "relative_error",
 ]
@@ -217,6 +220,56 @@ def facts() -> dict[str, str]:
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "guard": guard_state(),
     }
+
+
+class Peak(NamedTuple):
+    """What a device can do at most: 10¹² floating-point operations a second, in products, dense.
+
+    `float32` is what JAX computes by default for arrays of that type (`jax.lax.Precision.DEFAULT`): TF32 on
+    NVIDIA from Ampere on, one pass in bfloat16 on TPU.
+    """
+
+    bfloat16: float | None
+    float32: float
+
+
+# By `device_kind`, as the driver spells it. From the data sheets of NVIDIA (H100, H200, A100, L4, T4; half of
+# what they state "with sparsity") and of Google (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e). A device of
+# these TPUs is a chip; the older ones, where it is a core, are left out.
+PEAKS: Mapping[str, Peak] = {
+    "NVIDIA H200": Peak(989.4, 494.7),
+    "NVIDIA H100 80GB HBM3": Peak(989.4, 494.7),
+    "NVIDIA H100 NVL": Peak(835.0, 417.5),
+    "NVIDIA H100 PCIe": Peak(756.0, 378.0),
+    "NVIDIA A100-SXM4-80GB": Peak(312.0, 156.0),
+    "NVIDIA A100-SXM4-40GB": Peak(312.0, 156.0),
+    "NVIDIA A100 80GB PCIe": Peak(312.0, 156.0),
+    "NVIDIA A100-PCIE-40GB": Peak(312.0, 156.0),
+    "NVIDIA L4": Peak(121.0, 60.0),
+    "Tesla T4": Peak(None, 8.1),  # its tensor cores take float16, but not bfloat16
+    "TPU v4": Peak(275.0, 275.0),
+    "TPU v5 lite": Peak(197.0, 197.0),  # v5e
+    "TPU v5e": Peak(197.0, 197.0),
+    "TPU v5": Peak(459.0, 459.0),  # v5p
+    "TPU v5p": Peak(459.0, 459.0),
+    "TPU v6 lite": Peak(918.0, 918.0),  # v6e
+    "TPU v6e": Peak(918.0, 918.0),
+}
+
+
+def peak_flops(device_kind: str, dtype: Any) -> float | None:
+    """FLOP/s that a device can do at most in products of arrays of a dtype; None: not known.
+
+    Args:
+        device_kind: `jax.Device.device_kind`.
+        dtype: bfloat16 or float32.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3", "bfloat16"), peak_flops("cpu", "float32")
+    (989400000000000.0, None)
+    """
+    name, known = getattr(dtype, "__name__", str(dtype)), PEAKS.get(device_kind)
+    peak = known._asdict().get(name) if known is not None else None
+    return None if peak is None else peak * 1e12
 
 
 class Probe(NamedTuple):

@@ -233,6 +233,18 @@ def test_guard_state(monkeypatch, flags, switch, version, state):
     assert backend.guard_state().startswith(state)
 
 
+def test_peaks_by_device_and_dtype():
+    for dtype in (jnp.bfloat16, "bfloat16", np.dtype(jnp.bfloat16)):
+        assert backend.peak_flops("NVIDIA H100 80GB HBM3", dtype) == 989.4e12
+    assert backend.peak_flops("NVIDIA H100 80GB HBM3", jnp.float32) == 494.7e12
+    assert backend.peak_flops("Tesla T4", "bfloat16") is None
+    assert backend.peak_flops("NVIDIA H100 80GB HBM3", "float64") is None
+    assert backend.peak_flops("cpu", "float32") is None
+    assert backend.peak_flops("NVIDIA L40S", "float32") is None, "its name begins with that of another"
+    for peak in backend.PEAKS.values():
+        assert 0 < peak.float32 <= (peak.bfloat16 or peak.float32) < 1000, "10¹² a second, dense"
+
+
 def test_facts():
     found = backend.facts()
     assert found["jax"] == jax.__version__

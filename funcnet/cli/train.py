@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -11,6 +11,9 @@ from funcnet import tasks
 from funcnet.cli import choice
 from funcnet.cli._options import parse
 from funcnet.cli._text import heading
+
+if TYPE_CHECKING:
+    from funcnet.tasks._task import Task
 
 __all__ = ["run"]
 
@@ -111,6 +114,7 @@ def train(name: str, options: Any, out: Path | None) -> int:
             log=folder,
             evaluate=task.evaluate,
             every=task.every,
+            rates=rates(task, params, jax.local_devices()[0].device_kind),
         )
         # What ends by itself has been evaluated; what Ctrl-C ends has not.
         code = 0 if history and "eval_loss" in history[-1] else 130
@@ -130,3 +134,28 @@ def train(name: str, options: Any, out: Path | None) -> int:
     heading(f"{task.held_out} {score}")
     print(f"trained in {last['seconds']:.0f} s; everything is in {folder}")
     return 0
+
+
+def rates(task: "Task", params: Any, device_kind: str) -> dict[str, int | float]:
+    """What a step amounts to, for `train.fit`: in tokens, and in seconds of a device at its peak.
+
+    The second, times the steps per second, is the share of the peak: the FLOPs of the loss by formula
+    (`tasks.layers`), times 3, since the backward pass has two products for one of the forward pass.
+
+    Args:
+        task: what is trained.
+        params: of its model.
+        device_kind: of the device that trains it; unless its peak is known, there is no share.
+    """
+    import jax
+
+    from funcnet import backend
+    from funcnet.tasks.layers import layers
+
+    amounts: dict[str, int | float] = {} if task.tokens is None else {"tokens_per_second": task.tokens}
+    peak = backend.peak_flops(device_kind, getattr(task.config, "dtype", None) or "float32")
+    if peak is not None:
+        key = jax.random.key(0)
+        found = layers(lambda params, batch: task.step.loss(params, batch, key), params, next(task.batches()))
+        amounts["share_of_peak"] = 3 * sum(layer.flops for layer in found) / peak
+    return amounts

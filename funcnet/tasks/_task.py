@@ -29,6 +29,8 @@ class Task(NamedTuple):
         held_out: what these data are called: "test" or "validation".
         unit: what the loss is a mean over: "image", "character".
         data: facts about the data for the record, with their SHA-256; values that JSON can hold.
+        tokens: how many a step predicts, where the model is one of language: the speed is then given in
+            tokens, too.
         finish: what the task adds to the folder of a finished run: `finish(params, folder)`.
     """
 
@@ -42,6 +44,7 @@ class Task(NamedTuple):
     held_out: str
     unit: str
     data: dict[str, Any]
+    tokens: int | None = None
     finish: Callable[[Any, Path], None] | None = None
 
 

@@ -222,6 +222,7 @@ def prepare(options: Options) -> Task:
             "characters": characters,
             "sha256": fingerprint(np.frombuffer(text.encode(), np.uint8)),
         },
+        tokens=options.batch * t,
     )
 
 

@@ -77,17 +77,19 @@ def terminal(
 
 
 def line(record: Record) -> str:
-    """A record in one line: the step, the loss, the other numbers, the speed.
+    """A record in one line: the step, the loss, the other numbers, the speeds.
 
     >>> line({"step": 20, "loss": 0.25, "accuracy": 0.9375, "steps_per_second": 312.5, "seconds": 1.0})
     'step 20  loss 0.25  accuracy 0.9375  312 steps/s'
     """
     numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-    step, speed = numbers.pop("step"), numbers.pop("steps_per_second")
+    step = numbers.pop("step")
     del numbers["seconds"]
-    return "  ".join(
-        [f"step {step}", *(f"{name} {value:.4g}" for name, value in numbers.items()), f"{speed:.3g} steps/s"]
-    )
+    speeds = {name: numbers.pop(name) for name in list(numbers) if name.endswith("_per_second")}
+    parts = [f"{name} {value:.4g}" for name, value in numbers.items()]
+    for name, value in speeds.items():
+        parts.append(f"{value:{',.0f' if value >= 100 else '.3g'}} {name.removesuffix('_per_second')}/s")
+    return "  ".join([f"step {step}", *parts])
 
 
 def _evaluated(record: Record) -> bool:

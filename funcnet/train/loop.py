@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from funcnet.errors import FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.train.interrupt import ctrl_c
-from funcnet.train.log import Record, metrics_file, terminal
+from funcnet.train.log import RESERVED, Record, metrics_file, terminal
 from funcnet.train.state import State, step_key
 
 # Of the time, at most, that goes into copying the state to the host.
@@ -45,6 +45,7 @@ def fit(
     log: str | Path | None = None,
     evaluate: Callable[[State], Mapping[str, Any]] | None = None,
     every: int | None = None,
+    rates: Mapping[str, int | float] | None = None,
     progress: bool = True,
 ) -> tuple[State, list[Record]]:
     """Train: one step per batch, with progress shown and metrics written down.
@@ -65,18 +66,20 @@ def fit(
         evaluate: `evaluate(state)` gives a dict of numbers, as `train.evaluate` makes it; they are recorded
             as ``eval_...``. The state is deleted by the next step, so it should not be kept.
         every: evaluate after every so many steps; in any case after the last one.
+        rates: other units of speed, name to amount in one step, such as {"tokens_per_second": 2048}; the
+            amount times the steps per second is recorded.
         progress: whether to print anything.
 
     Returns:
         The state, and one record per step, as written to metrics.jsonl: "step" (the first is 1), "loss" and
         the other metrics (of the parameters before the update), "steps_per_second" since the last evaluation,
-        or the first step, "seconds" since the start, and the evaluation if there was one.
+        or the first step, the `rates`, "seconds" since the start, and the evaluation if there was one.
 
     Raises:
         NonFiniteError: a loss was infinite or not a number; it holds the step, the batch, and a good state,
             which was copied to host memory while training (this takes at most a hundredth of the time).
         ShapeError: a batch is empty.
-        ValueRangeError: there was no batch, or `steps` or `every` makes no sense.
+        ValueRangeError: there was no batch, or `steps`, `every` or the name of a rate makes no sense.
 
     Whatever else is raised after the first step, by the batches or by `evaluate`, carries the state so far in
     its attribute `state`.
@@ -94,6 +97,15 @@ def fit(
         if value is not None and value < least:
             raise ValueRangeError(
                 f"train.fit: {name} is {value}.", path=name, expected=f"{least} or more", actual=str(value)
+            )
+    rates = {} if rates is None else rates
+    for name in RESERVED:
+        if name in rates:
+            raise ValueRangeError(
+                f'train.fit: a rate has the name "{name}", which training records itself.',
+                path=f'rates["{name}"]',
+                expected=f"names other than {', '.join(RESERVED)}",
+                actual=", ".join(rates),
             )
     first = done = int(state.step)
     history: list[Record] = []
@@ -120,7 +132,9 @@ def fit(
             del copies[:-1]
         now = clock()
         record = {"step": number, "loss": values.pop("loss"), **values}
-        record |= {"steps_per_second": (number - since[0]) / (now - since[1]), "seconds": now - start}
+        speed = (number - since[0]) / (now - since[1])
+        record |= {"steps_per_second": speed, **{name: amount * speed for name, amount in rates.items()}}
+        record["seconds"] = now - start
         if evaluate is not None:
             record |= {f"eval_{name}": np.asarray(value).tolist() for name, value in evaluate(state).items()}
         history.append(record)

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 import funcnet as fn
 from funcnet import verifier
 from funcnet.cli import main
+from funcnet.cli.train import rates
 from funcnet.nets import convnet, transformer
 from funcnet.tasks import TASKS, chars, digits, fashion
 from tests.tasks.test_recipes import fashion_files
@@ -112,14 +113,33 @@ def test_chars(small, capsys):
     Path("text").write_text("a short text, again and again; " * 20, "utf-8")
     args = ["--text", "text", "--steps", "3", "--batch", "2", "--context", "8", "--out", "run"]
     assert main(["train", "chars", *args]) == 0
-    assert "nats per character" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nats per character" in out
+    assert " tokens/s\n" in out
     assert len(records(Path("run"))) == 3
+    for record in records(Path("run")):
+        assert record["tokens_per_second"] == 2 * 8 * record["steps_per_second"]
+        assert "share_of_peak" not in record, "the peak of a CPU is not known"
     assert main(["predict", "run", "text"]) == 0
     out = capsys.readouterr().out
     assert "It would go on like this:" in out
     Path("other").write_text("with a Z", "utf-8")
     assert main(["predict", "run", "other"]) == 2
     assert "characters that the model has not seen: 'Zw'" in capsys.readouterr().err
+
+
+def test_the_share_of_the_peak_is_that_of_the_model_by_formula(small):
+    Path("text").write_text("a short text, again and again; " * 20, "utf-8")
+    task = chars.prepare(chars.Options(text=Path("text"), steps=1, batch=2, context=8))
+    params = transformer.init(jax.random.key(0), task.config)
+    c, tokens = task.config, 2 * 8
+    matrices = c.layers * 12 * c.d**2 + c.vocabulary * c.d  # 4 d² of attention, 8 d² of the MLP, the head
+    forward = 2 * tokens * (matrices + c.layers * 2 * 8 * c.d)  # and two products with 8 keys each
+    amounts = rates(task, params, "NVIDIA L4")
+    assert amounts == {"tokens_per_second": tokens, "share_of_peak": pytest.approx(3 * forward / 60e12)}
+    assert rates(task, params, "cpu") == {"tokens_per_second": tokens}
+    images = digits.prepare(digits.Options(epochs=1))
+    assert rates(images, convnet.init(jax.random.key(0), images.config), "cpu") == {}
 
 
 def test_a_wrong_formula_stops_the_command(small, capsys, monkeypatch):

@@ -107,5 +107,10 @@ def test_silence(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_line_ends_with_the_speeds():
+    fast = record(1, steps_per_second=1234.56, tokens_per_second=40.256, share_of_peak=0.38125)
+    assert line(fast) == "step 1  loss 0.5  share_of_peak 0.3812  1,235 steps/s  40.3 tokens/s"
+
+
 def test_a_line_shows_numbers_only():
     assert line(record(1, table=[1, 2], accuracy=1)) == "step 1  loss 0.5  accuracy 1  10 steps/s"

@@ -74,6 +74,24 @@ def test_fit_is_the_plain_loop_and_writes_it_down(tmp_path):
     assert all(record["steps_per_second"] > 0 for record in history)
 
 
+def test_rates_are_amounts_times_the_speed():
+    _, history = fit(steps=3, rates={"tokens_per_second": 40, "share_of_peak": 1e-6})
+    for record in history:
+        assert record["tokens_per_second"] == 40 * record["steps_per_second"]
+        assert record["share_of_peak"] == 1e-6 * record["steps_per_second"]
+    assert "tokens_per_second" not in fit(steps=1)[1][0]
+
+
+def test_a_rate_with_a_name_of_the_records_own():
+    with pytest.raises(ValueRangeError) as caught:
+        fit(steps=1, rates={"tokens_per_second": 40, "steps_per_second": 1})
+    assert str(caught.value) == (
+        'train.fit: a rate has the name "steps_per_second", which training records itself.\n'
+        "  expected  names other than loss, step, steps_per_second, seconds\n"
+        "  got       tokens_per_second, steps_per_second"
+    )
+
+
 def test_fit_goes_on_where_it_stopped():
     batches = data()
     state, first = fit(batches=batches, steps=3)
