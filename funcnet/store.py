@@ -5,20 +5,12 @@ the header's ``__metadata__`` the tree's structure, the SHA-256 of each tensor a
 itself: safetensors has no checksum, so a flipped bit would load as a wrong number. `docs/store.md` states
 the format.
 
-The bytes are read and written here rather than by the `safetensors` package, which does not sync what it
-writes, cannot read bfloat16 into NumPy, accepts a tensor that is listed twice, and refuses a file without
-naming the tensor (0.8.0). The tests hold the two against each other.
+`_safetensors` reads and writes the bytes.
 """
 
-import contextlib
 import hashlib
-import json
-import math
 import os
 import re
-import secrets
-import stat
-from collections.abc import Iterable
 from io import BufferedReader
 from typing import Any, NamedTuple
 
@@ -26,23 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.errors import DTypeError, FileFormatError, StructureError, ValueRangeError, describe
+from funcnet import _safetensors
+from funcnet._safetensors import contiguous, open_file, parse_json, read_header, read_rows, refusal
+from funcnet.errors import DTypeError, StructureError, describe
 
 __all__ = ["load", "save"]
 
 _VERSION = 1
-_MAX_HEADER = 16 * 2**20  # bytes; some 50,000 leaves
 _MAX_DEPTH = 100  # containers within containers
-_MAX_RANK = 64  # NumPy's own
 
-# The element types that safetensors names, and those that are stored as bytes (U8, one more axis).
-_CODES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32",
-    "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
-    "F64": "float64", "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}  # fmt: skip
-_CODE_OF = {dtype: code for code, dtype in _CODES.items()}
+# Element types that safetensors does not name: stored as bytes (U8, one more axis).
 _AS_BYTES = (
     "complex128", "float4_e2m1fn", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz",
     "int2", "int4", "uint2", "uint4",
@@ -104,32 +89,15 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         )
 
     arrays = {name: _stored(array, notes[name]) for name, array in jax.device_get(arrays).items()}
-    # The widest elements first, as safetensors does: every tensor is then aligned in the file.
-    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
-    data = {name: arrays[name].reshape(-1).view(np.uint8).data for name in names}
-    rows: dict[str, Any] = {}
-    end = 0
-    for name in names:
-        begin, end = end, end + len(data[name])
-        code = _CODE_OF[arrays[name].dtype.name]
-        rows[name] = {"dtype": code, "shape": arrays[name].shape, "data_offsets": [begin, end]}
+    rows, data = _safetensors.layout(arrays)
+    for name in rows:
         notes[name]["sha256"] = hashlib.sha256(data[name]).hexdigest()
-    info = {"version": _VERSION, "tree": structure, "tensors": {name: notes[name] for name in names}}
-    header = _json_bytes(
-        {"__metadata__": {_CHECKSUM: _NO_CHECKSUM, _INFO: _json_bytes(info).decode()}} | rows
-    )
-    header += b" " * (-len(header) % 8)
-    if len(header) > _MAX_HEADER:
-        raise ValueRangeError(
-            f"save: {os.fspath(path)}: the names and structure of {len(names)} leaves are too long.",
-            path="tree",
-            expected=f"a header of at most {_MAX_HEADER} bytes",
-            actual=f"{len(header)} bytes",
-        )
-    header = len(header).to_bytes(8, "little") + header
+    info = {"version": _VERSION, "tree": structure, "tensors": {name: notes[name] for name in rows}}
+    metadata = {_CHECKSUM: _NO_CHECKSUM, _INFO: _safetensors.json_bytes(info).decode()}
+    header = _safetensors.make_header(os.fspath(path), rows, metadata)
     # The checksum is the first thing in the header, so the first run of zeros is its own.
     header = header.replace(_NO_CHECKSUM.encode(), hashlib.sha256(header).hexdigest().encode(), 1)
-    _replace_file(os.path.realpath(path), [header, *data.values()])
+    _safetensors.replace_file(os.fspath(path), [header, *data.values()])
 
 
 def _walk(node: Any, parts: tuple[str, ...], leaves: dict[str, Any], problems: list[str]) -> Any:
@@ -193,48 +161,18 @@ def _array_and_note(leaf: Any) -> tuple[Any, dict[str, str]]:
         return array, {"python": type(leaf).__name__}
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise DTypeError(f"a leaf must be an array, a key or a number, not {_a(type(leaf).__name__)}")
-    if leaf.dtype.name not in _CODE_OF and leaf.dtype.name not in _AS_BYTES:
+    if leaf.dtype.name not in _safetensors.CODE_OF and leaf.dtype.name not in _AS_BYTES:
         raise DTypeError(f"elements of type {leaf.dtype} cannot be stored")
     return leaf, {}
 
 
 def _stored(array: Any, note: dict[str, str]) -> np.ndarray:
-    """`array` as it lies in the file: C order, little-endian, of a type that safetensors names."""
-    array = np.asarray(array, order="C")
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    """`array` as it lies in the file, of a type that safetensors names."""
+    array = contiguous(array)
     if array.dtype.name in _AS_BYTES:
         note["dtype"] = array.dtype.name
         return array[..., None].view(np.uint8)
     return array
-
-
-def _replace_file(target: str, chunks: Iterable[Any]) -> None:
-    """Make `target` the file that holds `chunks`, all of it or nothing."""
-    folder = os.path.dirname(target)
-    if os.path.isdir(target):
-        raise IsADirectoryError(f"save: {target} is a folder; name a file in it")
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"save: there is no folder {folder}; create it first")
-    temporary = os.path.join(folder, f".funcnet-{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
-    try:
-        with open(descriptor, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:  # Ctrl-C too
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        error.add_note(f"save: {target} is as it was before.")
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot sync a folder
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)  # without it a power cut may undo the new name
-        finally:
-            os.close(descriptor)
 
 
 # --- load -------------------------------------------------------------------------------------------------
@@ -269,9 +207,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         OSError: the file is missing or cannot be read.
     """
     source = os.fspath(path)
-    if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait for ever
-        raise _refusal(source, "this is not a regular file.")
-    with open(source, "rb") as file:
+    with open_file(source) as file:
         tensors, info = _read_header(file, source)
         as_numpy = set()
         if like is not None:
@@ -290,96 +226,50 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
 
 def _read_header(file: BufferedReader, source: str) -> tuple[dict[str, _Tensor], dict[str, Any] | None]:
     """The tensors in the order of their bytes, and funcnet's own entry; None: another program's file."""
-    size = os.fstat(file.fileno()).st_size
-    length_field = file.read(8)
-    length = int.from_bytes(length_field, "little")
-    if len(length_field) < 8 or length > size - 8:
-        raise _refusal(source, "this is no safetensors file, or it is cut short.", actual=f"{size} bytes")
-    if length > _MAX_HEADER:
-        expected, actual = f"at most {_MAX_HEADER} bytes", f"{length} bytes"
-        raise _refusal(source, "the header is too long.", expected=expected, actual=actual)
-    header = file.read(length)
-    rows = _parse_json(header, "the header", source)
-    if not header.startswith(b"{") or not isinstance(rows, dict):
-        raise _refusal(source, "the header is not a JSON object.")
-    metadata = rows.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _refusal(source, "`__metadata__` does not map names to texts.")
-
+    head, rows, metadata = read_header(file, source)
     info, notes = None, {name: {} for name in rows}
     if _INFO in metadata or _CHECKSUM in metadata:
-        info = _check_info(length_field + header, metadata, source)
+        info = _check_info(head, metadata, source)
         notes = info["tensors"]
         if notes.keys() != rows.keys():
             odd = ", ".join(map(repr, sorted(notes.keys() ^ rows.keys())))
-            raise _refusal(source, f"the header describes some tensors in only one of two places: {odd}.")
-    tensors = {name: _check_row(name, row, notes[name], 8 + length, source) for name, row in rows.items()}
-    tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
-    position = 8 + length
-    for name, tensor in tensors.items():
-        if tensor.begin != position:
-            fault = "overlaps the tensor before it" if tensor.begin < position else "leaves a hole before it"
-            expected, actual = f"a start at byte {position}", f"byte {tensor.begin}"
-            raise _refusal(source, f"tensor {name!r} {fault}.", name, expected=expected, actual=actual)
-        position = tensor.end
-    if position != size:
-        fault = "is cut short" if position > size else "has bytes after its last tensor"
-        raise _refusal(source, f"the file {fault}.", expected=f"{position} bytes", actual=f"{size} bytes")
+            raise refusal(source, f"the header describes some tensors in only one of two places: {odd}.")
+    tensors = {}
+    for name, row in read_rows(rows, len(head), os.fstat(file.fileno()).st_size, source).items():
+        try:
+            leaf = _leaf_type(row.dtype, row.shape, notes[name])
+        except (TypeError, ValueError) as error:
+            raise refusal(source, f"tensor {name!r}: its note does not fit: {error}", name) from error
+        tensors[name] = _Tensor(*row, notes[name], leaf)
     return tensors, info
 
 
 def _check_info(head: bytes, metadata: dict[str, str], source: str) -> dict[str, Any]:
     """The entry of the header that `save` wrote, once its checksum and version are right."""
     if _INFO not in metadata or not re.fullmatch("[0-9a-f]{64}", metadata.get(_CHECKSUM, "")):
-        raise _refusal(source, f"the header lacks `{_INFO}` or `{_CHECKSUM}`.")
+        raise refusal(source, f"the header lacks `{_INFO}` or `{_CHECKSUM}`.")
     stated = metadata[_CHECKSUM]
     computed = hashlib.sha256(head.replace(stated.encode(), _NO_CHECKSUM.encode(), 1)).hexdigest()
     if computed != stated:
         expected, actual = f"SHA-256 {stated}", f"SHA-256 {computed}"
-        raise _refusal(source, "the header is damaged.", expected=expected, actual=actual)
-    info = _parse_json(metadata[_INFO], f"the header's `{_INFO}`", source)
+        raise refusal(source, "the header is damaged.", expected=expected, actual=actual)
+    info = parse_json(metadata[_INFO], f"the header's `{_INFO}`", source)
     version = info.get("version") if isinstance(info, dict) else None
     if type(version) is not int or version < 1:
-        raise _refusal(source, f"the header's `{_INFO}` has no version.")
+        raise refusal(source, f"the header's `{_INFO}` has no version.")
     if version > _VERSION:
         expected, actual, hint = f"version {_VERSION}", f"version {version}", "upgrade funcnet"
-        raise _refusal(source, "a later funcnet wrote this.", expected=expected, actual=actual, hint=hint)
+        raise refusal(source, "a later funcnet wrote this.", expected=expected, actual=actual, hint=hint)
     if info.keys() != {"version", "tree", "tensors"} or not isinstance(info["tensors"], dict):
-        raise _refusal(source, f"the header's `{_INFO}` has other parts than `tree` and `tensors`.")
+        raise refusal(source, f"the header's `{_INFO}` has other parts than `tree` and `tensors`.")
     for name, note in info["tensors"].items():
         if (
             not isinstance(note, dict)
             or not all(isinstance(value, str) for value in note.values())
             or note.keys() - {"dtype", "key", "python"} != {"sha256"}
         ):
-            raise _refusal(source, f"tensor {name!r}: its note in `{_INFO}` is malformed.", name)
+            raise refusal(source, f"tensor {name!r}: its note in `{_INFO}` is malformed.", name)
     return info
-
-
-def _check_row(name: str, row: Any, note: dict[str, str], start: int, source: str) -> _Tensor:
-    """One tensor's row of the header, whose data begins at byte `start` of the file."""
-    if not isinstance(row, dict) or row.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _refusal(source, f"tensor {name!r}: its row is not dtype, shape and data_offsets.", name)
-    code, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
-    if not isinstance(code, str) or code not in _CODES:
-        expected, actual = ", ".join(_CODES), f"{code!r:.80}"
-        raise _refusal(source, f"tensor {name!r}: unknown dtype.", name, expected=expected, actual=actual)
-    stored = jnp.dtype(_CODES[code])
-    # NumPy holds the axes of an empty array too to this limit, as if its zeros were ones.
-    if not _are_sizes(shape, _MAX_RANK) or math.prod(max(n, 1) for n in shape) * stored.itemsize >= 2**63:
-        raise _refusal(source, f"tensor {name!r}: impossible shape.", name, actual=f"{shape!r:.80}")
-    if not _are_sizes(offsets, 2):
-        raise _refusal(source, f"tensor {name!r}: impossible data_offsets.", name, actual=f"{offsets!r:.80}")
-    size = math.prod(shape) * stored.itemsize
-    if len(offsets) != 2 or offsets[1] - offsets[0] != size:
-        expected, actual = f"{size} bytes for {code} {shape}", f"data_offsets {offsets}"
-        problem = f"tensor {name!r}: its bytes do not fit its shape."
-        raise _refusal(source, problem, name, expected=expected, actual=actual)
-    try:
-        leaf = _leaf_type(stored, tuple(shape), note)
-    except (TypeError, ValueError) as error:
-        raise _refusal(source, f"tensor {name!r}: its note does not fit: {error}", name) from error
-    return _Tensor(stored, tuple(shape), start + offsets[0], start + offsets[1], note, leaf)
 
 
 def _leaf_type(stored: np.dtype, shape: tuple[int, ...], note: dict[str, str]) -> jax.ShapeDtypeStruct | type:
@@ -449,7 +339,7 @@ def _template(info: dict[str, Any], tensors: dict[str, _Tensor], source: str) ->
 
     def rebuild(structure: Any, parts: tuple[str, ...]) -> Any:
         if len(parts) > _MAX_DEPTH:
-            raise _refusal(source, f"the tree is nested deeper than {_MAX_DEPTH} containers.")
+            raise refusal(source, f"the tree is nested deeper than {_MAX_DEPTH} containers.")
         match structure:
             case None:
                 return None
@@ -464,7 +354,7 @@ def _template(info: dict[str, Any], tensors: dict[str, _Tensor], source: str) ->
             case {"node": str(kind), **rest} if not rest:
                 nodes.append(f"{_place(parts)}: {kind!r}")
                 return None
-        raise _refusal(source, f"the tree in the header is malformed at {_place(parts)}.")
+        raise refusal(source, f"the tree in the header is malformed at {_place(parts)}.")
 
     template = rebuild(info["tree"], ())
     if nodes:
@@ -472,7 +362,7 @@ def _template(info: dict[str, Any], tensors: dict[str, _Tensor], source: str) ->
         hint = "pass `like`, a tree of the same structure, as from jax.eval_shape"
         raise StructureError(_listing(text, nodes), path="like", hint=hint)
     if len(jax.tree.leaves(template)) != len(tensors):
-        raise _refusal(source, "the tree in the header leaves out some tensors.")
+        raise refusal(source, "the tree in the header leaves out some tensors.")
     return template
 
 
@@ -498,11 +388,11 @@ def _read_leaf(file: BufferedReader, name: str, tensor: _Tensor, source: str, as
     data = np.empty(tensor.end - tensor.begin, np.uint8)
     file.seek(tensor.begin)
     if file.readinto(data.data) < data.size:
-        raise _refusal(source, f"tensor {name!r}: the file became shorter while it was read.", name)
+        raise refusal(source, f"tensor {name!r}: the file became shorter while it was read.", name)
     computed = hashlib.sha256(data.data).hexdigest()
     stated = tensor.note.get("sha256", computed)
     if computed != stated:
-        raise _refusal(
+        raise refusal(
             source,
             f"tensor {name!r} (bytes {tensor.begin} to {tensor.end}) is damaged.",
             name,
@@ -510,7 +400,7 @@ def _read_leaf(file: BufferedReader, name: str, tensor: _Tensor, source: str, as
             actual=f"SHA-256 {computed}",
         )
     if tensor.stored == np.bool_ and (data > 1).any():
-        raise _refusal(source, f"tensor {name!r}: a boolean is neither 0 nor 1.", name)
+        raise refusal(source, f"tensor {name!r}: a boolean is neither 0 nor 1.", name)
     array = data.view(tensor.stored).reshape(tensor.shape)
     if "dtype" in tensor.note:
         array = array.view(jnp.dtype(tensor.note["dtype"]))[..., 0]
@@ -522,41 +412,6 @@ def _read_leaf(file: BufferedReader, name: str, tensor: _Tensor, source: str, as
 
 
 # --- both -------------------------------------------------------------------------------------------------
-
-
-def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _parse_json(text: bytes | str, what: str, source: str) -> Any:
-    """JSON as the standard has it: UTF-8, no NaN, no key twice."""
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise _refusal(source, f"{what} is not valid JSON: {error}.") from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key!r} is there twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _are_sizes(value: Any, most: int) -> bool:
-    """Whether `value` is a list of at most `most` integers from 0 to 2⁶³ - 1."""
-    return (
-        isinstance(value, list)
-        and len(value) <= most
-        and all(type(n) is int and 0 <= n < 2**63 for n in value)
-    )
 
 
 def _is_text(key: str) -> bool:
@@ -573,8 +428,3 @@ def _say(leaf: jax.ShapeDtypeStruct | type) -> str:
 
 def _listing(problem: str, lines: list[str]) -> str:
     return "\n".join([f"{problem}:", *(f"  {line}" for line in lines)])
-
-
-def _refusal(source: str, problem: str, tensor: str | None = None, **details: str) -> FileFormatError:
-    """The error for the file `source`; `details` are FileFormatError's expected, actual and hint."""
-    return FileFormatError(f"load: {source}: {problem}", path=tensor or source, **details)

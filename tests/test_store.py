@@ -27,10 +27,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import funcnet as fn
-from funcnet import store
+from funcnet import _safetensors, store
 from funcnet.errors import DTypeError, FileFormatError, StructureError, ValueRangeError
 
-DTYPES = [*store._CODES.values(), *store._AS_BYTES]
+DTYPES = [*_safetensors.CODES.values(), *store._AS_BYTES]
 WIDE = ["int64", "uint64", "float64", "complex128"]  # with x64 off, NumPy only
 IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -147,7 +147,7 @@ def test_any_safetensors_reader_opens_the_file(tmp_path, tree):
         assert bytes(rows[name]["data"]) == array.tobytes()
         if array.dtype.name not in store._AS_BYTES:
             assert (rows[name]["dtype"], tuple(rows[name]["shape"])) == (
-                store._CODE_OF[array.dtype.name],
+                _safetensors.CODE_OF[array.dtype.name],
                 array.shape,
             )
     assert len(rows) == len(jax.tree.leaves(tree))
@@ -160,7 +160,7 @@ def _leaves_by_name(tree: Any) -> dict[str, Any]:
 
 
 def test_type_codes_are_those_of_the_safetensors_package():
-    for code, dtype in store._CODES.items():
+    for code, dtype in _safetensors.CODES.items():
         spec = safetensors.TensorSpec(dtype=dtype, shape=[0], data_ptr=1, data_len=0)
         assert spec.dtype == code
 
@@ -334,7 +334,7 @@ MALFORMED = {
     "seven bytes": (b"\1" * 7, "cut short"),
     "length beyond the file": (plain({}, length=10**9), "cut short"),
     "length of 2^63": (plain({}, length=2**63), "cut short"),
-    "header too long": (plain(b"{}" + b" " * store._MAX_HEADER), "header is too long"),
+    "header too long": (plain(b"{}" + b" " * _safetensors.MAX_HEADER), "header is too long"),
     "not UTF-8": (plain(b'{"\xff":1}'), "not valid JSON"),
     "not JSON": (plain(b"{x"), "not valid JSON"),
     "NaN": (plain(b'{"a":NaN}'), "not valid JSON"),
@@ -732,7 +732,7 @@ def test_what_save_writes_load_reads_up_to_the_limits(tmp_path, monkeypatch):
     assert_same(fn.load(tmp_path / "f"), tree)
     with pytest.raises(StructureError, match="deeper than 100"):
         fn.save(tmp_path / "g", [tree])
-    monkeypatch.setattr(store, "_MAX_HEADER", 1000)
+    monkeypatch.setattr(_safetensors, "MAX_HEADER", 1000)
     with pytest.raises(ValueRangeError, match="at most 1000 bytes"):
         fn.save(tmp_path / "g", {"x" * 1000: 1.5})
     assert not (tmp_path / "g").exists()
@@ -794,8 +794,8 @@ def test_order_of_the_write(tmp_path, monkeypatch):
         log.append("rename")
         replace(source, target)
 
-    monkeypatch.setattr(store.os, "fsync", logged_fsync)
-    monkeypatch.setattr(store.os, "replace", logged_replace)
+    monkeypatch.setattr(_safetensors.os, "fsync", logged_fsync)
+    monkeypatch.setattr(_safetensors.os, "replace", logged_replace)
     fn.save(tmp_path / "f", NEW)
     assert log == [f"{os.path.getsize(tmp_path / 'f')} bytes", "rename", "folder"]
 
@@ -806,7 +806,7 @@ def test_killed_at_any_step_leaves_a_whole_file(tmp_path):
         import os, sys
         import numpy as np
         import funcnet as fn
-        from funcnet import store
+        from funcnet import _safetensors, store
         folder = sys.argv[1]
         names = ["open", "fsync", "replace", "open", "fsync", None]
         for step in range(len(names)):
