@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from funcnet.nets import convnet, mlp, resnet, spec, transformer
+    from funcnet.nets import convnet, mlp, resnet, spec, stack, transformer
 
-__all__ = ["convnet", "mlp", "resnet", "spec", "transformer"]
+__all__ = ["convnet", "mlp", "resnet", "spec", "stack", "transformer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,105 @@
+"""Layers of equal shape as one tree of arrays, stacked along a first axis "layers", and how they are run.
+
+A loop in the compiled program (`jax.lax.scan`) keeps compile time independent of depth. A few layers run
+faster when they are unrolled: the loop copies what a layer keeps for the backward pass into arrays that hold
+it for all layers, and each layer's parameters out of theirs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from funcnet.errors import ShapeError, describe
+
+__all__ = ["apply", "init"]
+
+Block = Callable[..., Any]  # (params of one layer, x, *its part of per_layer) -> x
+
+
+def init(key: PRNGKeyArray, layers: int, init_block: Callable[[PRNGKeyArray], Any]) -> Any:
+    """The trees ``init_block(key_i)`` of `layers` layers, every leaf stacked along a new first axis.
+
+    >>> init(jax.random.key(0), 3, lambda key: {"w": jax.random.normal(key, (5,))})["w"].shape
+    (3, 5)
+    """
+    return jax.vmap(init_block)(jax.random.split(key, layers))
+
+
+def apply(
+    block: Block | Sequence[Block], params: Any, x: Any, *per_layer: Any, unroll: int = 1, remat: bool = False
+) -> Any:
+    """Run ``x = block(params[i], x, *per_layer[i])`` for every layer i, first to last.
+
+    Args:
+        block: one layer; or a pattern over the layers, of which layer i runs the one numbered i modulo its
+            length. The last round may be cut short.
+        params: stacked, as from `init`.
+        x: what goes through the layers: an array, or a pytree whose shapes no layer changes.
+        per_layer: further pytrees, their leaves with a first axis of layers (keys of dropout, say), or None.
+        unroll: rounds of the pattern in one step of the loop. With as many as there are, there is no loop.
+        remat: keep only what enters each round, and compute the round again in the backward pass. (Keeping
+            the results of its products too would save little: beside them, funcnet's rules keep little.)
+
+    Raises:
+        ShapeError: the leaves of params and per_layer do not have the same first axis.
+    """
+    blocks = tuple(block) if isinstance(block, Sequence) else (block,)
+    layers, period = _layers(params, per_layer), len(blocks)
+
+    rounds = layers // period if unroll < layers // period else 0  # those in the loop
+    whole = rest = (params, *per_layer)
+    if 0 < rounds * period < layers:
+        whole, rest = _split(rest, [rounds * period, layers - rounds * period])
+
+    def run(x: Any, group: Any, once: Callable[..., Any]) -> Any:
+        apart = _split(group, [1] * jax.tree.leaves(group)[0].shape[0])
+        apart = jax.tree.map(lambda v: v.squeeze(0), apart)
+        for i in range(0, len(apart), period):
+            x = once(x, apart[i : i + period])
+        return x
+
+    def one_round(x: Any, apart: Sequence[Any]) -> Any:
+        for one, (p, *more) in zip(blocks, apart, strict=False):  # the last round may be short
+            x = one(p, x, *more)
+        return x
+
+    if rounds:
+        # Within a loop XLA cannot merge the two passes, so nothing need prevent it.
+        once = jax.checkpoint(one_round, prevent_cse=False) if remat else one_round
+        whole = jax.tree.map(lambda v: v.reshape(rounds, period, *v.shape[1:]), whole)
+        x, _ = jax.lax.scan(lambda x, group: (run(x, group, once), None), x, whole, unroll=unroll)
+    if rounds * period < layers:
+        x = run(x, rest, jax.checkpoint(one_round) if remat else one_round)
+    return x
+
+
+def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
+    """Each leaf of `tree` cut along its first axis, as so many trees.
+
+    By one split, whose gradient is one concatenation: that of slices is a sum of padded arrays, each as large
+    as the stack.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [jax.lax.split(v, sizes) for v in leaves]
+    return [jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True)]
+
+
+def _layers(params: Any, per_layer: tuple[Any, ...]) -> int:
+    """The first axis of every leaf."""
+    (first, like), *others = [
+        (name + jax.tree_util.keystr(path), leaf)
+        for name, tree in (("params", params), *((f"per_layer[{i}]", v) for i, v in enumerate(per_layer)))
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+    for path, leaf in ((first, like), *others):
+        if leaf.ndim == 0 or leaf.shape[0] != like.shape[0]:
+            raise ShapeError(
+                f"stack.apply: {path} is not stacked like {first}.",
+                path=path,
+                expected=f"{path}: [{like.shape[0] if like.ndim else 'layers'}, ...]     "
+                f"({first}: {describe(like)})",
+                actual=f"{path}: {describe(leaf)}",
+            )
+    return like.shape[0]
