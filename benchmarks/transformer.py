@@ -1,11 +1,10 @@
 """A character GPT beside Flax NNX and PyTorch: training steps, the first step, the scan, decoding.
 
-The model of GPT-2 (learned positions, layer norm, gelu by tanh, biases, tied head) with 65 tokens, float32,
-AdamW with weight decay on every leaf. The same initial weights are copied into all three, and their losses
-after three steps are compared. NNX runs as its users run it (`nnx.jit`, `nnx.MultiHeadAttention`, which calls
-`jax.nn.dot_product_attention`), under XLA's default flags, and once more with the flag of funcnet's guard.
-PyTorch runs `scaled_dot_product_attention` and the faster of AdamW's two forms. Each in a process of its own,
-in turn. Needs the extra [bench].
+The model of GPT-2 (benchmarks/_gpt.py) in float32 with 65 tokens, and AdamW with weight decay on every leaf.
+All three start from the same weights, and their losses after three steps are compared. NNX runs as its users
+run it (`nnx.jit`, `nnx.MultiHeadAttention`, which calls `jax.nn.dot_product_attention`), under XLA's default
+flags, and once more with the flag of funcnet's guard. PyTorch runs `scaled_dot_product_attention` and the
+faster of AdamW's two forms. Each in a process of its own, in turn. Needs the extra [bench].
 """
 
 import importlib
@@ -15,44 +14,27 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import _gpt, harness
+from benchmarks._gpt import Size
 from benchmarks.conv import KEEP_MEMORY
 from benchmarks.harness import Table
 
-
-@dataclass(frozen=True)
-class Size:
-    """Of a model, and of its batch: batch sequences of t tokens, and what follows them."""
-
-    layers: int
-    heads: int
-    d: int
-    t: int
-    batch: int
-
-
-VOCABULARY, RATE, DECAY = 65, 1e-3, 0.1
+RATE, DECAY = 1e-3, 0.1
 STEPS = {
     "6 layers, width 384, t = 256, batch 8": Size(6, 6, 384, 256, 8),
     "4 layers, width 128, t = 64, batch 12": Size(4, 4, 128, 64, 12),
 }
-SCANS = {  # the depths whose loop over the layers is compared with unrolled layers
-    "6 layers, width 384, t = 256, batch 8": Size(6, 6, 384, 256, 8),
-    "12 layers, width 384, t = 256, batch 4": Size(12, 6, 384, 256, 4),
-}
+LARGE, SMALL = STEPS
+SCANS = {LARGE: STEPS[LARGE], "12 layers, width 384, t = 256, batch 4": Size(12, 6, 384, 256, 4)}
 FORMS = ("unrolled", "as by default", "unroll=1")
 DEPTHS = (6, 48)
 NARROW = Size(0, 2, 64, 64, 4)  # a step so small that its first one is compilation
 PROMPT, NEW = 32, 200
-DECODED = Size(6, 6, 384, 256, 8)
 DECODING = {f"batch {n}": n for n in (1, 8)}
-
-Tree = dict[str, Any]
 
 
 def run(quick: bool) -> list[Table]:
@@ -88,7 +70,7 @@ def _against_peers(quick: bool) -> list[Table]:
                 **timings,
                 "funcnet, tokens/s": f"{tokens / timings['funcnet'].median:,.0f}",
                 "parameters": f"{sizes.pop():,}",
-                "loss after 3 steps": _agreement([values[-1] for values in losses.values()]),
+                "loss after 3 steps": _gpt.agreement([values[-1] for values in losses.values()], 1e-3),
             }
         )
         ours, theirs = workers["funcnet"].ask("memory", case)
@@ -134,7 +116,7 @@ def _against_peers(quick: bool) -> list[Table]:
 def _forms(quick: bool) -> Table:
     """The steady step of each form of the loop over the layers."""
     workers = {form: harness.Worker("benchmarks.transformer", KEEP_MEMORY, "funcnet", form) for form in FORMS}
-    cases = {"4 layers, width 128, t = 64, batch 12"} if quick else SCANS
+    cases = [SMALL] if quick else SCANS
     rows = [{"step of": case, **_times(workers, case, 2 if quick else 9)} for case in cases]
     for worker in workers.values():
         worker.close()
@@ -180,55 +162,11 @@ def _times(workers: Mapping[str, harness.Worker], case: str, rounds: int) -> dic
     return harness.summarise({name: [wall for wall, _ in values] for name, values in samples.items()})
 
 
-def _agreement(losses: Sequence[float]) -> str:
-    error = (max(losses) - min(losses)) / losses[0]
-    verdict = (
-        f"equal to {error:.0e}" if error <= 1e-3 else f"NOT EQUAL: {min(losses):.5g} to {max(losses):.5g}"
-    )
-    return f"{losses[0]:.5f}, {verdict}"
-
-
-def weights(size: Size) -> Tree:
-    """The initial weights in NumPy, in the layout of funcnet: N(0, 0.02²), as GPT-2 draws them."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    layers, heads, d, e = size.layers, size.heads, size.d, size.d // size.heads
-
-    def normal(*shape: int) -> Tree:
-        return {"w": (0.02 * rng.standard_normal(shape)).astype(np.float32)}
-
-    def linear(d_in: Sequence[int], d_out: Sequence[int]) -> Tree:
-        return normal(layers, *d_in, *d_out) | {"b": np.zeros((layers, *d_out), np.float32)}
-
-    def norm(*lead: int) -> Tree:
-        return {"w": np.ones((*lead, d), np.float32), "b": np.zeros((*lead, d), np.float32)}
-
-    attention = {name: linear([d], [heads, e]) for name in "qkv"}
-    blocks = {
-        "norm1": norm(layers),
-        "attention": attention | {"o": linear([heads, e], [d])},
-        "norm2": norm(layers),
-        "up": linear([d], [4 * d]),
-        "down": linear([4 * d], [d]),
-    }
-    tables = {"tokens": normal(VOCABULARY, d), "positions": normal(size.t, d)}
-    return tables | {"blocks": blocks, "norm": norm()}
-
-
-def batch(size: Size) -> tuple[Any, Any]:
-    """Tokens [batch, t], and what follows each."""
-    import numpy as np
-
-    ids = np.random.default_rng(1).integers(0, VOCABULARY, (size.batch, size.t + 1)).astype(np.int32)
-    return ids[:, :-1], ids[:, 1:]
-
-
 def prompts(n: int, seed: int = 2) -> Any:
     """Tokens [n, PROMPT]."""
     import numpy as np
 
-    return np.random.default_rng(seed).integers(0, VOCABULARY, (n, PROMPT)).astype(np.int32)
+    return np.random.default_rng(seed).integers(0, STEPS[LARGE].vocabulary, (n, PROMPT)).astype(np.int32)
 
 
 def _by_funcnet(form: str = "as by default") -> None:
@@ -249,16 +187,8 @@ def _by_funcnet(form: str = "as by default") -> None:
 
     def build(size: Size) -> tuple[Any, Any]:
         unroll = {"unrolled": {"unroll": size.layers}, "unroll=1": {"unroll": 1}}.get(form, {})
-        config = transformer.Config(
-            VOCABULARY,
-            context=size.t,
-            layers=size.layers,
-            heads=size.heads,
-            d=size.d,
-            mlp="gelu_tanh",
-            **unroll,
-        )
-        params = jax.tree.map(jnp.asarray, weights(size))
+        config = _gpt.config(size, **unroll)
+        params = jax.tree.map(jnp.asarray, _gpt.weights(size))
         like = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, like)
         return params, config
@@ -272,7 +202,7 @@ def _by_funcnet(form: str = "as by default") -> None:
 
         optimizer = optax.adamw(RATE, weight_decay=DECAY)
         state = fn.train.init(params, optimizer, key=jax.random.key(0))
-        return fn.train.make_step(loss, optimizer), state, jax.tree.map(jnp.asarray, batch(size))
+        return fn.train.make_step(loss, optimizer), state, jax.tree.map(jnp.asarray, _gpt.batch(size))
 
     def train(size: Size) -> Callable[[], Any]:
         step, state, data = parts(size)
@@ -285,7 +215,7 @@ def _by_funcnet(form: str = "as by default") -> None:
         return call
 
     def decode(n: int, seed: int = 2) -> Callable[[], Any]:
-        params, config = build(DECODED)
+        params, config = build(STEPS[LARGE])
         ids = jnp.asarray(prompts(n, seed))
         return lambda: fn.generate(params, ids, config, tokens=NEW, temperature=0.0)
 
@@ -357,7 +287,7 @@ def _by_nnx() -> None:
 
     class Model(nnx.Module):
         def __init__(self, size: Size, rngs: Any):
-            self.tokens = nnx.Embed(VOCABULARY, size.d, rngs=rngs)
+            self.tokens = nnx.Embed(size.vocabulary, size.d, rngs=rngs)
             self.positions = nnx.Embed(size.t, size.d, rngs=rngs)
             self.blocks = nnx.List([Block(size, rngs) for _ in range(size.layers)])
             self.norm = nnx.LayerNorm(size.d, epsilon=1e-5, rngs=rngs)
@@ -369,11 +299,11 @@ def _by_nnx() -> None:
             return self.tokens.attend(self.norm(x))
 
     def filled(size: Size) -> Any:
-        model, tree = Model(size, nnx.Rngs(0)), weights(size)
+        model, tree = Model(size, nnx.Rngs(0)), _gpt.weights(size)
         model.tokens.embedding[...] = tree["tokens"]["w"]
         model.positions.embedding[...] = tree["positions"]["w"]
 
-        def put(norm: Any, leaves: Tree) -> None:
+        def put(norm: Any, leaves: Any) -> None:
             norm.scale[...], norm.bias[...] = leaves["w"], leaves["b"]
 
         put(model.norm, tree["norm"])
@@ -391,7 +321,7 @@ def _by_nnx() -> None:
     def train(size: Size) -> Callable[[], Any]:
         model = filled(size)
         optimizer = nnx.Optimizer(model, optax.adamw(RATE, weight_decay=DECAY), wrt=nnx.Param)
-        ids, labels = map(jnp.asarray, batch(size))
+        ids, labels = map(jnp.asarray, _gpt.batch(size))
 
         def loss(model: Any, ids: Any, labels: Any) -> Any:
             return optax.softmax_cross_entropy_with_integer_labels(model(ids), labels).mean()
@@ -414,69 +344,11 @@ def _by_nnx() -> None:
 def _by_torch() -> None:
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    nn, functional = torch.nn, torch.nn.functional
-
-    class Block(nn.Module):
-        def __init__(self, size: Size):
-            super().__init__()
-            self.heads = size.heads
-            self.norm1, self.norm2 = nn.LayerNorm(size.d), nn.LayerNorm(size.d)
-            self.qkv, self.o = nn.Linear(size.d, 3 * size.d), nn.Linear(size.d, size.d)
-            self.up, self.down = nn.Linear(size.d, 4 * size.d), nn.Linear(4 * size.d, size.d)
-
-        def forward(self, x: Any, cache: Any, at: int) -> Any:
-            n, t, d = x.shape
-            heads = (part.view(n, t, self.heads, -1) for part in self.qkv(self.norm1(x)).split(d, 2))
-            q, k, v = (part.transpose(1, 2) for part in heads)
-            if cache is not None:
-                cache[0][:, :, at : at + t], cache[1][:, :, at : at + t] = k, v
-                k, v = cache[0][:, :, : at + t], cache[1][:, :, : at + t]
-            y = functional.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
-            x = x + self.o(y.transpose(1, 2).reshape(n, t, d))
-            return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
-
-    class Model(nn.Module):
-        def __init__(self, size: Size):
-            super().__init__()
-            self.tokens, self.positions = nn.Embedding(VOCABULARY, size.d), nn.Embedding(size.t, size.d)
-            self.blocks = nn.ModuleList([Block(size) for _ in range(size.layers)])
-            self.norm = nn.LayerNorm(size.d)
-
-        def forward(self, ids: Any, cache: Any = None, at: int = 0) -> Any:
-            x = self.tokens(ids) + self.positions.weight[at : at + ids.shape[1]]
-            for i, block in enumerate(self.blocks):
-                x = block(x, None if cache is None else cache[i], at)
-            if cache is not None:
-                x = x[:, -1]
-            return functional.linear(self.norm(x), self.tokens.weight)
-
-    def filled(size: Size) -> Any:
-        model, tree = Model(size), weights(size)
-
-        def put(module: Any, w: Any, b: Any = None) -> None:
-            module.weight.data = torch.from_numpy(w).contiguous()
-            if b is not None:
-                module.bias.data = torch.from_numpy(b).contiguous()
-
-        put(model.tokens, tree["tokens"]["w"])
-        put(model.positions, tree["positions"]["w"])
-        put(model.norm, tree["norm"]["w"], tree["norm"]["b"])
-        blocks, d = tree["blocks"], size.d
-        for i, block in enumerate(model.blocks):
-            for name in ("norm1", "norm2"):
-                put(getattr(block, name), blocks[name]["w"][i], blocks[name]["b"][i])
-            for name in ("up", "down"):
-                put(getattr(block, name), blocks[name]["w"][i].T, blocks[name]["b"][i])
-            a = blocks["attention"]
-            put(block.o, a["o"]["w"][i].reshape(d, d).T, a["o"]["b"][i])
-            rows = [torch.from_numpy(a[name]["w"][i].reshape(d, d).T) for name in "qkv"]
-            biases = [torch.from_numpy(a[name]["b"][i].reshape(d)) for name in "qkv"]
-            block.qkv.weight.data, block.qkv.bias.data = torch.cat(rows), torch.cat(biases)
-        return model
+    cross_entropy = torch.nn.functional.cross_entropy
 
     def update(size: Size, **form: bool) -> float:
         """Seconds of one update by one form of AdamW."""
-        model = filled(size)
+        model = _gpt.by_torch(size)
         for leaf in model.parameters():
             leaf.grad = torch.zeros_like(leaf)
         optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, **form)
@@ -485,14 +357,14 @@ def _by_torch() -> None:
 
     def train(size: Size) -> Callable[[], Any]:
         fused = update(size, fused=True) <= update(size, foreach=True)
-        model = filled(size)
+        model = _gpt.by_torch(size)
         form = {"fused": True} if fused else {"foreach": True}
         optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, **form)
-        ids, labels = (torch.from_numpy(part).long() for part in batch(size))
+        ids, labels = (torch.from_numpy(part).long() for part in _gpt.batch(size))
 
         def call() -> Any:
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model(ids).view(-1, VOCABULARY), labels.reshape(-1))
+            loss = cross_entropy(model(ids).view(-1, size.vocabulary), labels.reshape(-1))
             loss.backward()
             optimizer.step()
             return loss.detach()
@@ -500,7 +372,7 @@ def _by_torch() -> None:
         return call
 
     def decode(n: int) -> Callable[[], Any]:
-        model, size = filled(DECODED).eval(), DECODED
+        model, size = _gpt.by_torch(STEPS[LARGE]).eval(), STEPS[LARGE]
         ids = torch.from_numpy(prompts(n)).long()
         shape = (n, size.heads, size.t, size.d // size.heads)
 
@@ -517,7 +389,7 @@ def _by_torch() -> None:
         return call
 
     def parameters(case: str) -> int:
-        return sum(leaf.numel() for leaf in filled(STEPS[case]).parameters())
+        return sum(leaf.numel() for leaf in _gpt.by_torch(STEPS[case]).parameters())
 
     steps = {case: partial(train, size) for case, size in STEPS.items()}
     others = {
