@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from funcnet import backend as _backend
 
 if TYPE_CHECKING:
-    from funcnet import backend, errors, linalg, nets, ops, rules, store, tasks, train, verifier
+    from funcnet import backend, errors, hub, linalg, nets, ops, rules, store, tasks, train, verifier
     from funcnet.ops import (
+        alibi,
         attention,
         avg_pool,
         batch_norm,
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
         multihead,
         relu,
         rms_norm,
+        rope,
         sigmoid,
         silu,
         softmax,
+        swiglu,
         tanh,
     )
     from funcnet.rules import autodiff
@@ -47,11 +50,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _OPERATIONS = (
-    "attention", "avg_pool", "batch_norm", "binary_cross_entropy", "conv", "conv_transpose", "cross_entropy",
-    "dropout", "embedding", "gelu", "group_norm", "layer_norm", "linear", "matmul", "max_pool", "mse",
-    "multihead", "relu", "rms_norm", "sigmoid", "silu", "softmax", "tanh",
+    "alibi", "attention", "avg_pool", "batch_norm", "binary_cross_entropy", "conv", "conv_transpose",
+    "cross_entropy", "dropout", "embedding", "gelu", "group_norm", "layer_norm", "linear", "matmul",
+    "max_pool", "mse", "multihead", "relu", "rms_norm", "rope", "sigmoid", "silu", "softmax", "swiglu",
+    "tanh",
 )  # fmt: skip
-_PACKAGES = ("backend", "errors", "linalg", "nets", "ops", "rules", "store", "tasks", "train", "verifier")
+_PACKAGES = (
+    "backend", "errors", "hub", "linalg", "nets", "ops", "rules", "store", "tasks", "train", "verifier",
+)  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",
     "load": "store",

@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from funcnet.nets import convnet, mlp, resnet, spec, stack, transformer
+    from funcnet.nets import convnet, encoder, mlp, resnet, spec, stack, transformer, vit
 
-__all__ = ["convnet", "mlp", "resnet", "spec", "stack", "transformer"]
+__all__ = ["convnet", "encoder", "mlp", "resnet", "spec", "stack", "transformer", "vit"]
 
 
 def __getattr__(name: str) -> Any:

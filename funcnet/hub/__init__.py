@@ -1,0 +1,13 @@
+"""Pretrained weights: checkpoints of transformers to params and back, without torch.
+
+    params, config = fn.hub.load(folder)        # config.json and model.safetensors
+    fn.hub.save(folder, params, config)
+
+`files` reads and writes safetensors, `names` says which tensor is which leaf, and each family of models
+(gpt2, llama, bert, vit) has one file with its config.json and its names.
+"""
+
+from funcnet.hub.files import read_safetensors, write_safetensors
+from funcnet.hub.folder import load, save
+
+__all__ = ["load", "read_safetensors", "save", "write_safetensors"]

@@ -1,0 +1,139 @@
+"""Safetensors files of other programs: names and arrays, of one file or of a checkpoint in several.
+
+Only the format is trusted: no pickle is ever opened, no text in a file is used as code, and a file that an
+index names lies in the index's own folder. Such files have no checksums, so damage to their numbers cannot be
+seen; damage to anything else is a `FileFormatError` that says what.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from funcnet import _safetensors
+from funcnet._safetensors import parse_json, read_header, read_rows, refusal
+from funcnet.errors import DTypeError, FileFormatError, describe
+
+__all__ = ["read_json", "read_safetensors", "write_safetensors"]
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, or of a folder that holds a checkpoint, by name.
+
+    Args:
+        path: a file; or a folder with model.safetensors, or with model.safetensors.index.json and the files
+            that this lists.
+
+    Returns:
+        Names to NumPy arrays, bfloat16 and float8 by ml_dtypes. They are read-only views of the file, mapped
+        into memory: a tensor is read when it is used, and one that is not used costs nothing.
+
+    Raises:
+        FileFormatError: a file is damaged, of another format, or not what the index says; names the tensor.
+        OSError: a file is missing or cannot be read.
+    """
+    source = os.fspath(path)
+    if not os.path.isdir(source):
+        return _read_file(source)
+    whole, index = os.path.join(source, _WHOLE), os.path.join(source, _INDEX)
+    if os.path.exists(whole):
+        return _read_file(whole)
+    if os.path.exists(index):
+        return _read_shards(source, index)
+    pickled = sorted(name for name in os.listdir(source) if name.endswith(_PICKLED))
+    raise refusal(
+        source,
+        "no safetensors checkpoint is here.",
+        expected=f"{_WHOLE}, or {_INDEX}",
+        actual=", ".join(pickled) if pickled else "neither",
+        **({"hint": _CONVERT} if pickled else {}),
+    )
+
+
+_CONVERT = (
+    "a pickle can run code, so none is opened. Where torch is: "
+    "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
+)
+
+
+def _read_file(source: str) -> dict[str, np.ndarray]:
+    with _safetensors.open_file(source) as file:
+        magic, size = file.peek(2)[:2], os.fstat(file.fileno()).st_size
+        if magic == b"PK" or (magic[:1] == b"\x80" and source.endswith(_PICKLED)):
+            raise refusal(source, "this is a pickled checkpoint, not safetensors.", hint=_CONVERT)
+        head, rows, _ = read_header(file, source)
+        checked = read_rows(rows, len(head), size, source)
+        data = np.memmap(file, np.uint8, "r", shape=(size,)).view(np.ndarray)
+    tensors = {
+        name: data[row.begin : row.end].view(row.dtype).reshape(row.shape) for name, row in checked.items()
+    }
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.bool_ and (tensor.view(np.uint8) > 1).any():
+            raise refusal(source, f"tensor {name!r}: a boolean is neither 0 nor 1.", name)
+    return tensors
+
+
+def _read_shards(folder: str, index: str) -> dict[str, np.ndarray]:
+    """The tensors of all files that `index` lists; each must hold those that it says, and no others."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+        raise refusal(index, "`weight_map` does not map names to files.")
+    tensors: dict[str, np.ndarray] = {}
+    problems: list[str] = []
+    for file in sorted(set(listed.values())):
+        if file != os.path.basename(file) or file in ("", ".", ".."):
+            raise refusal(index, f"{file!r} is not the name of a file in this folder.")
+        shard = _read_file(os.path.join(folder, file))
+        named = {name for name, where in listed.items() if where == file}
+        problems += [f"missing     {name!r}: not in {file}" for name in sorted(named - shard.keys())]
+        problems += [f"unexpected  {name!r}: in {file}" for name in sorted(shard.keys() - named)]
+        tensors |= shard
+    if problems:
+        text = "\n".join(
+            [f"load: {index}: the files do not hold what it lists:", *(f"  {p}" for p in problems)]
+        )
+        raise FileFormatError(text, path=index)
+    return tensors
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The JSON object in a file."""
+    with open(path, "rb") as file:
+        value = parse_json(file.read(), "it", path)
+    if not isinstance(value, dict):
+        raise refusal(path, "this is not a JSON object.")
+    return value
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays by name to one safetensors file, all of it or nothing.
+
+    Args:
+        path: the file's name; its folder must exist.
+        tensors: names to JAX or NumPy arrays, stored exactly as they are.
+        metadata: texts for the file's header; transformers wants {"format": "pt"}.
+
+    Raises:
+        DTypeError: an array has elements that safetensors does not have.
+        OSError: the disk is full, the folder is missing or not writable, ...
+    """
+    target = os.fspath(path)
+    arrays = {name: _safetensors.contiguous(array) for name, array in jax.device_get(dict(tensors)).items()}
+    for name, array in arrays.items():
+        if array.dtype.name not in _safetensors.CODE_OF:
+            raise DTypeError(
+                f"save: {target}: safetensors has no elements like those of {name!r}.",
+                path=name,
+                expected=", ".join(_safetensors.CODE_OF),
+                actual=describe(array),
+            )
+    rows, data = _safetensors.layout(arrays)
+    header = _safetensors.make_header(target, rows, metadata or {})
+    _safetensors.replace_file(target, [header, *data.values()])

@@ -1,0 +1,199 @@
+"""An encoder: tokens to features, every position seeing every other. Post-norm blocks, learned positions.
+
+    x = norm(tokens[ids] + positions + types);
+    for each block: x = norm1(x + attention(x)), x = norm2(x + down(gelu(up(x))))
+
+The blocks are stacked (`stack`). Source: Devlin, Chang, Lee and Toutanova, "BERT: Pre-training of Deep
+Bidirectional Transformers for Language Understanding", arXiv 1810.04805. `hub.load` fills it with the weights
+of BERT and MiniLM.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+
+from funcnet.errors import DTypeError, ShapeError
+from funcnet.errors import describe as describe_value
+from funcnet.nets import stack
+from funcnet.nets.spec import describe
+from funcnet.ops import dropout, embedding, gelu, layer_norm, linear, multihead, tanh
+from funcnet.ops._dtype import wide
+
+__all__ = ["Config", "apply", "init", "pool", "pool_first", "specs"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The shape of the model; the defaults are those of BERT's base model.
+
+    Attributes:
+        vocabulary: number of tokens.
+        context: longest sequence.
+        types: number of token types (first or second sentence).
+        layers: number of blocks.
+        heads: attention heads in a block.
+        d: features.
+        d_hidden: features of a block's hidden layer; None is 4 d.
+        norm_eps: added to the variance by every norm.
+        pooler: whether params have the layer of `pool_first`.
+        dropout: rate on the embedding and on what each block adds, where there is a key.
+        attention_dropout: rate on the attention weights, where there is a key.
+        unroll: blocks in one step of the scan; more of them run faster and compile longer.
+        remat: recompute each block in the backward pass, instead of keeping what is in it.
+        dtype: to compute in; None is that of params.
+    """
+
+    vocabulary: int = 30522
+    context: int = 512
+    types: int = 2
+    layers: int = 12
+    heads: int = 12
+    d: int = 768
+    d_hidden: int | None = None
+    norm_eps: float = 1e-12
+    pooler: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    unroll: int = 1
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+
+def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
+    """{"tokens", "positions", "types", "norm", "blocks" (stacked)} and, with config.pooler, "pooler".
+
+    The tables are N(0, 0.02²), as in BERT, the maps N(0, 1/d_in).
+    """
+    d, (key_blocks, key_pooler, *keys) = config.d, jax.random.split(key, 5)
+    sizes = {"tokens": config.vocabulary, "positions": config.context, "types": config.types}
+    tables = {name: embedding.init(k, v, d)["w"] for (name, v), k in zip(sizes.items(), keys, strict=True)}
+    params: dict[str, Any] = {name: {"w": 0.02 * w} for name, w in tables.items()}
+    params["norm"] = layer_norm.init(key, d)
+    params["blocks"] = stack.init(key_blocks, config.layers, lambda k: _init_block(k, config))
+    return params | ({"pooler": linear.init(key_pooler, d, d)} if config.pooler else {})
+
+
+def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
+    key_attention, key_up, key_down = jax.random.split(key, 3)
+    d, d_hidden = config.d, config.d_hidden or 4 * config.d
+    return {
+        "attention": multihead.init(key_attention, d, config.heads),
+        "norm1": layer_norm.init(key, d),
+        "up": linear.init(key_up, d, d_hidden),
+        "down": linear.init(key_down, d_hidden, d),
+        "norm2": layer_norm.init(key, d),
+    }
+
+
+def apply(
+    params: dict[str, Any],
+    ids: Int[Array, "*n t"],
+    config: Config,
+    *,
+    mask: Bool[Array, "*n t"] | None = None,
+    types: Int[Array, "*n t"] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "*n t d"]:
+    """Features of every token.
+
+    Args:
+        params: from `init`.
+        ids: [*n, t] integers in [0, vocabulary), t ≤ config.context.
+        config: the model's.
+        mask: [*n, t], True = a token, False = padding, which no position sees; None: no padding. What comes
+            out at the padding means nothing.
+        types: [*n, t] integers in [0, config.types); None is 0 everywhere.
+        key: for dropout; None in evaluation.
+
+    Raises:
+        ShapeError: the sequence is longer than the context, or mask or types do not have the shape of ids.
+        DTypeError: mask is not boolean.
+        ValueRangeError: an id or type is out of range (when they are concrete).
+    """
+    _check(ids, config, mask, types)
+    params = params if config.dtype is None else jax.tree.map(lambda w: w.astype(config.dtype), params)
+    key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
+    types = jnp.zeros((1,), ids.dtype) if types is None else types
+    x = embedding.apply(params["tokens"], ids) + params["positions"]["w"][: ids.shape[-1]]
+    x = layer_norm.apply(params["norm"], x + embedding.apply(params["types"], types), config.norm_eps)
+    x = dropout.apply(x, rate=config.dropout, key=key_embedding)
+    keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 3))
+    seen = None if mask is None else mask[..., None, None, :]  # by every head and query
+
+    def block(layer: dict[str, Any], x: Array, keys: Array | None = None) -> Array:
+        key_weights, key_attention, key_mlp = (None, None, None) if keys is None else keys
+        a = multihead.apply(
+            layer["attention"], x, mask=seen, dropout_rate=config.attention_dropout, key=key_weights
+        )
+        a = dropout.apply(a, rate=config.dropout, key=key_attention)
+        x = layer_norm.apply(layer["norm1"], x + a, config.norm_eps)
+        h = linear.apply(layer["down"], gelu.apply(linear.apply(layer["up"], x)))
+        h = dropout.apply(h, rate=config.dropout, key=key_mlp)
+        return layer_norm.apply(layer["norm2"], x + h, config.norm_eps)
+
+    return stack.apply(block, params["blocks"], x, keys, unroll=config.unroll, remat=config.remat)
+
+
+def pool(x: Float[Array, "*n t d"], *, mask: Bool[Array, "*n t"] | None = None) -> Float[Array, "*n d"]:
+    """The mean of x [*n, t, d] over the positions where mask [*n, t] is True; 0 where it is so nowhere."""
+    if mask is None:
+        return x.mean(-2)
+    weights = mask[..., None].astype(wide(x.dtype))
+    total = (x.astype(weights.dtype) * weights).sum(-2)
+    return (total / jnp.maximum(weights.sum(-2), 1)).astype(x.dtype)
+
+
+def pool_first(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array, "*n d"]:
+    """BERT's own summary of x [*n, t, d]: tanh of a linear map of the first position, the token [CLS]."""
+    return tanh.apply(linear.apply(params["pooler"], x[..., 0, :]))
+
+
+def specs(config: Config) -> dict[str, Any]:
+    """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
+    norm = {"w": "d", "b": "d"}
+    stacked = {name: f"layers {axes}" for name, axes in norm.items()}
+    block = {
+        "attention": {
+            **{name: {"w": "layers d h e", "b": "layers h e"} for name in "qkv"},
+            "o": {"w": "layers h e d", "b": "layers d"},
+        },
+        "norm1": stacked,
+        "up": {"w": "layers d d_hidden", "b": "layers d_hidden"},
+        "down": {"w": "layers d_hidden d", "b": "layers d"},
+        "norm2": stacked,
+    }
+    axes = {"tokens": {"w": "v d"}, "positions": {"w": "t d"}, "types": {"w": "types d"}, "norm": norm}
+    pooler = {"pooler": {"w": "d_in d_out", "b": "d_out"}} if config.pooler else {}
+    return describe(init, config, axes | {"blocks": block} | pooler)
+
+
+def _check(ids: Any, config: Config, mask: Any, types: Any) -> None:
+    where, t = "encoder.apply", ids.shape[-1]
+    if t > config.context:
+        raise ShapeError(
+            f"{where}: ids has {t} positions, but the context is {config.context}.",
+            path="ids",
+            expected=f"ids: int[*n, t], t ≤ {config.context}     (config.context)",
+            actual=f"ids: {describe_value(ids)}",
+            hint=f"cut them: ids[..., :{config.context}].",
+        )
+    for path, value in (("mask", mask), ("types", types)):
+        if value is not None and value.shape != ids.shape:
+            raise ShapeError(
+                f"{where}: {path} and ids have different shapes.",
+                path=path,
+                expected=f"{path}: [{', '.join(map(str, ids.shape))}]     (ids: {describe_value(ids)})",
+                actual=f"{path}: {describe_value(value)}",
+            )
+    if mask is not None and mask.dtype != jnp.bool_:
+        raise DTypeError(
+            f"{where}: mask has dtype {mask.dtype}, but booleans are needed.",
+            path="mask",
+            expected="mask: bool[*n, t], True = a token",
+            actual=f"mask: {describe_value(mask)}",
+            hint="1 = a token, 0 = padding? mask == 1." if jnp.issubdtype(mask.dtype, jnp.integer) else None,
+        )

@@ -1,0 +1,210 @@
+"""A vision transformer: an image, cut into patches, to logits. Pre-norm blocks, learned positions.
+
+    x = [cls; patches W + b] + positions;
+    for each block: x += attention(norm1(x)), x += down(gelu(up(norm2(x))));
+    logits = head(norm(x)[0])
+
+A patch is its pixels in one row, channels last. The blocks are stacked (`stack`). Source: Dosovitskiy et al.,
+"An Image is Worth 16×16 Words: Transformers for Image Recognition at Scale", arXiv 2010.11929. `hub.load`
+fills it with pretrained weights.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from funcnet.errors import ShapeError, ValueRangeError
+from funcnet.errors import describe as describe_value
+from funcnet.nets import stack
+from funcnet.nets.spec import describe
+from funcnet.ops import _check, dropout, embedding, gelu, layer_norm, linear, multihead
+
+__all__ = ["Config", "apply", "hidden", "init", "patches", "specs"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The shape of the model; the defaults are those of ViT-B/16.
+
+    Attributes:
+        image: height, width and channels of an image.
+        patch: height and width of a patch, divisors of the image's.
+        layers: number of blocks.
+        heads: attention heads in a block.
+        d: features.
+        d_hidden: features of a block's hidden layer; None is 4 d.
+        classes: number of logits; None: no head, `apply` gives features.
+        qkv_bias: whether queries, keys and values have a bias.
+        norm_eps: added to the variance by every norm.
+        dropout: rate on the embedding and on what each block adds, where there is a key.
+        attention_dropout: rate on the attention weights, where there is a key.
+        unroll: blocks in one step of the scan; more of them run faster and compile longer.
+        remat: recompute each block in the backward pass, instead of keeping what is in it.
+        dtype: to compute in; None is that of params.
+    """
+
+    image: tuple[int, int, int] = (224, 224, 3)
+    patch: tuple[int, int] = (16, 16)
+    layers: int = 12
+    heads: int = 12
+    d: int = 768
+    d_hidden: int | None = None
+    classes: int | None = 1000
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    unroll: int = 1
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse patches that do not tile the image."""
+        if any(side < 1 for side in self.patch) or any(
+            size % side for size, side in zip(self.image, self.patch, strict=False)
+        ):
+            raise ValueRangeError(
+                f"vit.Config: patches of {self.patch} do not tile an image of {self.image[:2]}.",
+                path="patch",
+                expected=f"divisors of {self.image[0]} and {self.image[1]}     (image)",
+                actual=f"patch = {self.patch}",
+            )
+
+
+def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
+    """{"patches", "cls" [d], "positions", "blocks" (stacked), "norm"} and, with config.classes, "head".
+
+    Positions are N(0, 0.02²), the maps N(0, 1/d_in); cls and the head are 0, as in the source.
+    """
+    key_patches, key_positions, key_blocks = jax.random.split(key, 3)
+    (height, width, c), (p, q), d = config.image, config.patch, config.d
+    params: dict[str, Any] = {
+        "patches": linear.init(key_patches, p * q * c, d),
+        "cls": jnp.zeros((d,)),
+        "positions": {
+            "w": 0.02 * embedding.init(key_positions, 1 + (height // p) * (width // q), d)["w"],
+        },
+        "blocks": stack.init(key_blocks, config.layers, lambda k: _init_block(k, config)),
+        "norm": layer_norm.init(key, d),
+    }
+    if config.classes is not None:
+        params["head"] = jax.tree.map(jnp.zeros_like, linear.init(key, d, config.classes))
+    return params
+
+
+def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
+    key_attention, key_up, key_down = jax.random.split(key, 3)
+    d, d_hidden = config.d, config.d_hidden or 4 * config.d
+    attention: dict[str, Any] = {**multihead.init(key_attention, d, config.heads)}
+    if not config.qkv_bias:
+        attention |= {name: {"w": attention[name]["w"]} for name in "qkv"}
+    return {
+        "norm1": layer_norm.init(key, d),
+        "attention": attention,
+        "norm2": layer_norm.init(key, d),
+        "up": linear.init(key_up, d, d_hidden),
+        "down": linear.init(key_down, d_hidden, d),
+    }
+
+
+def patches(images: Float[Array, "*n h w c"], patch: tuple[int, int]) -> Float[Array, "*n t d"]:
+    """The patches of images [*n, h, w, c], row by row, each with its pixels in one row: [*n, t, p · q · c].
+
+    >>> patches(jnp.arange(16.0).reshape(4, 4, 1), (2, 2))[1]  # the second of the first row
+    Array([2., 3., 6., 7.], dtype=float32)
+    """
+    (*n, height, width, c), (p, q) = images.shape, patch
+    x = images.reshape(*n, height // p, p, width // q, q, c).swapaxes(-4, -3)
+    return x.reshape(*n, (height // p) * (width // q), p * q * c)
+
+
+def hidden(
+    params: dict[str, Any],
+    images: Float[Array, "*n h w c"],
+    config: Config,
+    *,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "*n t d"]:
+    """The features behind the last norm: of the class token first, then of each patch. See `apply`."""
+    if images.shape[-3:] != config.image:
+        raise ShapeError(
+            "vit.hidden: images have another shape than the model was made for.",
+            path="images",
+            expected=f"images: float[*n, {', '.join(map(str, config.image))}]     (config.image)",
+            actual=f"images: {describe_value(images)}",
+            hint="channels first? jnp.moveaxis(images, -3, -1) puts them last."
+            if images.shape[-3:] == (config.image[2], *config.image[:2])
+            else None,
+        )
+    images = _check.floating("vit.hidden", "images", images)
+    if config.dtype is not None:
+        params, images = jax.tree.map(lambda v: v.astype(config.dtype), (params, images))
+    key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
+    x = linear.apply(params["patches"], patches(images, config.patch))
+    cls = jnp.broadcast_to(params["cls"], (*x.shape[:-2], 1, config.d))
+    x = jnp.concatenate([cls, x], -2) + params["positions"]["w"]
+    x = dropout.apply(x, rate=config.dropout, key=key_embedding)
+    keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 3))
+
+    def block(layer: dict[str, Any], x: Array, keys: Array | None = None) -> Array:
+        key_weights, key_attention, key_mlp = (None, None, None) if keys is None else keys
+        a = multihead.apply(
+            layer["attention"],
+            layer_norm.apply(layer["norm1"], x, config.norm_eps),
+            dropout_rate=config.attention_dropout,
+            key=key_weights,
+        )
+        x = x + dropout.apply(a, rate=config.dropout, key=key_attention)
+        h = linear.apply(layer["up"], layer_norm.apply(layer["norm2"], x, config.norm_eps))
+        h = linear.apply(layer["down"], gelu.apply(h))
+        return x + dropout.apply(h, rate=config.dropout, key=key_mlp)
+
+    x = stack.apply(block, params["blocks"], x, keys, unroll=config.unroll, remat=config.remat)
+    return layer_norm.apply(params["norm"], x, config.norm_eps)
+
+
+def apply(
+    params: dict[str, Any],
+    images: Float[Array, "*n h w c"],
+    config: Config,
+    *,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "*n classes"]:
+    """Logits of images, or without a head the features of the class token [*n, d].
+
+    Args:
+        params: from `init`.
+        images: [*n, *config.image].
+        config: the model's.
+        key: for dropout; None in evaluation.
+
+    Raises:
+        ShapeError: the images do not have the shape config.image.
+    """
+    x = hidden(params, images, config, key=key)[..., 0, :]
+    if config.classes is None:
+        return x
+    head = (
+        params["head"] if config.dtype is None else jax.tree.map(lambda w: w.astype(x.dtype), params["head"])
+    )
+    return linear.apply(head, x)
+
+
+def specs(config: Config) -> dict[str, Any]:
+    """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
+    qkv = {"w": "layers d h e"} | ({"b": "layers h e"} if config.qkv_bias else {})
+    norm, stacked = {"w": "d", "b": "d"}, {"w": "layers d", "b": "layers d"}
+    block = {
+        "norm1": stacked,
+        "attention": {**dict.fromkeys("qkv", qkv), "o": {"w": "layers h e d", "b": "layers d"}},
+        "norm2": stacked,
+        "up": {"w": "layers d d_hidden", "b": "layers d_hidden"},
+        "down": {"w": "layers d_hidden d", "b": "layers d"},
+    }
+    axes = {"patches": {"w": "pixels d", "b": "d"}, "cls": "d", "positions": {"w": "t d"}, "norm": norm}
+    head = {"head": {"w": "d classes", "b": "classes"}} if config.classes is not None else {}
+    return describe(init, config, axes | {"blocks": block} | head)
