@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet.ops import rope
+
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
@@ -320,6 +322,28 @@ CASES = [
     case("binary_cross_entropy", F(5, 5), U(5, 5)),
     case("binary_cross_entropy", F(), U()),
     case("binary_cross_entropy", F(0, 3), B(0, 3)),
+    # ==== what transformers add: swiglu alibi rope linear_cross_entropy
+    case("swiglu", F(7, 11), F(7, 11)),
+    case("swiglu", F(5, 5), F(5, 5)),
+    case("swiglu", F(0, 3), F(0, 3)),
+    case("swiglu", F(), F()),
+    case("alibi", F(3), t=5, s=7),
+    case("alibi", F(2), t=5, s=7, q_offset=I(11, 3)),
+    case("alibi", F(5), t=5, s=5, q_offset=2),
+    case("alibi", F(3), t=5, s=7, causal=True),
+    case("alibi", F(1), t=1, s=1),
+    case("alibi", F(3), t=0, s=2),
+    case("rope", F(2, 5, 3, 8)),
+    case("rope", F(3, 5, 2, 14), config=rope.Config(layout="interleaved", base=100.0), positions=I(97, 3, 5)),
+    case("rope", F(7, 3, 11), config=rope.Config(width=6), positions=I(97, 7)),
+    case("rope", F(2, 5, 3, 14), config=rope.Config(scaling=rope.Linear(3.0))),
+    case("rope", F(5, 2, 14), config=rope.Config(scaling=rope.NTK(3.0))),
+    case("rope", F(5, 2, 34), config=rope.Config(scaling=rope.YaRN(3.0, 71)), positions=I(200, 5)),
+    case(
+        "rope", F(5, 2, 34), config=rope.Config(scaling=rope.Llama3(3.0, 71), width=26), positions=I(200, 5)
+    ),
+    case("rope", F(4, 4, 4, 4)),
+    case("rope", F(0, 3, 1, 2)),
 ]
 
 # Sizes above 60 with more than 32k reduced elements: where XLA:CPU has miscompiled (docs/guard.md).
@@ -350,4 +374,8 @@ LARGE = [
     case("mse", F(8, 64, 67), F(8, 64, 67)),
     case("cross_entropy", F(8, 64, 67), I(67, 8, 64), ignore_index=3),
     case("binary_cross_entropy", F(8, 64, 67), U(8, 64, 67)),
+    # ==== what transformers add
+    case("swiglu", F(8, 64, 67), F(8, 64, 67)),
+    case("alibi", F(8), t=67, s=71),
+    case("rope", F(8, 64, 3, 66), positions=I(1000, 8, 64)),
 ]

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from funcnet.ops import rope
+
 __all__ = ["CASES", "DTYPES", "EXACT", "LAWS", "Measured", "draw", "measure"]
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -73,6 +75,7 @@ def _heads(d: int, h: int, h_kv: int, e: int) -> dict[str, dict[str, Draw]]:
 
 
 CASES: dict[str, tuple[Case, ...]] = {
+    "alibi": (_case(_normal(3), t=5, s=7), _case(_normal(3), t=5, s=7, causal=True)),
     "attention": (
         _case(_normal(2, 5, 3, 7), _normal(2, 11, 3, 7), _normal(2, 11, 3, 13)),
         _case(_normal(2, 3, 4, 5), _normal(2, 7, 2, 5), _normal(2, 7, 2, 3), causal=True, mask=_mask(3, 7)),
@@ -139,9 +142,18 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case({"w": _normal(11)}, _normal(7, 11)),
         _case({"w": _normal(5)}, _normal(2, 3, 5), eps=1e-3),
     ),
+    "rope": (
+        _case(_normal(2, 5, 3, 14)),
+        _case(
+            _normal(5, 2, 14),
+            config=rope.Config(layout="interleaved", width=6, scaling=rope.Llama3(3.0, 71)),
+            positions=_ids(200, 5),
+        ),
+    ),
     "sigmoid": (_case(_normal(7, 11)),),
     "silu": (_case(_normal(7, 11)),),
     "softmax": (_case(_normal(7, 11)), _case(_normal(2, 3, 5), axis=-2)),
+    "swiglu": (_case(_normal(7, 11), _normal(7, 11)),),
     "tanh": (_case(_normal(7, 11)),),
 }
 
