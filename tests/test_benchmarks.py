@@ -1,4 +1,4 @@
-"""Benchmarks beside other frameworks: that the model is the same, and that they refuse where they cannot run."""
+"""Benchmarks beside others: that the model is the same one, and that they refuse where they cannot run."""
 
 import subprocess
 import sys
