@@ -6,9 +6,13 @@ metrics.jsonl        one line per step
 curves.png           loss and accuracy
 """
 
+import builtins
+import contextlib
 import dataclasses
 import json
 import time
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -85,30 +89,51 @@ def read_config(folder: Path) -> tuple[str, Any, dict[str, Any]]:
 
 def _config(kind: type, values: Mapping[str, Any], path: Path) -> Any:
     """A Config from JSON, every field there and of its type."""
-    hints = get_type_hints(kind)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    wrong = [
-        name for name in sorted(hints.keys() | values.keys()) if not _fits(values.get(name), hints.get(name))
-    ]
-    if wrong:
+    hints, fields, wrong = get_type_hints(kind), {}, set(values)
+    for name, hint in hints.items():
+        with contextlib.suppress(ValueError):
+            fields[name] = _typed(values.get(name, ...), hint)
+            wrong.discard(name)
+    if wrong := sorted(wrong | (hints.keys() - fields.keys())):
         raise FileFormatError(
             f"{path}: the model's config is wrong in {', '.join(wrong)}.",
             path="model",
             expected=", ".join(f"{name}: {getattr(hint, '__name__', hint)}" for name, hint in hints.items()),
             actual=", ".join(f"{name}: {value!r:.40}" for name, value in values.items()),
         )
-    return kind(**values)
+    return kind(**fields)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type int, float, bool, or a tuple of ints: all that a Config has."""
-    if get_origin(hint) is tuple:
-        sizes = get_args(hint)
-        fits = isinstance(value, tuple) and all(type(entry) is int and entry > 0 for entry in value)
-        return fits and (sizes[-1] is Ellipsis or len(value) == len(sizes))
-    if hint is float:
-        return type(value) in (int, float)
-    return hint in (int, bool) and type(value) is hint
+def _typed(value: Any, hint: Any) -> Any:
+    """A value from JSON as its annotation has it: a list as a tuple, a dict as a dataclass.
+
+    Numbers in a tuple are sizes, and positive. Of the dataclasses in a union, the one that has exactly the
+    fields of the dict is taken.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    match get_origin(hint) or hint:
+        case kind if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            hints = get_type_hints(kind)
+            if value.keys() == hints.keys():
+                return hint(**{name: _typed(value[name], hints[name]) for name in hints})
+        case types.UnionType | typing.Union:
+            for one in get_args(hint):
+                with contextlib.suppress(ValueError):
+                    return _typed(value, one)
+        case typing.Literal if isinstance(value, str) and value in get_args(hint):
+            return value
+        case builtins.tuple if isinstance(value, list):
+            sizes = get_args(hint)
+            sizes = sizes[:1] * len(value) if sizes[-1] is Ellipsis else sizes
+            if len(value) == len(sizes) and all(type(v) is not int or v > 0 for v in value):
+                return tuple(map(_typed, value, sizes))
+        case builtins.float if type(value) in (int, float):
+            return value
+        case kind if type(value) is kind and kind in (int, bool, str, types.NoneType):
+            return value
+    raise ValueError
 
 
 def read(folder: Path) -> Saved:
