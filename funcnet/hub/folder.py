@@ -55,9 +55,13 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
             actual=f"model_type: {fields.get('model_type')!r}",
         )
     config = family.config(fields)
-    like = jax.eval_shape(lambda: family.NET.init(jax.random.key(0), config))
-    params = from_tensors(family.names(config), like, read_safetensors(source), source)
+    tensors = read_safetensors(source)
+    params = from_tensors(family.names(config), _shapes(family, config), tensors, source)
     return jax.tree.map(lambda leaf: _on_device(leaf, source), params), config
+
+
+def _shapes(family: Any, config: Any) -> Any:
+    return jax.eval_shape(lambda: family.NET.init(jax.random.key(0), config))
 
 
 def _on_device(leaf: np.ndarray, source: str) -> jax.Array:
@@ -98,7 +102,7 @@ def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
             expected=", ".join(f"{name} = {getattr(again, name)!r}" for name in lost),
             actual=", ".join(f"{name} = {wanted[name]!r}" for name in lost),
         )
-    tensors = to_tensors(family.names(config), params)
+    tensors = to_tensors(family.names(config), _shapes(family, config), params)
     dtypes = {leaf.dtype.name for leaf in tensors.values()}
     fields |= {"dtype": dtypes.pop()} if len(dtypes) == 1 else {}
     os.makedirs(folder, exist_ok=True)

@@ -133,17 +133,27 @@ def from_tensors(names: Names, like: Any, tensors: Mapping[str, Any], source: st
     )
 
 
-def to_tensors(names: Names, params: Any) -> dict[str, np.ndarray]:
+def to_tensors(names: Names, like: Any, params: Any) -> dict[str, np.ndarray]:
     """The tensors of the checkpoint that holds `params`, by name: the inverse of `from_tensors`.
 
     Raises:
-        StructureError: params are not of the structure that `names` declares.
+        StructureError: params do not have the structure and shapes of `like`; lists all leaves at fault.
     """
     leaves = {
         _name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(jax.device_get(params))
     }
+    wanted = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(like)}
+    problems = [f"  missing     params{name}: {list(wanted[name])}" for name in wanted if name not in leaves]
+    problems += [f"  unexpected  params{name}" for name in leaves if name not in wanted]
+    problems += [
+        f"  mismatched  params{name}: {describe(leaves[name])}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if name in leaves and leaves[name].shape != shape
+    ]
+    if problems:
+        raise StructureError("\n".join(["save: params are not those of config:", *problems]), path="params")
     tensors = {}
-    for name, group in _pieces(names, params).items():
+    for name, group in _pieces(names, like).items():
         parts = [
             _rearrange(leaves[piece.leaf][() if piece.layer is None else piece.layer], piece, back=True)
             for piece in group
@@ -156,10 +166,6 @@ def _pieces(names: Names, like: Any) -> dict[str, list[_Piece]]:
     """Of each tensor of the checkpoint, in order, the pieces that it holds."""
     declared = {_name(path): tensor for path, tensor in jax.tree.leaves_with_path(names.tree)}
     shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(like)}
-    if declared.keys() != shapes.keys():
-        rows = [f"  missing     {path}" for path in declared if path not in shapes]
-        rows += [f"  unexpected  {path}" for path in shapes if path not in declared]
-        raise StructureError("\n".join(["params are not those of the model:", *rows]), path="params")
     pieces: dict[str, list[_Piece]] = {}
     for leaf, tensor in declared.items():
         shape = shapes[leaf]
@@ -209,7 +215,7 @@ def _stacked(tensor: Tensor) -> bool:
 
 
 def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path)
+    return jax.tree_util.keystr(path).replace("'", '"')
 
 
 # --- axes -------------------------------------------------------------------------------------------------
