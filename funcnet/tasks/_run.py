@@ -49,9 +49,18 @@ def choose(folder: Path | None, task: str) -> Path:
 
 def write_config(folder: Path, task: str, config: Any, **facts: Any) -> None:
     """Write config.json: the task, its model's config, and whatever else is to be known of the run."""
-    content = {"version": _VERSION, "task": task, "model": dataclasses.asdict(config), **facts}
+    content = {"version": _VERSION, "task": task, "model": _plain(config), **facts}
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The fields of a Config; a Config among them as its own fields and its "type"."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        name: {"type": type(value).__name__, **_plain(value)} if dataclasses.is_dataclass(value) else value
+        for name, value in fields.items()
+    }
 
 
 def read_config(folder: Path) -> tuple[str, Any, dict[str, Any]]:
@@ -107,8 +116,7 @@ def _config(kind: type, values: Mapping[str, Any], path: Path) -> Any:
 def _typed(value: Any, hint: Any) -> Any:
     """A value from JSON as its annotation has it: a list as a tuple, a dict as a dataclass.
 
-    Numbers in a tuple are sizes, and positive. Of the dataclasses in a union, the one that has exactly the
-    fields of the dict is taken.
+    Numbers in a tuple are sizes, and positive.
 
     Raises:
         ValueError: it does not fit.
@@ -116,7 +124,7 @@ def _typed(value: Any, hint: Any) -> Any:
     match get_origin(hint) or hint:
         case kind if dataclasses.is_dataclass(kind) and isinstance(value, dict):
             hints = get_type_hints(kind)
-            if value.keys() == hints.keys():
+            if value.keys() == {"type", *hints} and value["type"] == hint.__name__:
                 return hint(**{name: _typed(value[name], hints[name]) for name in hints})
         case types.UnionType | typing.Union:
             for one in get_args(hint):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Literal
 
 import jax
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import funcnet as fn
 from funcnet.errors import FileFormatError, StructureError, ValueRangeError
 from funcnet.nets import convnet, transformer
+from funcnet.ops import rope
 from funcnet.tasks import _run
 
 CONFIG = convnet.Config((8, 8, 1), channels=(2, 3), hidden=3, dropout=0.25)
@@ -113,6 +115,52 @@ def test_a_config_that_is_wrong(tmp_path, change):
     changed(tmp_path / "config.json", *change)
     with pytest.raises(FileFormatError, match=r"config\.json"):
         _run.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        rope.Config(),
+        rope.Config(base=500000, layout="interleaved", width=4, scaling=rope.Linear(2.5)),
+        rope.Config(scaling=rope.NTK(2)),
+        rope.Config(scaling=rope.YaRN(4.0, 128)),
+        rope.Config(scaling=rope.Llama3(8.0, 128, low=2)),
+    ],
+    ids=str,
+)
+def test_a_config_within_a_config(config):
+    written = json.loads(json.dumps({"type": "Config", **_run._plain(config)}))
+    read = _run._typed(written, rope.Config)
+    assert read == config
+    assert type(read.scaling) is type(config.scaling)
+
+
+def test_values_by_their_annotations():
+    fitting = [
+        ([4, None], tuple[int | None, ...], (4, None)),
+        ("split", Literal["split", "interleaved"], "split"),
+        (None, int | None, None),
+        ([[1, 2], [3, 4]], tuple[tuple[int, int], ...], ((1, 2), (3, 4))),
+    ]
+    for value, hint, expected in fitting:
+        assert _run._typed(value, hint) == expected
+    misfits = [
+        ([4, -1], tuple[int | None, ...]),
+        ("whole", Literal["split", "interleaved"]),
+        ("1", int | None),
+        ([1, 2, 3], tuple[int, int]),
+        ({"type": "Linear", "factor": 2.0, "more": 1}, rope.Linear),
+        ({"type": "Linear", "factor": "2"}, rope.Linear),
+        ({"type": "Linear", "factor": 0.5}, rope.Linear),
+        ({"type": "Linear"}, rope.Linear),
+        ({"factor": 2.0}, rope.Linear),
+        ({"type": "Linear", "factor": 2.0}, rope.NTK),
+        ("rope", rope.Config),
+        ([], dict[str, int]),
+    ]
+    for value, hint in misfits:
+        with pytest.raises(ValueError):  # noqa: PT011
+            _run._typed(value, hint)
 
 
 def test_what_is_no_run_folder(tmp_path):
