@@ -88,21 +88,21 @@ class _Tape:
 def operation(apply: Callable[P, R]) -> Callable[P, R]:
     """Mark `apply` as an operation: inside `record`, its calls are noted. Otherwise nothing changes.
 
-    However a call is written, it is noted by the contract: the parameters that must be given by position
-    are its arrays, the others (``axis`` in ``softmax.apply(x, 0)``) its options.
+    However a call is written, it is noted by the contract: the parameters without a default, or with None for
+    one, are its arrays, the others (``axis`` in ``softmax.apply(x, 0)``) its options.
     """
     signature = inspect.signature(apply)
     arrays = [
         name
         for name, p in signature.parameters.items()
-        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+        if p.kind is p.POSITIONAL_OR_KEYWORD and (p.default is p.empty or p.default is None)
     ]
 
     @functools.wraps(apply)
     def marked(*args: P.args, **options: P.kwargs) -> R:
         if (tape := _tape.value) is not None:
             given = _untraced(signature.bind(*args, **options).arguments)
-            positional = tuple(given.pop(name) for name in arrays)
+            positional = tuple(given.pop(name, None) for name in arrays)
             tape.calls.append(Call(sys.modules[apply.__module__], positional, given))
         return apply(*args, **options)
 

@@ -16,6 +16,7 @@ __all__ = [
     "concrete",
     "features",
     "floating",
+    "key",
     "one_of",
     "parameter",
     "positive",
@@ -233,3 +234,29 @@ def static(where: str, name: str, value: Any) -> Any:
 def concrete(x: Any) -> bool:
     """Whether the values of `x` can be looked at: it is not being traced."""
     return not isinstance(x, jax.core.Tracer)
+
+
+def key(where: str, key: Any) -> None:
+    """`key` is one random key."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape == ():
+            return
+        raise ShapeError(
+            f"{where}: key holds {math.prod(shape or ())} keys, but one is needed.",
+            path="key",
+            expected="key: one random key",
+            actual=f"key: {describe(key)}",
+            hint="use one of them (key[0]), or jax.vmap for one mask each.",
+        )
+    if dtype == jnp.uint32 and shape is not None and len(shape) == 1:
+        return  # a raw key, as jax.random.PRNGKey makes it
+    raise DTypeError(
+        f"{where}: key is not a random key.",
+        path="key",
+        expected="key: a random key, or None",
+        actual=f"key: {describe(key)}",
+        hint=f"jax.random.key({key}) makes one."
+        if isinstance(key, int) and not isinstance(key, bool)
+        else None,
+    )

@@ -25,7 +25,8 @@ class Cost(NamedTuple):
 
 def traffic(function: Callable[..., Any], *args: Any, **options: Any) -> int:
     """Bytes of every array in `args`, `options` and the output of `function`; nothing is computed."""
-    traced = {name: value for name, value in options.items() if hasattr(value, "dtype")}
+    holds_arrays = lambda value: any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
+    traced = {name: value for name, value in options.items() if holds_arrays(value)}
     fixed = functools.partial(function, **{k: v for k, v in options.items() if k not in traced})
     out = jax.eval_shape(lambda args, traced: fixed(*args, **traced), args, traced)
     return sum(

@@ -5,8 +5,6 @@ mean of y at x, so that evaluation (no key) is the identity.
 Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", JMLR 15, 2014.
 """
 
-import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from funcnet import rules
-from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
@@ -52,7 +49,7 @@ def apply(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None
     rate = float(_check.rate(where, "rate", _check.static(where, "rate", rate)))
     if key is None or rate == 0:
         return x
-    _check_key(where, key)
+    _check.key(where, key)
     return rules.call(vjp, x, rate=rate, key=key)
 
 
@@ -84,28 +81,3 @@ def matrix(
 def cost(x: Float[Abstract, "*n"], *, rate: float, key: Shaped[Abstract, "*k"] | None = None) -> Cost:
     """No products: 0 flops, and the bytes of x, the key and y; drawing the mask is not counted."""
     return Cost(0, traffic(lambda x, key: reference(x, rate=rate, key=key), x, key))
-
-
-def _check_key(where: str, key: Any) -> None:
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        if shape == ():
-            return
-        raise ShapeError(
-            f"{where}: key holds {math.prod(shape or ())} keys, but one is needed.",
-            path="key",
-            expected="key: one random key",
-            actual=f"key: {describe(key)}",
-            hint="use one of them (key[0]), or jax.vmap for one mask each.",
-        )
-    if dtype == jnp.uint32 and shape is not None and len(shape) == 1:
-        return  # a raw key, as jax.random.PRNGKey makes it
-    raise DTypeError(
-        f"{where}: key is not a random key.",
-        path="key",
-        expected="key: a random key, or None",
-        actual=f"key: {describe(key)}",
-        hint=f"jax.random.key({key}) makes one."
-        if isinstance(key, int) and not isinstance(key, bool)
-        else None,
-    )

@@ -1,0 +1,432 @@
+"""Attention block by block: nothing of the size t · s is ever held, forward or backward.
+
+A block is a few hundred queries beside a few hundred keys. Which blocks there are is known when a function is
+traced: those that causality or a window empties are left out, and only those that its edge crosses compare
+positions. `jax.lax.scan` runs over the list, so that there is a reverse mode of the reverse mode; batch and
+heads stay axes of every product, so that arrays may be sharded along them.
+
+The rows of a block are its queries in every head that shares a key head: [*n, h_kv, h / h_kv · rows, e].
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.random import threefry2x32_p
+from jaxtyping import Array
+
+from funcnet.ops._dtype import common, narrow, wide
+
+__all__ = ["Arrays", "Form", "backward", "forward", "kept"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What is known when attention is traced.
+
+    Attributes:
+        left, right: query at position p sees the keys p − left to p + right; None: no limit.
+        scale: of the products.
+        softcap: c of c · tanh(logits / c), or None.
+        rate: of dropout.
+        offset: position of the first query; None: it is among the `Arrays`.
+        block: rows and columns of a block; None: chosen by `_block`.
+    """
+
+    left: int | None
+    right: int | None
+    scale: float
+    softcap: float | None
+    rate: float
+    offset: int | None
+    block: tuple[int, int] | None
+
+
+class Arrays(NamedTuple):
+    """What has no gradient and may be traced; None where absent."""
+
+    mask: Array | None
+    queries: Array | None  # segment of each query [*n, t]
+    keys: Array | None  # segment of each key [*n, s]
+    offset: Array | None  # position of the first query [*n]
+    key: Array | None  # of dropout
+
+
+class _Sizes(NamedTuple):
+    """Of q and k, and of a block."""
+
+    n: tuple[int, ...]
+    t: int
+    s: int
+    h: int
+    h_kv: int
+    rows: int
+    columns: int
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Blocks along the queries and along the keys."""
+        return -(-self.t // self.rows), -(-self.s // self.columns)
+
+
+def forward(
+    form: Form, arrays: Arrays, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None
+) -> tuple[Array, Array]:
+    """o [*n, t, h, e_v], and the logarithm of the sums that P was divided by [*n, t, h], float32 or wider.
+
+    Each row keeps the largest logit so far m, the sum of exp(logits − m), and its part of o times that sum;
+    where a block brings a larger m, what came before is scaled down.
+    """
+    q, k, v = common(q, k, v)
+    z, sums = _sizes(form, q, k), wide(q.dtype)
+    q, scale = _scaled(form, q)
+    q, k, v = _by_queries(z, q), _by_keys(z, k), _by_keys(z, v)
+    logits = _logits(dataclasses.replace(form, scale=scale), z, arrays, bias)
+
+    def step(carry: tuple[Array, Array, Array], i: Array, j: Array, edge: bool) -> Any:
+        o, m, total = carry
+        s, _ = logits(_at(q, i), _at(k, j), i, j, edge, False)
+        before = _at(m, i)
+        highest = jnp.maximum(before, lax.stop_gradient(s).max(-1))
+        p, shrink = jnp.exp(s - highest[..., None]), jnp.exp(before - highest)
+        total = _put(total, _at(total, i) * shrink + p.sum(-1), i)
+        if form.rate:
+            p = jnp.where(_kept_in_block(form, z, arrays, i, j), p, 0)
+        o_ = jnp.matmul(p.astype(v.dtype), _at(v, j), preferred_element_type=sums)
+        return _put(o, _at(o, i) * shrink[..., None] + o_, i), _put(m, highest, i), total
+
+    rows = q.shape[:-1]
+    o = jnp.zeros((*rows, v.shape[-1]), sums)
+    if sinks is None:
+        m, total = jnp.full(rows, jnp.finfo(sums).min), jnp.zeros(rows, sums)
+    else:  # one more key in each row, with this logit and no value
+        sinks = jnp.broadcast_to(_of_heads(z, sinks.astype(sums)), rows)
+        m = lax.stop_gradient(sinks)
+        total = jnp.exp(sinks - m)
+    o, m, total = _over_blocks(form, z, step, (o, m, total))
+    total = jnp.where(total > 0, total, 1)
+    o = o / (total[..., None] * (1 - form.rate))
+    return _from_queries(z, o).astype(v.dtype), _from_queries(z, (m + jnp.log(total))[..., None])[..., 0]
+
+
+def backward(
+    form: Form,
+    arrays: Arrays,
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    sinks: Array | None,
+    o: Array,
+    log_total: Array,
+    do: Array,
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """dq, dk, dv, dbias and dsinks, from P computed again block by block.
+
+    Every block is computed with keys as rows: then Pᵀ dO and dSᵀ Q are products of plain matrices, which XLA
+    has a faster CPU code for than for those whose left operand is transposed; and dQᵀ = Kᵀ dSᵀ is one too.
+    """
+    z, sums = _sizes(form, q, k), log_total.dtype
+    leaves = q, k, v
+    q, k, v, o, do = common(q, k, v, o, do)
+    q, scale = _scaled(form, q)
+    d = (do.astype(sums) * o.astype(sums)).sum(-1)
+    dsinks = None
+    if sinks is not None:
+        p = jnp.exp(sinks.astype(sums) - log_total)
+        dsinks = narrow(-(p * d).sum(range(d.ndim - 1)), sinks)
+    q, do, d, log_total = (_by_queries(z, x) for x in (q, do, d[..., None], log_total[..., None]))
+    d, log_total = d.mT, log_total.mT
+    k, v = _by_keys(z, k), _by_keys(z, v)
+    kt = k.mT
+    logits = _logits(dataclasses.replace(form, scale=scale), z, arrays, bias)
+
+    def step(carry: Any, i: Array, j: Array, edge: bool) -> Any:
+        dqt, dk, dv, dbias = carry
+        q_, kt_, v_ = _at(q, i), _at(kt, j), _at(v, j)
+        s, slope = logits(q_, _at(k, j), i, j, edge, True)
+        p = jnp.exp(s - _at(log_total, i))
+        do_ = _at(do, i)
+        dp = jnp.matmul(v_, do_.mT, preferred_element_type=sums)
+        p_ = p
+        if form.rate:
+            keep = _kept_in_block(form, z, arrays, i, j).mT
+            p_, dp = (jnp.where(keep, x / (1 - form.rate), 0) for x in (p, dp))
+        ds = p * (dp - _at(d, i))
+        if dbias is not None:
+            dbias = _add_to_bias(z, dbias, ds.mT, i, j)
+        if slope is not None:
+            ds = ds * slope
+        dv = _put(dv, _at(dv, j) + jnp.matmul(p_.astype(q.dtype), do_, preferred_element_type=sums), j)
+        ds = ds.astype(q.dtype)
+        dk = _put(dk, _at(dk, j) + jnp.matmul(ds, q_, preferred_element_type=sums), j)
+        dqt = _put(dqt, _at(dqt, i) + jnp.matmul(kt_, ds, preferred_element_type=sums), i)
+        return dqt, dk, dv, dbias
+
+    zeros = lambda x: jnp.zeros(x.shape, sums)
+    dbias = None if bias is None else jnp.zeros(_padded(z, bias).shape, sums)
+    dqt, dk, dv, dbias = _over_blocks(form, z, step, (zeros(q.mT), zeros(k), zeros(v), dbias))
+    dq, dk, dv = _from_queries(z, dqt.mT) * form.scale, _from_keys(z, dk) * scale, _from_keys(z, dv)
+    if bias is not None and dbias is not None:
+        dbias = narrow(dbias[tuple(slice(size) for size in _full(z, bias).shape)].reshape(bias.shape), bias)
+    dq, dk, dv = (narrow(g, x) for g, x in zip((dq, dk, dv), leaves, strict=True))
+    return dq, dk, dv, dbias, dsinks
+
+
+def _scaled(form: Form, q: Array) -> tuple[Array, float]:
+    """q times the scale, and what is left of it for the products: a short float would be rounded twice."""
+    return (q * form.scale, 1.0) if q.dtype.itemsize >= 4 else (q, form.scale)
+
+
+# ---- the blocks -------------------------------------------------------------------------------------------
+
+
+def _sizes(form: Form, q: Array, k: Array) -> _Sizes:
+    *n, t, h, _ = q.shape
+    s, h_kv = k.shape[-3:-1]
+    rows, columns = form.block or _block(math.prod(n) * h_kv, h // h_kv, t, s)
+    return _Sizes(tuple(n), t, s, h, h_kv, max(1, min(rows, t)), max(1, min(columns, s)))
+
+
+def _block(heads: int, group: int, t: int, s: int) -> tuple[int, int]:
+    """Rows and columns of a block."""
+    del heads
+    rows = _even(t, max(16, 256 // group))
+    return rows, _even(s, max(256, 65536 // max(1, group * rows)))
+
+
+def _even(size: int, most: int) -> int:
+    """The size of the fewest blocks of at most `most` that cover `size`, all about equal."""
+    count = -(-size // most)
+    return size if count <= 1 else -(-size // (8 * count)) * 8
+
+
+def _over_blocks(form: Form, z: _Sizes, step: Callable[[Any, Array, Array, bool], Any], carry: Any) -> Any:
+    """step(carry, i, j, whether an edge crosses the block) for every block that is not empty."""
+    inner, edge = _list_blocks(form, z)
+    for pairs, crossed in ((inner, False), (edge, True)):
+        if len(pairs):
+            body = lambda c, ij, crossed=crossed: (step(c, ij[0], ij[1], crossed), None)
+            carry, _ = lax.scan(body, carry, jnp.asarray(pairs, jnp.int32), unroll=len(pairs) <= _UNROLLED)
+    return carry
+
+
+_UNROLLED = 4
+
+
+def _list_blocks(form: Form, z: _Sizes) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The blocks that are seen whole, and those that the edge of what is seen crosses."""
+    inner, edge = [], []
+    (blocks_q, blocks_k), limited = z.blocks, form.left is not None or form.right is not None
+    for i in range(blocks_q):
+        for j in range(blocks_k):
+            whole = (j + 1) * z.columns <= z.s  # no padding
+            if limited and form.offset is None:
+                whole = False
+            elif limited and form.offset is not None:
+                first, last = i * z.rows + form.offset, min((i + 1) * z.rows, z.t) - 1 + form.offset
+                nearest = j * z.columns - last, min((j + 1) * z.columns, z.s) - 1 - first
+                if (form.right is not None and nearest[0] > form.right) or (
+                    form.left is not None and nearest[1] < -form.left
+                ):
+                    continue
+                furthest = j * z.columns - last, nearest[1]
+                whole &= form.right is None or furthest[1] <= form.right
+                whole &= form.left is None or furthest[0] >= -form.left
+            (inner if whole else edge).append((i, j))
+    return inner, edge
+
+
+def _at(x: Array, i: Array) -> Array:
+    return lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
+
+
+def _put(x: Array, y: Array, i: Array) -> Array:
+    return lax.dynamic_update_index_in_dim(x, y, i, 0)
+
+
+def _pad(x: Array, size: int, axis: int) -> Array:
+    """x with zeros at the end of `axis`, up to `size`."""
+    missing = size - x.shape[axis]
+    if not missing:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, missing)
+    return jnp.pad(x, widths)
+
+
+def _by_queries(z: _Sizes, x: Array) -> Array:
+    """[*n, t, h, e] as [blocks, *n, h_kv, h / h_kv · rows, e]."""
+    n, blocks, group = len(z.n), z.blocks[0], z.h // z.h_kv
+    x = _pad(x, blocks * z.rows, n).reshape(*z.n, blocks, z.rows, z.h_kv, group, x.shape[-1])
+    x = x.transpose(n, *range(n), n + 2, n + 3, n + 1, n + 4)
+    return x.reshape(blocks, *z.n, z.h_kv, group * z.rows, x.shape[-1])
+
+
+def _from_queries(z: _Sizes, x: Array) -> Array:
+    """The inverse of `_by_queries`."""
+    n, blocks, group = len(z.n), z.blocks[0], z.h // z.h_kv
+    x = x.reshape(blocks, *z.n, z.h_kv, group, z.rows, x.shape[-1])
+    x = x.transpose(*range(1, n + 1), 0, n + 3, n + 1, n + 2, n + 4)
+    x = x.reshape(*z.n, blocks * z.rows, z.h, x.shape[-1])
+    return lax.slice_in_dim(x, 0, z.t, axis=n)
+
+
+def _by_keys(z: _Sizes, x: Array) -> Array:
+    """[*n, s, h_kv, e] as [blocks, *n, h_kv, columns, e]."""
+    n, blocks = len(z.n), z.blocks[1]
+    x = _pad(x, blocks * z.columns, n).reshape(*z.n, blocks, z.columns, z.h_kv, x.shape[-1])
+    return x.transpose(n, *range(n), n + 2, n + 1, n + 3)
+
+
+def _from_keys(z: _Sizes, x: Array) -> Array:
+    """The inverse of `_by_keys`."""
+    n, blocks = len(z.n), z.blocks[1]
+    x = x.transpose(*range(1, n + 1), 0, n + 2, n + 1, n + 3)
+    x = x.reshape(*z.n, blocks * z.columns, z.h_kv, x.shape[-1])
+    return lax.slice_in_dim(x, 0, z.s, axis=n)
+
+
+def _of_heads(z: _Sizes, x: Array) -> Array:
+    """[h] as [h_kv, h / h_kv · rows]."""
+    return jnp.repeat(x.reshape(z.h_kv, z.h // z.h_kv), z.rows, axis=1, total_repeat_length=None)
+
+
+# ---- the logits of one block ------------------------------------------------------------------------------
+
+
+def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callable[..., Any]:
+    """A function (q, k, i, j, edge, across) -> (logits, slope) of one block.
+
+    The logits are −∞ where a key is not seen, with keys as rows if `across`; slope is what softcap multiplies
+    their gradient by, or None.
+    """
+    sums = None if bias is None else wide(bias.dtype)
+    bias = None if bias is None else _padded(z, bias).astype(sums)
+    mask = None if arrays.mask is None else _padded(z, arrays.mask)
+
+    def logits(q: Array, k: Array, i: Array, j: Array, edge: bool, across: bool) -> Any:
+        turn = (lambda x: x.mT) if across else (lambda x: x)
+        s = jnp.matmul(*((k, q.mT) if across else (q, k.mT)), preferred_element_type=wide(q.dtype))
+        s = s if form.scale == 1.0 else s * form.scale
+        slope = None
+        if form.softcap is not None:
+            bent = jnp.tanh(s / form.softcap)
+            s, slope = form.softcap * bent, 1 - bent**2
+        if bias is not None:
+            s = s + turn(_tile(z, bias, i, j)).astype(s.dtype)
+        seen = [] if mask is None else [_tile(z, mask, i, j)]
+        if arrays.queries is not None and arrays.keys is not None:
+            of_queries, of_keys = _rows_of(z, arrays.queries, i), _columns_of(z, arrays.keys, j)
+            seen.append(of_queries == of_keys)
+        seen += _in_reach(form, z, arrays, i, j) if edge else []
+        for each in seen:
+            s = jnp.where(turn(each), s, -jnp.inf)
+        return s, slope
+
+    return logits
+
+
+def _in_reach(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> list[Array]:
+    """Conditions on the positions in a block, each broadcastable to it."""
+    columns = (j * z.columns + jnp.arange(z.columns, dtype=jnp.int32))[None]
+    rows = (i * z.rows + jnp.tile(jnp.arange(z.rows, dtype=jnp.int32), z.h // z.h_kv))[:, None]
+    if arrays.offset is not None:
+        rows = rows + arrays.offset.astype(jnp.int32)[..., None, None, None]
+    else:
+        rows = rows + jnp.int32(form.offset or 0)
+    seen = [columns < z.s] if z.s % z.columns else []
+    seen += [columns - rows <= form.right] if form.right is not None else []
+    return seen + ([columns - rows >= -form.left] if form.left is not None else [])
+
+
+def _rows_of(z: _Sizes, x: Array, i: Array) -> Array:
+    """[*n, t] as the rows of a block [*n, 1, h / h_kv · rows, 1]."""
+    x = lax.dynamic_slice_in_dim(_pad(x, z.blocks[0] * z.rows, -1), i * z.rows, z.rows, axis=-1)
+    return jnp.tile(x, z.h // z.h_kv)[..., None, :, None]
+
+
+def _columns_of(z: _Sizes, x: Array, j: Array) -> Array:
+    """[*n, s] as the columns of a block [*n, 1, 1, columns]."""
+    x = lax.dynamic_slice_in_dim(_pad(x, z.blocks[1] * z.columns, -1), j * z.columns, z.columns, axis=-1)
+    return x[..., None, None, :]
+
+
+def _full(z: _Sizes, x: Array) -> Array:
+    """A mask or bias with all axes [*n, h, t, s], of size 1 where it is broadcast."""
+    return x.reshape((1,) * (len(z.n) + 3 - x.ndim) + x.shape)
+
+
+def _padded(z: _Sizes, x: Array) -> Array:
+    """A mask or bias that whole blocks cover."""
+    x = _full(z, x)
+    x = x if x.shape[-2] == 1 else _pad(x, z.blocks[0] * z.rows, x.ndim - 2)
+    return x if x.shape[-1] == 1 else _pad(x, z.blocks[1] * z.columns, x.ndim - 1)
+
+
+def _tile(z: _Sizes, x: Array, i: Array, j: Array) -> Array:
+    """The part of a mask or bias in a block, broadcastable to [*n, h_kv, h / h_kv · rows, columns]."""
+    if x.shape[-2] > 1:
+        x = lax.dynamic_slice_in_dim(x, i * z.rows, z.rows, axis=-2)
+    if x.shape[-1] > 1:
+        x = lax.dynamic_slice_in_dim(x, j * z.columns, z.columns, axis=-1)
+    *n, h, rows, columns = x.shape
+    group = z.h // z.h_kv
+    x = x.reshape(*n, *((z.h_kv, group) if h > 1 else (1, 1)), rows, columns)
+    if group > 1 and (x.shape[-3] > 1 or rows > 1):
+        x = jnp.broadcast_to(x, (*x.shape[:-3], group, z.rows, columns))
+    return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], columns)
+
+
+def _add_to_bias(z: _Sizes, dbias: Array, ds: Array, i: Array, j: Array) -> Array:
+    """dbias [*n, h, t, s] plus the sum of ds over what the bias was broadcast along."""
+    *n, h, t, s = dbias.shape
+    ds = ds.reshape(*z.n, z.h_kv, z.h // z.h_kv, z.rows, z.columns)
+    lead = len(z.n)
+    whole = (*z.n, z.h_kv, z.h // z.h_kv, z.rows, z.columns)
+    kept = (*n, *((z.h_kv, z.h // z.h_kv) if h > 1 else (1, 1)), *(0 if t > 1 else 1, 0 if s > 1 else 1))
+    summed = [a for a in range(lead + 4) if kept[a] == 1 and whole[a] != 1]
+    ds = ds.sum(summed, keepdims=True)
+    ds = ds.reshape(*ds.shape[:lead], ds.shape[lead] * ds.shape[lead + 1], *ds.shape[lead + 2 :])
+    at = [jnp.int32(0)] * (lead + 1) + [
+        i * z.rows if t > 1 else jnp.int32(0),
+        j * z.columns if s > 1 else jnp.int32(0),
+    ]
+    there = lax.dynamic_slice(dbias, at, ds.shape)
+    return lax.dynamic_update_slice(dbias, there + ds, at)
+
+
+# ---- dropout: which weights are kept ----------------------------------------------------------------------
+
+
+def kept(rate: float, key: Array, rows: Array, columns: Array) -> Array:
+    """Whether a weight is kept, by its place: the same whatever the blocks are.
+
+    Threefry-2x32 of the number of the row and that of the column, under a key that is drawn from `key`.
+
+    Args:
+        rate: the share that is not.
+        key: a random key.
+        rows: numbers of rows, uint32, broadcast against those of the columns.
+        columns: numbers of columns.
+    """
+    seed = jax.random.bits(key, (2,), "uint32")
+    rows, columns = jnp.broadcast_arrays(rows, columns)
+    a, b = (jnp.broadcast_to(word, rows.shape) for word in seed)
+    word, _ = threefry2x32_p.bind(a, b, rows, columns)
+    return word >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def _kept_in_block(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> Array:
+    """`kept` of [*n, h_kv, h / h_kv · rows, columns]; a row's number is that of [n, h, t] in C order."""
+    assert arrays.key is not None
+    heads = jnp.arange(math.prod(z.n) * z.h, dtype=jnp.uint32).reshape(*z.n, z.h_kv, z.h // z.h_kv, 1)
+    rows = i.astype(jnp.uint32) * np.uint32(z.rows) + jnp.arange(z.rows, dtype=jnp.uint32)
+    rows = (heads * np.uint32(z.t) + rows).reshape(*z.n, z.h_kv, z.h // z.h_kv * z.rows, 1)
+    columns = j.astype(jnp.uint32) * np.uint32(z.columns) + jnp.arange(z.columns, dtype=jnp.uint32)
+    return kept(form.rate, arrays.key, rows, columns)
