@@ -5,7 +5,7 @@ from typing import Any
 
 from funcnet.errors import StructureError, ValueRangeError, describe
 
-__all__ = ["fixed", "need", "pair"]
+__all__ = ["chosen", "fixed", "need", "pair"]
 
 
 def need(json: Mapping[str, Any], name: str) -> Any:
@@ -30,6 +30,19 @@ def fixed(json: Mapping[str, Any], **only: Any) -> None:
                 expected=f"{name}: {value!r}     (model_type {json.get('model_type')!r})",
                 actual=f"{name}: {json[name]!r}",
             )
+
+
+def chosen(json: Mapping[str, Any], name: str, values: Mapping[str, Any], default: str) -> Any:
+    """What `values` has for the value of the field `name`."""
+    value = json.get(name, default)
+    if value not in values:
+        raise ValueRangeError(
+            f"config.json: {name} is {value!r}, which the net does not have.",
+            path=name,
+            expected=f"{name}: {', '.join(map(repr, values))}",
+            actual=f"{name}: {value!r}",
+        )
+    return values[value]
 
 
 def pair(json: Mapping[str, Any], name: str) -> tuple[int, int]:

@@ -11,16 +11,16 @@ import numpy as np
 
 from funcnet._safetensors import replace_file
 from funcnet.errors import DTypeError, ValueRangeError, describe
-from funcnet.hub import bert, vit
+from funcnet.hub import bert, gpt2, llama, vit
 from funcnet.hub.files import read_json, read_safetensors, write_safetensors
 from funcnet.hub.names import from_tensors, to_tensors
-from funcnet.nets import encoder
+from funcnet.nets import encoder, transformer
 from funcnet.nets import vit as vit_net
 
 __all__ = ["load", "save"]
 
 # By the `model_type` of config.json.
-_FAMILIES = {"bert": bert, "vit": vit}
+_FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama, "qwen2": llama, "qwen3": llama, "vit": vit}
 
 # Fields of a Config that say how a net runs, not what it computes; config.json has no place for them.
 _RUNNING = ("unroll", "remat", "dtype")
@@ -117,6 +117,10 @@ def _family(config: Any) -> Any:
             return bert
         case vit_net.Config():
             return vit
+        case transformer.Config(positions="learned"):
+            return gpt2
+        case transformer.Config():
+            return llama
     raise DTypeError(
         "save: config is not that of a net which transformers has.",
         path="config",

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from funcnet.errors import DTypeError, ShapeError
 from funcnet.errors import describe as describe_value
@@ -42,9 +42,9 @@ class Config:
         pooler: whether params have the layer of `pool_first`.
         dropout: rate on the embedding and on what each block adds, where there is a key.
         attention_dropout: rate on the attention weights, where there is a key.
-        unroll: blocks in one step of the scan; more of them run faster and compile longer.
-        remat: recompute each block in the backward pass, instead of keeping what is in it.
-        dtype: to compute in; None is that of params.
+        unroll: blocks in one step of the loop over them; where it takes them all, there is no loop.
+        remat: keep only what enters each block, and compute the block again in the backward pass.
+        dtype: to compute in, "bfloat16" say; None is that of params.
     """
 
     vocabulary: int = 30522
@@ -58,9 +58,9 @@ class Config:
     pooler: bool = True
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    unroll: int = 1
+    unroll: int = 12
     remat: bool = False
-    dtype: DTypeLike | None = None
+    dtype: str | None = None
 
 
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:

