@@ -87,6 +87,7 @@ def with_zeros(grads: Any, args: Any) -> list[Any]:
             else:
                 assert grad is None, "a cotangent for an integer, boolean or key"
 
+    args = (*args, *[None] * (len(grads) - len(args)))  # those that are None unless given
     jax.tree.map(visit, grads, args, is_leaf=lambda v: v is None)
     return out
 

@@ -79,6 +79,18 @@ CASES: dict[str, tuple[Case, ...]] = {
     "attention": (
         _case(_normal(2, 5, 3, 7), _normal(2, 11, 3, 7), _normal(2, 11, 3, 13)),
         _case(_normal(2, 3, 4, 5), _normal(2, 7, 2, 5), _normal(2, 7, 2, 3), causal=True, mask=_mask(3, 7)),
+        _case(
+            _normal(2, 5, 2, 3),
+            _normal(2, 5, 1, 3),
+            _normal(2, 5, 1, 3),
+            _normal(2, 1, 5),
+            _normal(2),
+            causal=True,
+            window=4,
+            softcap=0.7,
+            segment_ids=_ids(2, 2, 5),
+            block=(2, 3),
+        ),
     ),
     "avg_pool": (
         _case(_normal(2, 7, 11, 3), kernel=(2, 3)),
@@ -123,6 +135,18 @@ CASES: dict[str, tuple[Case, ...]] = {
     "linear": (
         _case({"w": _normal(11, 13), "b": _normal(13)}, _normal(7, 11)),
         _case({"w": _normal(11, 13)}, _normal(3, 5, 11)),
+    ),
+    "linear_cross_entropy": (
+        _case(_normal(7, 11), _normal(11, 13), _ids(13, 7)),
+        _case(
+            _normal(17, 5),
+            _normal(5, 19),
+            _ids(19, 17),
+            ignore_index=3,
+            label_smoothing=0.3,
+            z_loss=0.1,
+            softcap=2.0,
+        ),
     ),
     "matmul": (
         _case(_normal(7, 11), _normal(11, 13)),

@@ -20,6 +20,7 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 from jaxtyping import Array
 
+from funcnet import rules
 from funcnet.ops._dtype import common, narrow, wide
 
 __all__ = ["Arrays", "Form", "backward", "forward", "kept"]
@@ -101,9 +102,9 @@ def forward(
         return _put(o, _at(o, i) * shrink[..., None] + o_, i), _put(m, highest, i), total
 
     rows = q.shape[:-1]
-    o = jnp.zeros((*rows, v.shape[-1]), sums)
+    (o,) = _varying(q, jnp.zeros((*rows, v.shape[-1]), sums))
     if sinks is None:
-        m, total = jnp.full(rows, jnp.finfo(sums).min), jnp.zeros(rows, sums)
+        m, total = _varying(q, jnp.full(rows, jnp.finfo(sums).min), jnp.zeros(rows, sums))
     else:  # one more key in each row, with this logit and no value
         sinks = jnp.broadcast_to(_of_heads(z, sinks.astype(sums)), rows)
         m = lax.stop_gradient(sinks)
@@ -168,8 +169,8 @@ def backward(
         dqt = _put(dqt, _at(dqt, i) + jnp.matmul(kt_, ds, preferred_element_type=sums), i)
         return dqt, dk, dv, dbias
 
-    zeros = lambda x: jnp.zeros(x.shape, sums)
-    dbias = None if bias is None else jnp.zeros(_padded(z, bias).shape, sums)
+    zeros = lambda x: _varying(q, jnp.zeros(x.shape, sums))[0]
+    dbias = None if bias is None else zeros(_padded(z, bias))
     dqt, dk, dv, dbias = _over_blocks(form, z, step, (zeros(q.mT), zeros(k), zeros(v), dbias))
     dq, dk, dv = _from_queries(z, dqt.mT) * form.scale, _from_keys(z, dk) * scale, _from_keys(z, dv)
     if bias is not None and dbias is not None:
@@ -217,6 +218,11 @@ def _over_blocks(form: Form, z: _Sizes, step: Callable[[Any, Array, Array, bool]
 
 
 _UNROLLED = 4
+
+
+def _varying(like: Array, *zeros: Array) -> list[Array]:
+    """Arrays that a scan begins with, varying over the mesh axes over which `like` does."""
+    return rules.same_variance(*zeros, like)[: len(zeros)]
 
 
 def _list_blocks(form: Form, z: _Sizes) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
