@@ -85,9 +85,7 @@ class Case:
         is_draw = lambda v: isinstance(v, Draw)
         fill = lambda v: v(rng, dtype) if is_draw(v) else v
         args = jax.tree.map(fill, self.args, is_leaf=is_draw)
-        return args, {
-            k: jax.tree.map(fill, v, is_leaf=is_draw) if is_draw(v) else v for k, v in self.options.items()
-        }
+        return args, {k: jax.tree.map(fill, v, is_leaf=is_draw) for k, v in self.options.items()}
 
     @property
     def id(self) -> str:
@@ -96,6 +94,8 @@ class Case:
                 return v.kind[0] + "x".join(map(str, v.shape))
             if isinstance(v, dict):
                 return "_".join(k + ("None" if u is None else text(u)[1:]) for k, u in v.items())
+            if isinstance(v, tuple) and any(isinstance(u, Draw) for u in v):
+                return "+".join(map(text, v))
             return str(v).replace(" ", "")
 
         return "-".join(
@@ -107,13 +107,19 @@ def case(op: str, *args: Any, **options: Any) -> Case:
     return Case(op, args, options)
 
 
-def heads(d: int, h: int, h_kv: int, e: int, *, bias: bool = True) -> dict[str, dict[str, Draw]]:
-    """The parameters of multihead."""
+def heads(
+    d: int, h: int, h_kv: int, e: int, *, bias: str = "qkvo", qk_norm: bool = False, sinks: bool = False
+) -> dict[str, Any]:
+    """The parameters of multihead; `bias` names the projections that have one."""
     shapes = {"q": (d, h, e), "k": (d, h_kv, e), "v": (d, h_kv, e), "o": (h, e, d)}
     offsets = {"q": (h, e), "k": (h_kv, e), "v": (h_kv, e), "o": (d,)}
-    return {
-        name: {"w": F(*shape)} | ({"b": F(*offsets[name])} if bias else {}) for name, shape in shapes.items()
+    params: dict[str, Any] = {
+        name: {"w": F(*shape)} | ({"b": F(*offsets[name])} if name in bias else {})
+        for name, shape in shapes.items()
     }
+    if qk_norm:
+        params |= {"q_norm": {"w": F(e)}, "k_norm": {"w": F(e)}}
+    return params | ({"sinks": F(h)} if sinks else {})
 
 
 CASES = [
@@ -260,19 +266,74 @@ CASES = [
     case("embedding", {"w": F(3, 5)}, I(3, 2, 0)),
     case("embedding", {"w": F(1031, 2)}, I(1031, 19)),  # more rows than a product is made for
     case("attention", F(2, 5, 3, 7), F(2, 11, 3, 7), F(2, 11, 3, 13)),
-    case("attention", F(7, 6, 3), F(5, 2, 3), F(5, 2, 2), causal=True),  # the first queries see nothing
-    case("attention", F(2, 3, 4, 5), F(2, 7, 2, 5), F(2, 7, 2, 3), causal=True, scale=0.3),
+    case(  # blocks that causality empties, crosses and leaves whole; the last ones are not full
+        "attention", F(2, 7, 4, 3), F(2, 11, 2, 3), F(2, 11, 2, 5), causal=True, q_offset=4, block=(3, 2)
+    ),
+    case("attention", F(7, 6, 3), F(5, 2, 3), F(5, 2, 2), causal=True, q_offset=-2),  # 0 and 1 see nothing
+    case("attention", F(2, 3, 4, 5), F(2, 7, 2, 5), F(2, 7, 2, 3), F(4, 1, 7), F(4), scale=0.3, block=(2, 3)),
     case("attention", F(2, 3, 3, 2, 5), F(2, 3, 7, 1, 5), F(2, 3, 7, 1, 5), mask=B(3, 2, 3, 7)),
-    case("attention", F(3, 5, 2, 3), F(3, 5, 2, 3), F(3, 5, 2, 3), mask=B(3, 1, 1, 5), causal=True),
+    case(
+        "attention",
+        F(3, 5, 2, 3),
+        F(3, 5, 2, 3),
+        F(3, 5, 2, 3),
+        F(2, 5, 5),
+        mask=B(3, 1, 1, 5),
+        causal=True,
+        window=3,
+        softcap=0.7,
+        block=(2, 2),
+    ),
+    case("attention", F(2, 7, 2, 3), F(2, 7, 1, 3), F(2, 7, 1, 3), segment_ids=I(2, 2, 7), block=(4, 3)),
+    case(
+        "attention",
+        F(2, 3, 2, 3),
+        F(2, 5, 2, 3),
+        F(2, 5, 2, 3),
+        F(2, 2, 3, 5),
+        F(2),
+        segment_ids=(I(2, 2, 3), I(2, 2, 5)),
+        window=(1, 2),
+        q_offset=I(3, 2),
+        block=(2, 2),
+    ),
+    case(
+        "attention",
+        F(2, 3, 2, 3),
+        F(2, 5, 1, 3),
+        F(2, 5, 1, 2),
+        None,
+        F(2),
+        dropout_rate=0.4,
+        key=K(),
+        block=(2, 3),
+    ),
     case("attention", F(3, 3, 3, 3), F(3, 3, 3, 3), F(3, 3, 3, 3), causal=True),
     case("attention", F(1, 1, 1), F(1, 1, 1), F(1, 1, 1)),
     case("attention", F(2, 3, 2, 3), F(2, 0, 1, 3), F(2, 0, 1, 5)),
-    case("attention", F(0, 3, 2, 3), F(0, 3, 2, 3), F(0, 3, 2, 5)),
+    case("attention", F(0, 3, 2, 3), F(0, 3, 2, 3), F(0, 3, 2, 5), F(2, 1, 3), F(2), causal=True),
+    case("attention", F(2, 0, 2, 3), F(2, 3, 2, 3), F(2, 3, 2, 5)),
     case("multihead", heads(7, 3, 3, 5), F(2, 11, 7)),
+    case(
+        "multihead",
+        heads(5, 4, 2, 6, bias="qkv", qk_norm=True, sinks=True),
+        F(2, 7, 5),
+        F(4, 7, 7),
+        causal=True,
+        window=3,
+        rope=rope.Config(base=100.0, width=4),
+        positions=I(50, 2, 7),
+        softcap=2.0,
+        scale=0.5,
+    ),
     case("multihead", heads(5, 4, 2, 3), F(7, 5), causal=True),  # two query heads share a key head
-    case("multihead", heads(3, 2, 1, 5, bias=False), F(3, 2, 5, 3), mask=B(3, 1, 2, 5, 5)),
+    case("multihead", heads(3, 2, 1, 5, bias=""), F(3, 2, 5, 3), mask=B(3, 1, 2, 5, 5)),
     case("multihead", {**heads(5, 5, 5, 5), "k": {"w": F(5, 5, 5), "b": None}}, F(5, 5, 5), causal=True),
-    case("multihead", heads(2, 6, 3, 1, bias=False), F(3, 2), causal=True, mask=B(3, 3)),
+    case("multihead", heads(2, 6, 3, 1, bias=""), F(3, 2), causal=True, mask=B(3, 3)),
+    case("multihead", heads(3, 2, 2, 4, qk_norm=True), F(2, 5, 3), norm_eps=0.1, segment_ids=I(2, 2, 5)),
+    case("multihead", heads(3, 2, 1, 2), F(5, 3), F(5, 5), rope=rope.Config(layout="interleaved")),
+    case("multihead", {**heads(3, 2, 1, 2), "q_norm": None, "sinks": None}, F(5, 3), window=(1, 2)),
+    case("multihead", heads(3, 4, 2, 2), F(5, 3), dropout_rate=0.3, key=K()),
     case("multihead", heads(1, 1, 1, 1), F(1, 1)),
     case("multihead", heads(3, 2, 2, 2), F(0, 5, 3)),
     # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy
@@ -344,6 +405,22 @@ CASES = [
     ),
     case("rope", F(4, 4, 4, 4)),
     case("rope", F(0, 3, 1, 2)),
+    case("linear_cross_entropy", F(7, 11), F(11, 13), I(13, 7)),
+    case(
+        "linear_cross_entropy",
+        F(2, 3, 5),
+        F(5, 17),
+        I(17, 2, 3),
+        label_smoothing=0.1,
+        ignore_index=3,
+        z_loss=0.2,
+        softcap=2.0,
+    ),
+    case("linear_cross_entropy", F(5, 5), F(5, 5), I(5, 5), z_loss=0.3),
+    case("linear_cross_entropy", F(17, 3), F(3, 5), I(5, 17), ignore_index=-1, label_smoothing=0.3),
+    case("linear_cross_entropy", F(7), F(7, 11), I(11), softcap=0.5),
+    case("linear_cross_entropy", F(3, 1), F(1, 1), I(1, 3)),
+    case("linear_cross_entropy", F(0, 3), F(3, 5), I(5, 0)),
 ]
 
 # Sizes above 60 with more than 32k reduced elements: where XLA:CPU has miscompiled (docs/guard.md).
@@ -366,7 +443,7 @@ LARGE = [
     # ==== products
     case("matmul", F(8, 64, 67), F(67, 71)),
     case("embedding", {"w": F(71, 67)}, I(71, 8, 128)),
-    case("attention", F(2, 67, 4, 64), F(2, 71, 2, 64), F(2, 71, 2, 61), causal=True),
+    case("attention", F(2, 293, 2, 16), F(2, 601, 1, 16), F(2, 601, 1, 61), causal=True, q_offset=300),
     case("multihead", heads(64, 4, 2, 16), F(8, 67, 64), causal=True),
     # ==== pools and losses
     case("max_pool", F(8, 64, 64, 2), kernel=(3, 3), stride=2, padding="same"),
@@ -378,4 +455,5 @@ LARGE = [
     case("swiglu", F(8, 64, 67), F(8, 64, 67)),
     case("alibi", F(8), t=67, s=71),
     case("rope", F(8, 64, 3, 66), positions=I(1000, 8, 64)),
+    case("linear_cross_entropy", F(8, 128, 67), F(67, 4099), I(4099, 8, 128), z_loss=1e-3),
 ]
