@@ -33,7 +33,9 @@ def config(size: Size, **options: Any) -> Any:
         layers=size.layers,
         heads=size.heads,
         d=size.d,
+        norm="layer",
         mlp="gelu_tanh",
+        positions="learned",
         **options,
     )
 

@@ -100,20 +100,20 @@ def by_funcnet(size: Size, dtype: str) -> Cases:
     import funcnet as fn
 
     transformer = fn.nets.transformer
-    config = _gpt.config(size, dtype=jnp.dtype(dtype))
+    config = _gpt.config(size, dtype=dtype)
     data = jax.tree.map(jnp.asarray, _gpt.batch(size))
 
     def lean(params: Any, batch: Any, key: Any) -> Any:
         del key
         x = transformer.hidden(params, batch[0], config)
-        return head(x, params["tokens"]["w"].astype(x.dtype), batch[1])
+        return head(x, transformer.head(params, config), batch[1])
 
     def plain(params: Any, batch: Any, key: Any) -> Any:
         del key
         return fn.cross_entropy.apply(transformer.apply(params, batch[0], config), batch[1]).mean()
 
-    def head(x: Any, table: Any, labels: Any) -> Any:
-        return fn.linear_cross_entropy.apply(x, table.T, labels).mean()
+    def head(x: Any, w: Any, labels: Any) -> Any:
+        return fn.linear_cross_entropy.apply(x, w, labels).mean()
 
     def attention(q: Any, k: Any, v: Any) -> Any:
         return fn.attention.apply(q, k, v, causal=True).astype(jnp.float32).sum()
@@ -146,9 +146,9 @@ def by_funcnet(size: Size, dtype: str) -> Cases:
         "loss": lambda: partial(jax.jit(lean), params(), data, None),
         "step, logits in full": partial(step, plain),
         "head and loss, with gradients": lambda: jitted(
-            lambda x, table: jax.value_and_grad(head, (0, 1))(x, table, data[1]),
+            lambda x, w: jax.value_and_grad(head, (0, 1))(x, w, data[1]),
             (size.batch, size.t, size.d),
-            (size.vocabulary, size.d),
+            (size.d, size.vocabulary),
         ),
         "attention of one layer, with gradients": lambda: jitted(
             jax.value_and_grad(attention, (0, 1, 2)), heads, heads, heads
