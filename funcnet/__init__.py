@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         group_norm,
         layer_norm,
         linear,
+        linear_cross_entropy,
         matmul,
         max_pool,
         mse,
@@ -51,9 +52,9 @@ __version__ = "0.1.0"
 
 _OPERATIONS = (
     "alibi", "attention", "avg_pool", "batch_norm", "binary_cross_entropy", "conv", "conv_transpose",
-    "cross_entropy", "dropout", "embedding", "gelu", "group_norm", "layer_norm", "linear", "matmul",
-    "max_pool", "mse", "multihead", "relu", "rms_norm", "rope", "sigmoid", "silu", "softmax", "swiglu",
-    "tanh",
+    "cross_entropy", "dropout", "embedding", "gelu", "group_norm", "layer_norm", "linear",
+    "linear_cross_entropy", "matmul", "max_pool", "mse", "multihead", "relu", "rms_norm", "rope", "sigmoid",
+    "silu", "softmax", "swiglu", "tanh",
 )  # fmt: skip
 _PACKAGES = (
     "backend", "errors", "hub", "linalg", "nets", "ops", "rules", "store", "tasks", "train", "verifier",
