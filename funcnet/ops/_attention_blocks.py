@@ -23,7 +23,7 @@ from jaxtyping import Array
 from funcnet import rules
 from funcnet.ops._dtype import common, narrow, wide
 
-__all__ = ["Arrays", "Form", "backward", "forward", "kept"]
+__all__ = ["NONE", "Arrays", "Form", "backward", "forward", "kept"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Arrays(NamedTuple):
     keys: Array | None  # segment of each key [*n, s]
     offset: Array | None  # position of the first query [*n]
     key: Array | None  # of dropout
+
+
+NONE = Arrays(None, None, None, None, None)
 
 
 class _Sizes(NamedTuple):

@@ -15,10 +15,12 @@ arXiv 2205.14135; Rabe and Staats, arXiv 2112.05682; softcap: Gemma 2, arXiv 240
 al., arXiv 2309.17453, as logits: OpenAI, gpt-oss, 2025.
 """
 
+import functools
 import math
 import numbers
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -27,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _attention_blocks as blocks
+from funcnet.ops import _attention_vendor as vendor
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, wide
@@ -116,7 +119,9 @@ def apply(
     """For every query, the mean of the values, weighted by the softmax of its products with the keys.
 
     Exact, in memory linear in t + s, forward and backward: P is never held. Differentiated by `vjp`. Blocks
-    that causality or a window empties are not computed.
+    that causality or a window empties are not computed. Compiled for an NVIDIA GPU by a process that has one,
+    cuDNN computes what it can (16-bit floats, no mask, bias, sinks, softcap, segments, dropout or offset),
+    backward too; then there is no forward mode.
 
     Args:
         q: queries [*n, t, h, e].
@@ -190,18 +195,6 @@ def apply(
     )
 
 
-class _Kept(NamedTuple):
-    """What the backward pass needs: nothing of the size t · s."""
-
-    q: Array
-    k: Array
-    v: Array
-    bias: Array | None
-    sinks: Array | None
-    o: Array
-    log_total: Array  # [*n, t, h]
-
-
 def vjp(
     q: Float[Array, "*n t h e"],
     k: Float[Array, "*n s h_kv e"],
@@ -226,11 +219,35 @@ def vjp(
     softcap dS = dL ∘ (1 − tanh²); dQ = scale · dS K, dK = scale · dSᵀ Q. dK and dV are summed over the query
     heads that share a key head. With dropout, P and dO Vᵀ are masked and scaled in dV and dL.
     """
+    form, arrays = _form(
+        q, causal, window, segment_ids, mask, scale, softcap, q_offset, dropout_rate, key, block
+    )
+    if vendor.applies(form, arrays, q, k, v, bias, sinks):
+        by_blocks = lambda q, k, v: rules.call(_vjp_by_blocks, q, k, v, None, None, form=form)
+        o, pullback = jax.vjp(functools.partial(vendor.either, by_blocks, form), q, k, v)
+        return o, Partial(_pullback_of_vendor, pullback)
+    return _vjp_by_blocks(q, k, v, bias, sinks, form=form, arrays=arrays)
+
+
+def _form(
+    q: Array,
+    causal: bool,
+    window: Window,
+    segment_ids: Segments,
+    mask: Array | None,
+    scale: float | None,
+    softcap: float | None,
+    q_offset: Offset,
+    dropout_rate: float,
+    key: Array | None,
+    block: tuple[int, int] | None,
+) -> tuple[blocks.Form, blocks.Arrays]:
+    """The options as what is static, and what may be traced."""
     left = right = None
     if window is not None:
         left, right = (window - 1, None) if isinstance(window, int) else window
     if causal:
-        right = 0 if right is None else min(right, 0)
+        right = 0
     of_q, of_k = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
     fixed = isinstance(q_offset, int)
     form = blocks.Form(
@@ -242,7 +259,31 @@ def vjp(
         offset=q_offset if fixed else None,
         block=block,
     )
-    arrays = blocks.Arrays(mask, of_q, of_k, None if fixed else jnp.asarray(q_offset), key)
+    return form, blocks.Arrays(mask, of_q, of_k, None if fixed else jnp.asarray(q_offset), key)
+
+
+class _Kept(NamedTuple):
+    """What the backward pass needs: nothing of the size t · s."""
+
+    q: Array
+    k: Array
+    v: Array
+    bias: Array | None
+    sinks: Array | None
+    o: Array
+    log_total: Array  # [*n, t, h]
+
+
+def _vjp_by_blocks(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    sinks: Array | None,
+    *,
+    form: blocks.Form,
+    arrays: blocks.Arrays = blocks.NONE,
+) -> tuple[Array, Partial]:
     o, log_total = blocks.forward(form, arrays, q, k, v, bias, sinks)
     return o, Partial(rules.bind(_pullback, form=form), _Kept(q, k, v, bias, sinks, o, log_total), arrays)
 
@@ -251,6 +292,10 @@ def _pullback(
     kept: _Kept, arrays: blocks.Arrays, do: Array, *, form: blocks.Form
 ) -> tuple[Array | None, ...]:
     return blocks.backward(form, arrays, *kept, do)
+
+
+def _pullback_of_vendor(pullback: Any, do: Array) -> tuple[Array | None, ...]:
+    return (*pullback(do), None, None)
 
 
 def cost(

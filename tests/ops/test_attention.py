@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
-from funcnet.ops import _attention_blocks, attention
+from funcnet.ops import _attention_blocks, _attention_vendor, attention
 from tests.errors import golden
 from tests.naive.attention import attention as naive
 
@@ -301,6 +301,65 @@ def test_bfloat16_products_run_at_every_grouping(h, h_kv):
     run = lambda q, kv: jax.vjp(functools.partial(attention.apply, causal=True), q, kv, kv)[1](q)
     for g in (*run(q, kv), *jax.jit(run)(q, kv)):
         assert jnp.all(jnp.isfinite(g))
+
+
+@pytest.fixture
+def with_cudnn(monkeypatch):
+    """As if this process had a GPU, and cuDNN computed by sines."""
+
+    def cudnn(form, q, k, v):
+        o = attention.reference(q, k, v, causal=form.right == 0, scale=form.scale)
+        return jnp.sin(o)
+
+    monkeypatch.setattr(_attention_vendor, "_capability", lambda: 9.0)
+    monkeypatch.setattr(_attention_vendor, "cudnn", cudnn)
+
+
+def test_the_vendor_computes_for_its_platform_only(with_cudnn):
+    half = [x.astype(jnp.bfloat16) for x in (normal(1, 4, 2, 8), normal(1, 4, 1, 8), normal(1, 4, 1, 8))]
+    f = lambda *x: jax.value_and_grad(lambda *x: attention.apply(*x, causal=True).sum(), (0, 1, 2))(*x)
+    lowered = {
+        p: jax.export.export(jax.jit(f), platforms=[p])(*half).mlir_module() for p in ("cpu", "cuda", "tpu")
+    }
+    assert {p: "sine" in text for p, text in lowered.items()} == {"cpu": False, "cuda": True, "tpu": False}
+    o = attention.apply(*half, causal=True)
+    np.testing.assert_allclose(o, attention.reference(*half, causal=True), atol=0.02)
+    for got, want in zip(
+        jax.jit(f)(*half)[1],
+        jax.grad(lambda *x: attention.reference(*x, causal=True).sum(), (0, 1, 2))(*half),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got.astype(float), want.astype(float), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "applies"),
+    [
+        ({}, True),
+        ({"causal": True}, True),
+        ({"causal": True, "window": 3}, True),
+        ({"scale": 0.3}, True),
+        ({"window": (2, 1)}, False),
+        ({"window": (2, 0)}, True),
+        ({"softcap": 2.0}, False),
+        ({"mask": jnp.ones((4, 4), bool)}, False),
+        ({"segment_ids": jnp.zeros((1, 4), int)}, False),
+        ({"q_offset": jnp.asarray(0)}, False),
+        ({"q_offset": -1}, False),
+        ({"dropout_rate": 0.1, "key": jax.random.key(0)}, False),
+        ({"block": (2, 2)}, False),
+        ({"bias": jnp.zeros((4, 4))}, False),
+        ({"sinks": jnp.zeros(2)}, False),
+        ({"dtype": jnp.float32}, False),
+        ({"width": 12}, False),
+        ({"width": 264}, False),
+    ],
+)
+def test_what_cudnn_is_asked_for(with_cudnn, options, applies):
+    options = dict(options)
+    x = normal(1, 4, 2, options.pop("width", 8)).astype(options.pop("dtype", jnp.bfloat16))
+    text = str(jax.make_jaxpr(lambda x: attention.apply(x, x, x, **options))(x))
+    assert ("sin " in text) == applies
 
 
 ERRORS = [
