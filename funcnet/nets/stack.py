@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from funcnet.errors import ShapeError, describe
 
-__all__ = ["apply", "init"]
+__all__ = ["apply", "init", "unstack"]
 
 Block = Callable[..., Any]  # (params of one layer, x, *its part of per_layer) -> x
 
@@ -54,8 +54,7 @@ def apply(
         whole, rest = _split(rest, [rounds * period, layers - rounds * period])
 
     def run(x: Any, group: Any, once: Callable[..., Any]) -> Any:
-        apart = _split(group, [1] * jax.tree.leaves(group)[0].shape[0])
-        apart = jax.tree.map(lambda v: v.squeeze(0), apart)
+        apart = unstack(group)
         for i in range(0, len(apart), period):
             x = once(x, apart[i : i + period])
         return x
@@ -73,6 +72,16 @@ def apply(
     if rounds * period < layers:
         x = run(x, rest, jax.checkpoint(one_round) if remat else one_round)
     return x
+
+
+def unstack(params: Any) -> list[Any]:
+    """The trees of the layers, each by itself.
+
+    >>> [layer["w"].shape for layer in unstack({"w": jax.numpy.ones((2, 5))})]
+    [(5,), (5,)]
+    """
+    apart = _split(params, [1] * jax.tree.leaves(params)[0].shape[0])
+    return jax.tree.map(lambda v: v.squeeze(0), apart)
 
 
 def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:

@@ -1,43 +1,92 @@
-"""A decoder: tokens to the logits of the next token. Pre-norm blocks, learned positions, tied head.
+"""A decoder: tokens to the logits of the next token. From GPT-2 to the Llama and Qwen line by its Config.
 
-    x = tokens[ids] + positions;  for each block: x += attention(norm(x)), x += down(gelu(up(norm(x))));
-    logits = norm(x) · tokensᵀ
+    x = tokens[ids] + positions;  for each block: x += attention(norm(x)), x += mlp(norm(x));
+    logits = norm(x) · head,  head = tokensᵀ where tied
 
-The blocks are one tree of arrays stacked along a first axis "layers" and run by `jax.lax.scan`, so that
-compile time does not grow with depth. Source: Radford et al., "Language Models are Unsupervised Multitask
-Learners", 2019 (GPT-2).
+mlp(x) is down(gelu(up(x))) or down(silu(gate(x)) · up(x)). The blocks are stacked and run by `stack`, so that
+compile time does not grow with depth. `decode` runs them for a sequence that comes in pieces, with a cache.
+
+Sources: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (GPT-2); Touvron et al.,
+"LLaMA", arXiv 2302.13971; Yang et al., "Qwen3 Technical Report", arXiv 2505.09388.
 """
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from funcnet.errors import ShapeError
+from funcnet.errors import ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
+from funcnet.nets import stack
 from funcnet.nets.spec import describe
-from funcnet.ops import dropout, embedding, gelu, layer_norm, linear, matmul, multihead
+from funcnet.ops import (
+    alibi,
+    dropout,
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    matmul,
+    multihead,
+    rms_norm,
+    swiglu,
+)
+from funcnet.ops import rope as rotary
 
-__all__ = ["Config", "apply", "init", "specs"]
+__all__ = [
+    "PRESETS",
+    "Config",
+    "apply",
+    "cast",
+    "decode",
+    "head",
+    "hidden",
+    "init",
+    "init_cache",
+    "preset",
+    "specs",
+    "unstack",
+]
+
+_ROPE = rotary.Config()
+_UNROLLED = 12  # rounds of layers up to which the loop is unrolled
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The shape of the model.
+    """The shape of the model; the defaults make a small GPT-2.
 
     Attributes:
         vocabulary: number of tokens.
         context: longest sequence.
         layers: number of blocks.
-        heads: attention heads in a block.
+        heads: attention heads of the queries in a block.
         d: features.
-        expansion: features of a block's hidden layer, in multiples of d.
+        kv_heads: heads of the keys and values, a divisor of heads; None is heads.
+        head_width: features of one head; None is d / heads.
+        d_hidden: features of a block's hidden layer; None is 4 d.
+        norm: layer_norm or rms_norm.
+        norm_eps: of every norm; None is 1e-5 for "layer", 1e-6 for "rms".
+        mlp: a layer with gelu (exact, or its tanh form as in GPT-2), or gated by silu.
+        positions: a table of context positions, rope or alibi in the attention, or none.
+        rope: how rope turns, where positions is "rope".
+        bias: whether every linear map and layer_norm has a bias.
+        qkv_bias: whether the maps to queries, keys and values have one; None is as bias.
+        qk_norm: whether queries and keys are normalised, by rms_norm.
+        tied: whether the head is the table of tokens.
+        windows: of the attention, a pattern over the layers; None sees all that came before.
+        softcap: bound of the attention's logits.
+        logit_softcap: bound c of the model's logits, c · tanh(logits / c).
         dropout: rate on the embedding and on what each block adds, in training.
-        unroll: blocks in one step of the scan; more of them run faster and compile longer.
+        unroll: rounds of the pattern of windows in one step of the loop over layers; None: all, without a
+            loop, where there are at most 12 rounds, otherwise 1.
+        remat: keep only what enters each round, and compute the round again in the backward pass.
+        dtype: to compute in, "bfloat16" say; None is that of params.
     """
 
     vocabulary: int
@@ -45,44 +94,163 @@ class Config:
     layers: int = 4
     heads: int = 4
     d: int = 128
-    expansion: int = 4
+    kv_heads: int | None = None
+    head_width: int | None = None
+    d_hidden: int | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float | None = None
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu_tanh"
+    positions: Literal["learned", "rope", "alibi", "none"] = "learned"
+    rope: rotary.Config = _ROPE
+    bias: bool = True
+    qkv_bias: bool | None = None
+    qk_norm: bool = False
+    tied: bool = True
+    windows: tuple[int | None, ...] = (None,)
+    softcap: float | None = None
+    logit_softcap: float | None = None
     dropout: float = 0.0
-    unroll: int = 1
+    unroll: int | None = None
+    remat: bool = False
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "norm": ("layer", "rms"),
+            "mlp": ("gelu", "gelu_tanh", "swiglu"),
+            "positions": ("learned", "rope", "alibi", "none"),
+        }
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueRangeError(
+                    f"transformer.Config: {name} is {value!r}.",
+                    path=name,
+                    expected=f"{name}: {', '.join(map(repr, known))}",
+                    actual=f"{name} = {value!r}",
+                )
+        if not self.windows:
+            raise ValueRangeError(
+                "transformer.Config: windows is empty.",
+                path="windows",
+                expected="windows: one or more, (None,) for attention to all that came before",
+                actual=f"windows = {self.windows!r}",
+            )
+
+
+def _llama(
+    vocabulary: int, layers: int, d: int, heads: int, kv_heads: int, d_hidden: int, **more: Any
+) -> Config:
+    return Config(
+        vocabulary,
+        layers=layers,
+        d=d,
+        heads=heads,
+        kv_heads=kv_heads,
+        d_hidden=d_hidden,
+        **{"norm": "rms", "mlp": "swiglu", "positions": "rope", "bias": False, **more},
+    )
+
+
+_LLAMA3 = rotary.Config(base=500_000.0)
+_LLAMA3_2 = rotary.Config(base=500_000.0, scaling=rotary.Llama3(32.0, 8192))
+
+PRESETS: dict[str, Config] = {
+    "gpt2-124m": Config(50257, context=1024, layers=12, heads=12, d=768),
+    "gpt2-355m": Config(50257, context=1024, layers=24, heads=16, d=1024),
+    "gpt2-774m": Config(50257, context=1024, layers=36, heads=20, d=1280),
+    "gpt2-1.5b": Config(50257, context=1024, layers=48, heads=25, d=1600),
+    "qwen2-0.5b": _llama(151936, 24, 896, 14, 2, 4864, context=32768, rope=rotary.Config(1e6), qkv_bias=True),
+    "qwen3-0.6b": _llama(
+        151936, 28, 1024, 16, 8, 3072, context=40960, rope=rotary.Config(1e6), head_width=128, qk_norm=True
+    ),
+    "llama3.2-1b": _llama(128256, 16, 2048, 32, 8, 8192, context=131072, rope=_LLAMA3_2, norm_eps=1e-5),
+    "llama3-8b": _llama(
+        128256, 32, 4096, 32, 8, 14336, context=8192, rope=_LLAMA3, norm_eps=1e-5, tied=False
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The Config of a published model, by its name and size; `dataclasses.replace` changes it.
+
+    Raises:
+        ValueRangeError: there is no such preset.
+
+    >>> preset("gpt2-124m").d
+    768
+    """
+    if name not in PRESETS:
+        raise ValueRangeError(
+            f"transformer.preset: there is no {name!r}.",
+            path="name",
+            expected=f"name: {', '.join(map(repr, PRESETS))}",
+            actual=f"name = {name!r}",
+        )
+    return PRESETS[name]
 
 
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
-    """{"tokens", "positions", "blocks" (stacked), "norm"}; weights N(0, 0.02²) or 1/√d_in, as in GPT-2.
+    """{"tokens", "positions" (learned), "blocks" (stacked), "norm", "head" (untied)}.
 
-    The two maps that write into the residual stream are scaled by 1/√(2 · layers), so that its variance
-    does not grow with depth.
+    The tables are N(0, 0.02²), as in GPT-2, the maps N(0, 1/d_in). The two maps that write into the residual
+    stream are scaled by 1/√(2 · layers), so that its variance does not grow with depth.
     """
-    key_tokens, key_positions, key_blocks = jax.random.split(key, 3)
+    key_tokens, key_positions, key_blocks, key_head = jax.random.split(key, 4)
     small = lambda table: {"w": 0.02 * table["w"]}
-    return {
+    params = {
         "tokens": small(embedding.init(key_tokens, config.vocabulary, config.d)),
-        "positions": small(embedding.init(key_positions, config.context, config.d)),
-        "blocks": jax.vmap(lambda k: _init_block(k, config))(jax.random.split(key_blocks, config.layers)),
-        "norm": layer_norm.init(key, config.d),
+        "blocks": stack.init(key_blocks, config.layers, lambda k: _init_block(k, config)),
+        "norm": _init_norm(key, config),
     }
+    if config.positions == "learned":
+        params["positions"] = small(embedding.init(key_positions, config.context, config.d))
+    if not config.tied:
+        params["head"] = linear.init(key_head, config.d, config.vocabulary, bias=False)
+    return params
 
 
 def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
-    key_attention, key_up, key_down = jax.random.split(key, 3)
+    key_attention, key_up, key_gate, key_down = jax.random.split(key, 4)
     scale = 1 / math.sqrt(2 * config.layers)
+    d, d_hidden, bias = config.d, config.d_hidden or 4 * config.d, config.bias
     block = {
-        "norm1": layer_norm.init(key, config.d),
-        "attention": multihead.init(key_attention, config.d, config.heads),
-        "norm2": layer_norm.init(key, config.d),
-        "up": linear.init(key_up, config.d, config.expansion * config.d),
-        "down": linear.init(key_down, config.expansion * config.d, config.d),
+        "norm1": _init_norm(key, config),
+        "attention": multihead.init(
+            key_attention,
+            d,
+            config.heads,
+            kv_heads=config.kv_heads,
+            head_width=config.head_width,
+            bias=bias if config.qkv_bias is None else config.qkv_bias,
+            o_bias=bias,
+            qk_norm=config.qk_norm,
+        ),
+        "norm2": _init_norm(key, config),
+        "up": linear.init(key_up, d, d_hidden, bias=bias),
+        "down": linear.init(key_down, d_hidden, d, bias=bias),
     }
+    if config.mlp == "swiglu":
+        block["gate"] = linear.init(key_gate, d, d_hidden, bias=bias)
     block["attention"]["o"]["w"] *= scale
     block["down"]["w"] *= scale
     return block
 
 
+def _init_norm(key: PRNGKeyArray, config: Config) -> Any:
+    return (
+        layer_norm.init(key, config.d, bias=config.bias)
+        if config.norm == "layer"
+        else rms_norm.init(key, config.d)
+    )
+
+
 def apply(
-    params: dict[str, Any], ids: Int[Array, "*n t"], config: Config, *, key: PRNGKeyArray | None = None
+    params: dict[str, Any],
+    ids: Int[Array, "*n t"],
+    config: Config,
+    *,
+    segment_ids: Int[Array, "*n t"] | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*n t v"]:
     """Logits of the token that follows each of ids; position i sees ids[..., : i + 1] only.
 
@@ -90,59 +258,244 @@ def apply(
         params: from `init`.
         ids: [*n, t] integers in [0, vocabulary), t ≤ config.context.
         config: the model's.
+        segment_ids: [*n, t] integers: documents packed into one sequence, each of which sees itself only and
+            has the logits that it has alone.
         key: for dropout; None in evaluation.
 
     Raises:
         ShapeError: the sequence is longer than the context.
         ValueRangeError: an id is out of range (when ids are concrete).
     """
+    x = hidden(params, ids, config, segment_ids=segment_ids, key=key)
+    return _logits(params, x, config)
+
+
+def hidden(
+    params: dict[str, Any],
+    ids: Int[Array, "*n t"],
+    config: Config,
+    *,
+    segment_ids: Int[Array, "*n t"] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "*n t d"]:
+    """What `apply` multiplies by `head`; `linear_cross_entropy` takes both. Arguments as of `apply`."""
+    _check_ids(ids, config)
+    params = cast(params, config)
+    t = ids.shape[-1]
+    key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
+    x = embedding.apply(params["tokens"], ids)
+    if config.positions == "learned":
+        x = x + embedding.apply(params["positions"], _positions(t, segment_ids))
+    x = dropout.apply(x, rate=config.dropout, key=key_embedding)
+    keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 2))
+    bias = None
+    if config.positions == "alibi":
+        bias = alibi.apply(alibi.slopes(config.heads), t=t, s=t, causal=True)
+
+    def block(window: int | None) -> Callable[..., Array]:
+        options = _attention(config, window) | {"causal": True, "segment_ids": segment_ids}
+
+        def run(block: dict[str, Any], x: Array, keys: Array | None = None) -> Array:
+            key_attention, key_mlp = (None, None) if keys is None else keys
+            a = multihead.apply(block["attention"], _norm(block["norm1"], x, config), bias, **options)
+            x = x + dropout.apply(a, rate=config.dropout, key=key_attention)
+            return x + dropout.apply(_mlp(block, x, config), rate=config.dropout, key=key_mlp)
+
+        return run
+
+    blocks = [block(window) for window in config.windows]
+    x = stack.apply(blocks, params["blocks"], x, keys, unroll=_unroll(config), remat=config.remat)
+    return _norm(params["norm"], x, config)
+
+
+def head(params: dict[str, Any], config: Config) -> Float[Array, "d v"]:
+    """What `hidden` is multiplied by: the table of tokens, transposed, or the head of its own."""
+    params = cast(params, config)
+    return params["tokens"]["w"].T if config.tied else params["head"]["w"]
+
+
+def cast(params: Any, config: Config) -> Any:
+    """The params in config.dtype."""
+    return params if config.dtype is None else jax.tree.map(lambda w: w.astype(config.dtype), params)
+
+
+def _logits(params: dict[str, Any], x: Array, config: Config) -> Array:
+    logits = matmul.apply(x, head(params, config))
+    c = config.logit_softcap
+    return logits if c is None else c * jnp.tanh(logits / c)
+
+
+def _positions(t: int, segment_ids: Array | None) -> Array:
+    """0, 1, 2 ..., from 0 again where a segment begins."""
+    positions = jnp.arange(t)
+    if segment_ids is None:
+        return positions
+    begins = jnp.concatenate(
+        [jnp.ones((*segment_ids.shape[:-1], 1), bool), segment_ids[..., 1:] != segment_ids[..., :-1]], -1
+    )
+    return positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=segment_ids.ndim - 1)
+
+
+def _attention(config: Config, window: int | None) -> dict[str, Any]:
+    """Options of multihead, the same for the whole sequence and for its pieces."""
+    return {
+        "window": window,
+        "softcap": config.softcap,
+        "rope": config.rope if config.positions == "rope" else None,
+        "norm_eps": _eps(config),
+    }
+
+
+def _eps(config: Config) -> float:
+    return config.norm_eps if config.norm_eps is not None else 1e-5 if config.norm == "layer" else 1e-6
+
+
+def _norm(params: Any, x: Array, config: Config) -> Array:
+    return (layer_norm if config.norm == "layer" else rms_norm).apply(params, x, _eps(config))
+
+
+def _mlp(block: dict[str, Any], x: Array, config: Config) -> Array:
+    x = _norm(block["norm2"], x, config)
+    up = linear.apply(block["up"], x)
+    if config.mlp == "swiglu":
+        h = swiglu.apply(linear.apply(block["gate"], x), up)
+    else:
+        h = gelu.apply(up, config.mlp == "gelu_tanh")
+    return linear.apply(block["down"], h)
+
+
+def _unroll(config: Config) -> int:
+    rounds = -(-config.layers // len(config.windows))
+    return config.unroll if config.unroll is not None else rounds if rounds <= _UNROLLED else 1
+
+
+# ---- decoding ---------------------------------------------------------------------------------------------
+
+
+def init_cache(config: Config, n: int | tuple[int, ...], length: int, *, dtype: Any = None) -> list[Any]:
+    """An empty cache of `multihead` for every layer.
+
+    Args:
+        config: the model's.
+        n: sequences, or the leading axes of ids.
+        length: positions of the longest sequence, prompt and all.
+        dtype: of keys and values; None is config.dtype, or float32.
+
+    Raises:
+        ValueRangeError: length exceeds the context.
+    """
+    if length > config.context:
+        raise ValueRangeError(
+            f"transformer.init_cache: length is {length}, but the context is {config.context}.",
+            path="length",
+            expected=f"length ≤ {config.context}     (config.context)",
+            actual=f"length = {length}",
+        )
+    shapes = jax.eval_shape(lambda: _init_block(jax.random.key(0), config)["attention"])
+    windows = [config.windows[i % len(config.windows)] for i in range(config.layers)]
+    dtype = dtype or config.dtype or shapes["k"]["w"].dtype
+    return [multihead.init_cache(shapes, n, length, window=window, dtype=dtype) for window in windows]
+
+
+def decode(
+    params: dict[str, Any],
+    ids: Int[Array, "*n t"],
+    cache: list[Any],
+    config: Config,
+    *,
+    lengths: Int[Array, "*n"] | None = None,
+) -> tuple[Float[Array, "*n t v"], list[Any]]:
+    """`apply` for the next t tokens of sequences whose earlier tokens are in the cache.
+
+    The layers are unrolled, each with a cache of its own, which is written in place where it is donated or
+    carried by a loop. In such a loop, pass params that `unstack` took apart before it.
+
+    Args:
+        params: from `init`; "blocks" stacked, or a list.
+        ids: [*n, t] integers in [0, vocabulary).
+        cache: from `init_cache`, or from the call before.
+        config: the model's.
+        lengths: int [*n]: how many of the t tokens of each sequence are real; None: all. The others, at the
+            end, are padding: they are not stored, and their logits mean nothing.
+
+    Returns:
+        Logits [*n, t, v] and the cache with the new tokens in it.
+
+    Raises:
+        ShapeError: ids, lengths or the cache do not fit.
+        ValueRangeError: the cache is too small, or an id out of range (when they are concrete).
+    """
+    x, cache = _decode_hidden(params, ids, cache, config, lengths)
+    return _logits(params, x, config), cache
+
+
+def unstack(params: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The params in config.dtype, "blocks" as a list: what a loop of `decode` reads without copying."""
+    params = cast(params, config)
+    return (
+        params if isinstance(params["blocks"], list) else params | {"blocks": stack.unstack(params["blocks"])}
+    )
+
+
+def _decode_hidden(
+    params: dict[str, Any], ids: Array, cache: list[Any], config: Config, lengths: Array | None
+) -> tuple[Array, list[Any]]:
+    params = unstack(params, config)
+    x = embedding.apply(params["tokens"], ids)
+    if config.positions == "learned":
+        positions = cache[0]["length"][..., None] + jnp.arange(ids.shape[-1], dtype=jnp.int32)
+        x = x + embedding.apply(params["positions"], positions)
+    slopes = alibi.slopes(config.heads) if config.positions == "alibi" else None
+    new = []
+    for i, (block, old) in enumerate(zip(params["blocks"], cache, strict=True)):
+        options = _attention(config, config.windows[i % len(config.windows)])
+        a, held = multihead.decode(
+            block["attention"],
+            _norm(block["norm1"], x, config),
+            old,
+            lengths=lengths,
+            slopes=slopes,
+            **options,
+        )
+        x = x + a
+        x = x + _mlp(block, x, config)
+        new.append(held)
+    return _norm(params["norm"], x, config), new
+
+
+# ---- facts ------------------------------------------------------------------------------------------------
+
+
+def specs(config: Config) -> dict[str, Any]:
+    """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
+    names = {
+        "up": "d d_hidden",
+        "gate": "d d_hidden",
+        "down": "d_hidden d",
+        "q": "d h e",
+        "k": "d h e",
+        "v": "d h e",
+    }
+    names |= {"o": "h e d", "tokens": "v d", "positions": "t d", "head": "d v"}
+
+    def axes(path: Any, _: Any) -> str:
+        *_, owner, part = (entry.key for entry in path)
+        full = names.get(owner, "e" if owner in ("q_norm", "k_norm") else "d")
+        if part == "b":  # the axes that the map gives
+            full = {"q": "h e", "k": "h e", "v": "h e"}.get(owner, full.split()[-1])
+        return f"layers {full}" if path[0].key == "blocks" else full
+
+    params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    return describe(init, config, jax.tree.map_with_path(axes, params))
+
+
+def _check_ids(ids: Any, config: Config) -> None:
     t = ids.shape[-1]
     if t > config.context:
         raise ShapeError(
-            f"transformer.apply: ids has {t} positions, but the context is {config.context}.",
+            f"transformer: ids has {t} positions, but the context is {config.context}.",
             path="ids",
             expected=f"ids: int[*n, t], t ≤ {config.context}     (config.context)",
             actual=f"ids: {describe_value(ids)}",
             hint=f"the last ones fit: ids[..., -{config.context}:].",
         )
-    key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
-    x = embedding.apply(params["tokens"], ids) + embedding.apply(params["positions"], jnp.arange(t))
-    x = dropout.apply(x, rate=config.dropout, key=key_embedding)
-    keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 2))
-    x, _ = jax.lax.scan(
-        lambda x, layer: (_apply_block(layer[0], x, config, layer[1]), None),
-        x,
-        (params["blocks"], keys),
-        unroll=config.unroll,
-    )
-    return matmul.apply(layer_norm.apply(params["norm"], x), params["tokens"]["w"].T)
-
-
-def _apply_block(block: dict[str, Any], x: Array, config: Config, keys: Array | None) -> Array:
-    key_attention, key_mlp = (None, None) if keys is None else keys
-    a = multihead.apply(block["attention"], layer_norm.apply(block["norm1"], x), causal=True)
-    x = x + dropout.apply(a, rate=config.dropout, key=key_attention)
-    h = linear.apply(
-        block["down"], gelu.apply(linear.apply(block["up"], layer_norm.apply(block["norm2"], x)), True)
-    )
-    return x + dropout.apply(h, rate=config.dropout, key=key_mlp)
-
-
-def specs(config: Config) -> dict[str, Any]:
-    """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
-    norm = {"w": "layers d", "b": "layers d"}
-    block = {
-        "norm1": norm,
-        "attention": {
-            **{name: {"w": "layers d h e", "b": "layers h e"} for name in "qkv"},
-            "o": {"w": "layers h e d", "b": "layers d"},
-        },
-        "norm2": norm,
-        "up": {"w": "layers d d_hidden", "b": "layers d_hidden"},
-        "down": {"w": "layers d_hidden d", "b": "layers d"},
-    }
-    return describe(
-        init,
-        config,
-        {"tokens": {"w": "v d"}, "positions": {"w": "t d"}, "blocks": block, "norm": {"w": "d", "b": "d"}},
-    )

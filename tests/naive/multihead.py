@@ -1,9 +1,11 @@
 import numpy as np
 
 from tests.naive.attention import attention
+from tests.naive.rms_norm import rms_norm
+from tests.naive.rope import rope as turned
 
 
-def multihead(params, x, causal=False, mask=None):
+def multihead(params, x, bias=None, rope=None, positions=None, norm_eps=1e-6, **options):
     def project(p, row):
         """row [*inputs] times w [*inputs, *outputs]."""
         out = np.zeros(p["w"].shape[row.ndim :])
@@ -20,4 +22,10 @@ def multihead(params, x, causal=False, mask=None):
         return out
 
     q, k, v = (each(params[name], x, 1) for name in "qkv")
-    return each(params["o"], attention(q, k, v, causal, mask), 2)
+    q, k = (
+        z if params.get(p) is None else rms_norm(params[p], z, norm_eps)
+        for p, z in (("q_norm", q), ("k_norm", k))
+    )
+    if rope is not None:
+        q, k = turned(q, rope, positions), turned(k, rope, positions)
+    return each(params["o"], attention(q, k, v, bias, params.get("sinks"), **options), 2)

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-import funcnet as fn
 from funcnet.errors import ShapeError, ValueRangeError
-from funcnet.nets import convnet, mlp, resnet, transformer
+from funcnet.nets import convnet, encoder, mlp, resnet, transformer, vit
 from funcnet.nets.spec import Spec, decay_mask
 
 MLP = mlp.Config((3, 5, 7))
@@ -20,6 +19,10 @@ NETS = [
     (convnet, CONVNET),
     (transformer, DECODER),
     (resnet, RESNET),
+    (encoder, encoder.Config(vocabulary=11, context=7, layers=3, heads=2, d=6)),
+    (encoder, encoder.Config(vocabulary=11, context=7, layers=3, heads=2, d=6, pooler=False)),
+    (vit, vit.Config((6, 4, 3), patch=(3, 2), layers=3, heads=2, d=6, classes=4)),
+    (vit, vit.Config((6, 4, 3), patch=(3, 2), layers=3, heads=2, d=6, classes=None, qkv_bias=False)),
 ]
 
 
@@ -143,83 +146,3 @@ def test_convnet_says_what_images_it_wants(unchecked):
     assert error.value.hint == "is the channel axis missing? images[..., None] adds it."
     with pytest.raises(ShapeError, match="4 stages halve the image to nothing"):
         convnet.init(key(), convnet.Config((8, 8, 1), channels=(2, 2, 2, 2)))
-
-
-@pytest.fixture
-def decoder():
-    ids = jax.random.randint(key(1), (2, 7), 0, 11)
-    return transformer.init(key(), DECODER), ids
-
-
-def test_decoder_is_causal_by_gradient(decoder):
-    """The logits at position i depend on the embeddings of positions ≤ i, and on no later one."""
-    params, ids = decoder
-
-    def logits_at(shift, i):
-        moved = {**params, "positions": {"w": params["positions"]["w"] + shift}}
-        return transformer.apply(moved, ids, DECODER)[:, i].sum()
-
-    zero = jnp.zeros_like(params["positions"]["w"])
-    for i in (0, 3, 6):
-        seen = jnp.abs(jax.grad(logits_at)(zero, i)).sum(-1)
-        assert (seen[: i + 1] > 0).all()
-        assert (seen[i + 1 :] == 0).all()
-
-
-@pytest.mark.slow
-def test_decoder_scan_equals_unrolled_and_rematerialised(decoder):
-    params, ids = decoder
-    loss = lambda c: lambda p: jnp.sum(jnp.sin(transformer.apply(p, ids, c)))
-    want = jax.grad(loss(DECODER))(params)
-    unrolled = jax.grad(loss(transformer.Config(**{**vars(DECODER), "unroll": 3})))(params)
-    rematerialised = jax.grad(jax.checkpoint(loss(DECODER), policy=fn.rules.products_saveable))(params)
-    for got in (unrolled, rematerialised):
-        errors = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), got, want)
-        assert max(jax.tree.leaves(errors)) < 1e-10
-
-
-def test_decoder_program_does_not_grow_with_depth(decoder):
-    def size(layers):
-        config = transformer.Config(vocabulary=11, context=7, layers=layers, heads=2, d=6)
-        params = jax.eval_shape(lambda: transformer.init(key(), config))
-        text = jax.jit(transformer.apply).lower(params, jnp.zeros((2, 7), int), config).as_text()
-        return len(text.splitlines())
-
-    assert size(8) == size(2)
-
-
-def test_decoder_refuses_long_sequences(decoder, unchecked):
-    with pytest.raises(ShapeError) as error:
-        transformer.apply(decoder[0], jnp.zeros((2, 8), int), DECODER)
-    assert str(error.value) == (
-        "transformer.apply: ids has 8 positions, but the context is 7.\n"
-        "  expected  ids: int[*n, t], t ≤ 7     (config.context)\n"
-        "  got       ids: int64[2, 8]\n"
-        "  hint      the last ones fit: ids[..., -7:]."
-    )
-
-
-def test_decoder_dropout_needs_a_key(decoder):
-    params, ids = decoder
-    plain = transformer.apply(params, ids, DECODER)
-    assert jnp.array_equal(plain, transformer.apply(params, ids, DECODER))
-    assert not jnp.allclose(plain, transformer.apply(params, ids, DECODER, key=key(3)))
-
-
-def test_every_formula_in_every_net_is_right(decoder):
-    params, ids = decoder
-
-    def loss(params, ids, key):
-        logits = transformer.apply(params, ids, DECODER, key=key)
-        return fn.cross_entropy.apply(logits, ids).mean()
-
-    report = fn.verify_model(loss, params, ids, key=key(4))
-    assert report.ok, str(report)
-    assert {r.operation for r in report.rows} >= {
-        "multihead",
-        "attention",
-        "embedding",
-        "gelu",
-        "layer_norm",
-        "dropout",
-    }
