@@ -8,6 +8,7 @@ wider and rounded once.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
@@ -21,6 +22,13 @@ from funcnet.ops._dtype import narrow, wide
 __all__ = ["apply", "cost", "reference", "vjp"]
 
 _A, _B = math.sqrt(2 / math.pi), 0.044715
+
+# Φ(−a) = t P(t) e^{−a²/2}, t = 1 / (1 + 0.28 a), for every a ≥ 0: the form of Abramowitz and Stegun, 7.1.26.
+# P, from its constant up, was fitted so that the largest relative error, 1.7e-7, is least.
+_TAIL = (
+    0.111703858, 0.111699803, 0.103084664, 0.0836307969, 0.0727749879, -0.00644912432, 0.0924280455,
+    -0.0935930753, 0.02471996,
+)  # fmt: skip
 
 
 def reference(x: Float[Array, "*n"], approximate: bool = False) -> Float[Array, "*n"]:
@@ -65,15 +73,36 @@ def _pullback(x: Array, dy: Array, *, approximate: bool) -> tuple[Array]:
     if approximate:  # 1 − t² = 4 p (1 − p)
         density = 2 * p * (1 - p) * (_A * (1 + 3 * _B * h**2))
     else:
-        density = jnp.exp(-(h**2) / 2) / math.sqrt(2 * math.pi)
+        density = _bell(h) / math.sqrt(2 * math.pi)
     return (narrow(dy.astype(h.dtype) * (p + h * density), x),)
 
 
 def _probability(h: Array, approximate: bool) -> Array:
-    """Φ, by erfc where exact: 1 + erf would cancel far to the left."""
     if approximate:
         return (1 + jnp.tanh(_A * (h + _B * h**3))) / 2
-    return lax.erfc(-h / math.sqrt(2)) / 2
+    return _normal(h)
+
+
+@jax.custom_jvp
+def _normal(h: Array) -> Array:
+    """Φ, precise far to the left, where 1 + erf would cancel; in float32 faster than `lax.erfc` on CPU."""
+    if h.dtype != jnp.float32:
+        return lax.erfc(-h / math.sqrt(2)) / 2
+    t, p = 1 / (1 + 0.28 * jnp.abs(h)), _TAIL[-1]
+    for coefficient in _TAIL[-2::-1]:
+        p = p * t + coefficient
+    tail = t * p * _bell(h)
+    return jnp.where(h < 0, tail, 1 - tail)
+
+
+@_normal.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (h,), (dh,) = primals, tangents
+    return _normal(h), dh * _bell(h) / math.sqrt(2 * math.pi)
+
+
+def _bell(h: Array) -> Array:
+    return jnp.exp(-h * h / 2)
 
 
 def cost(x: Float[Abstract, "*n"], approximate: bool = False) -> Cost:

@@ -30,6 +30,24 @@ def test_the_left_tail_keeps_its_digits():
     np.testing.assert_allclose(y, [v * math.erfc(-v / math.sqrt(2)) / 2 for v in (-5.0, -8.0)], rtol=1e-4)
 
 
+def test_the_distribution_function_to_the_last_digits():
+    x = np.linspace(-9, 9, 2001).astype(np.float32)
+    exact = np.asarray([math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()])
+    got = np.asarray(gelu._normal(jnp.asarray(x)), np.float64)
+    np.testing.assert_allclose(got, exact, atol=3e-7, rtol=0)
+    np.testing.assert_allclose(got[x > -5], exact[x > -5], rtol=2e-6)
+    np.testing.assert_allclose(got, exact, rtol=1e-5)
+
+
+def test_derivatives_in_float32_are_those_of_the_formula_not_of_the_fit():
+    for order in range(1, 4):
+        f = lambda x: gelu.apply(x)
+        for _ in range(order):
+            f = jax.grad(f)
+        narrow = jax.vmap(f)(X)
+        np.testing.assert_allclose(narrow, jax.vmap(f)(X.astype(jnp.float64)), atol=2e-6)
+
+
 @pytest.mark.parametrize("approximate", [False, True])
 def test_one_rounding(approximate):
     x = X.astype(jnp.bfloat16)
