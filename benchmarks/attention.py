@@ -134,7 +134,7 @@ def _time(workers: dict[str, harness.Worker], case: str, rounds: int) -> dict[st
 # ---- the processes that are timed -------------------------------------------------------------------------
 
 
-def _arrays(case: Case) -> tuple[Any, ...]:
+def arrays_of(case: Case) -> tuple[Any, ...]:
     """q, k, v and do."""
     import numpy as np
 
@@ -152,7 +152,7 @@ def _by_jax(attention: Callable[[Case], Callable[..., Any]]) -> None:
             o, pull = jax.vjp(attention(case), q, k, v)
             return o, pull(do)
 
-        arrays = tuple(map(jnp.asarray, _arrays(case)))
+        arrays = tuple(map(jnp.asarray, arrays_of(case)))
         return jax.jit(both).lower(*arrays).compile(), arrays
 
     def make(case: Case) -> Callable[[], object]:
@@ -186,7 +186,7 @@ def _by_torch() -> None:
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def make(case: Case) -> Callable[[], object]:
-        q, k, v, do = (torch.from_numpy(x).transpose(1, 2).contiguous() for x in _arrays(case))
+        q, k, v, do = (torch.from_numpy(x).transpose(1, 2).contiguous() for x in arrays_of(case))
         q, k, v = (x.requires_grad_() for x in (q, k, v))
 
         def call() -> object:

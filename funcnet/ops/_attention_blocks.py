@@ -193,15 +193,22 @@ def _scaled(form: Form, q: Array) -> tuple[Array, float]:
 def _sizes(form: Form, q: Array, k: Array) -> _Sizes:
     *n, t, h, _ = q.shape
     s, h_kv = k.shape[-3:-1]
-    rows, columns = form.block or _block(math.prod(n) * h_kv, h // h_kv, t, s)
+    rows, columns = form.block or _block(math.prod(n) * h, t, s)
     return _Sizes(tuple(n), t, s, h, h_kv, max(1, min(rows, t)), max(1, min(columns, s)))
 
 
-def _block(heads: int, group: int, t: int, s: int) -> tuple[int, int]:
-    """Rows and columns of a block."""
-    del heads
-    rows = _even(t, max(16, 256 // group))
-    return rows, _even(s, max(256, 65536 // max(1, group * rows)))
+# Logits of a block in all heads: 2 MiB of float32, so that the few arrays of that size stay in the caches.
+# `python -m benchmarks attention_blocks`: (n, t, h, e) = (1, 4096, 8, 64) is fastest at 256 × 256, (2, 1024,
+# 12, 64) and (4, 256, 6, 64) at 128 × 128; smaller blocks slow the products, larger ones all else.
+_LOGITS, _LEAST, _MOST = 2**19, 128, 512
+
+
+def _block(heads: int, t: int, s: int) -> tuple[int, int]:
+    """Rows and columns of a block: about square, but as wide as its rows are few."""
+    side = math.isqrt(_LOGITS // max(1, heads)) // 64 * 64
+    side = min(max(side, _LEAST), _MOST)
+    rows = _even(t, side)
+    return rows, _even(s, max(side, _LOGITS // max(1, heads * rows)))
 
 
 def _even(size: int, most: int) -> int:
