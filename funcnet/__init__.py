@@ -15,6 +15,7 @@ from funcnet import backend as _backend
 
 if TYPE_CHECKING:
     from funcnet import backend, errors, hub, linalg, nets, ops, rules, store, tasks, train, verifier
+    from funcnet.nets.generate import generate
     from funcnet.ops import (
         alibi,
         attention,
@@ -61,6 +62,7 @@ _PACKAGES = (
 )  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",
+    "generate": "nets.generate",
     "load": "store",
     "save": "store",
     "verify": "verifier",

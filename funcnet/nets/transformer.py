@@ -43,10 +43,12 @@ __all__ = [
     "apply",
     "cast",
     "decode",
+    "decode_hidden",
     "head",
     "hidden",
     "init",
     "init_cache",
+    "logits",
     "preset",
     "specs",
     "unstack",
@@ -267,7 +269,7 @@ def apply(
         ValueRangeError: an id is out of range (when ids are concrete).
     """
     x = hidden(params, ids, config, segment_ids=segment_ids, key=key)
-    return _logits(params, x, config)
+    return logits(params, x, config)
 
 
 def hidden(
@@ -319,10 +321,11 @@ def cast(params: Any, config: Config) -> Any:
     return params if config.dtype is None else jax.tree.map(lambda w: w.astype(config.dtype), params)
 
 
-def _logits(params: dict[str, Any], x: Array, config: Config) -> Array:
-    logits = matmul.apply(x, head(params, config))
+def logits(params: dict[str, Any], x: Float[Array, "*n d"], config: Config) -> Float[Array, "*n v"]:
+    """The logits of `hidden` features x: x · head, bent where config has a logit_softcap."""
+    y = matmul.apply(x, head(params, config))
     c = config.logit_softcap
-    return logits if c is None else c * jnp.tanh(logits / c)
+    return y if c is None else c * jnp.tanh(y / c)
 
 
 def _positions(t: int, segment_ids: Array | None) -> Array:
@@ -425,21 +428,19 @@ def decode(
         ShapeError: ids, lengths or the cache do not fit.
         ValueRangeError: the cache is too small, or an id out of range (when they are concrete).
     """
-    x, cache = _decode_hidden(params, ids, cache, config, lengths)
-    return _logits(params, x, config), cache
+    x, cache = decode_hidden(params, ids, cache, config, lengths=lengths)
+    return logits(params, x, config), cache
 
 
-def unstack(params: dict[str, Any], config: Config) -> dict[str, Any]:
-    """The params in config.dtype, "blocks" as a list: what a loop of `decode` reads without copying."""
-    params = cast(params, config)
-    return (
-        params if isinstance(params["blocks"], list) else params | {"blocks": stack.unstack(params["blocks"])}
-    )
-
-
-def _decode_hidden(
-    params: dict[str, Any], ids: Array, cache: list[Any], config: Config, lengths: Array | None
-) -> tuple[Array, list[Any]]:
+def decode_hidden(
+    params: dict[str, Any],
+    ids: Int[Array, "*n t"],
+    cache: list[Any],
+    config: Config,
+    *,
+    lengths: Int[Array, "*n"] | None = None,
+) -> tuple[Float[Array, "*n t d"], list[Any]]:
+    """What `decode` multiplies by `head`; arguments as there."""
     params = unstack(params, config)
     x = embedding.apply(params["tokens"], ids)
     if config.positions == "learned":
@@ -461,6 +462,12 @@ def _decode_hidden(
         x = x + _mlp(block, x, config)
         new.append(held)
     return _norm(params["norm"], x, config), new
+
+
+def unstack(params: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The params in config.dtype, "blocks" as a list: what a loop of `decode` reads without copying."""
+    params, blocks = cast(params, config), params["blocks"]
+    return params if isinstance(blocks, list) else params | {"blocks": stack.unstack(params["blocks"])}
 
 
 # ---- facts ------------------------------------------------------------------------------------------------
