@@ -22,10 +22,10 @@ from funcnet.ops._dtype import wide
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
-# Up to so many rows the gradient is a product, except on CPU. There the scatter-add was 2 to 800 times as fast
-# as the product for v from 65 to 4096 (float32, n = 2048 and 8192, d = 64 and 384, ids uniform and all equal,
-# JAX 0.10.1 and 0.12.0.1: `python -m benchmarks loss`), and sorting the ids first never paid. On a GPU, not
-# measured here, rows that meet in one id wait for each other and add in no fixed order; the product does neither.
+# Up to so many rows the gradient is a product, except on CPU. There the scatter-add was 2 to 800 times as
+# fast as the product for v from 65 to 4096 (float32, n = 2048 and 8192, d = 64 and 384, ids uniform and all
+# equal, JAX 0.10.1 and 0.12.0.1: `python -m benchmarks loss`). On a GPU, not measured here, rows that meet in
+# one id wait for each other and add in no fixed order; the product does neither.
 _FEW = 1024
 
 
