@@ -9,6 +9,7 @@ The rows of a block are its queries in every head that shares a key head: [*n, h
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -78,6 +79,9 @@ class _Sizes(NamedTuple):
         return -(-self.t // self.rows), -(-self.s // self.columns)
 
 
+# Compiled as a whole: an eager call would trace and compile its scans anew each time, and layers of equal
+# shape share one trace.
+@functools.partial(jax.jit, static_argnames="form")
 def forward(
     form: Form, arrays: Arrays, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None
 ) -> tuple[Array, Array]:
@@ -118,6 +122,7 @@ def forward(
     return _from_queries(z, o).astype(v.dtype), _from_queries(z, (m + jnp.log(total))[..., None])[..., 0]
 
 
+@functools.partial(jax.jit, static_argnames="form")
 def backward(
     form: Form,
     arrays: Arrays,

@@ -23,7 +23,7 @@ Q, K, V = normal(2, 3, 4, 5), normal(2, 7, 2, 5, seed=1), normal(2, 7, 2, 6, see
 def seen(q, k, v, **options):
     """[t, s]: whether the output of query i depends on key j, by the gradient of the output."""
     f = lambda v: attention.apply(q, k, v, **options).sum((0, 2, 3))
-    return jnp.any(jax.jacobian(f)(v) != 0, (1, 3, 4))
+    return jnp.any(jax.jit(jax.jacobian(f))(v) != 0, (1, 3, 4))
 
 
 def test_a_mean_of_the_values():
