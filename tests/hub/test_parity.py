@@ -197,6 +197,48 @@ def test_decoder(tmp_path, family, fields):
     check(tmp_path, model, ours, theirs, transformer)
 
 
+def swapped(*paths):
+    """Params with the two leaves at `paths`, of the same shape, in each other's place."""
+
+    def slip(params):
+        leaves = {
+            jax.tree_util.keystr(path, simple=True, separator="."): v
+            for path, v in jax.tree.leaves_with_path(params)
+        }
+        a, b = paths
+        leaves[f"blocks.{a}"], leaves[f"blocks.{b}"] = leaves[f"blocks.{b}"], leaves[f"blocks.{a}"]
+        return jax.tree.unflatten(jax.tree.structure(params), leaves.values())
+
+    return slip
+
+
+def interleaved(params):
+    """Queries and keys as if rope turned pairs of neighbours."""
+    attention = params["blocks"]["attention"]
+    turn = lambda w: w.reshape(*w.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(w.shape)
+    attention = attention | {name: {"w": turn(attention[name]["w"])} for name in "qk"}
+    return params | {"blocks": params["blocks"] | {"attention": attention}}
+
+
+def test_the_outputs_notice_every_slip_of_a_name(tmp_path):
+    """The comparison above is sharp: what has the same shape, in the wrong place, is far outside 1e-4."""
+    model = random_model("Llama", "ForCausalLM", LLAMA | SPECIAL)
+    model.save_pretrained(tmp_path)
+    params, config = hub.load(tmp_path)
+    apply = jax.jit(transformer.apply)
+    ids, _ = batch()
+    right = apply(params, jnp.asarray(ids), config)
+    slips = [
+        swapped("gate.w", "up.w"),
+        swapped("norm1.w", "norm2.w"),
+        swapped("attention.k.w", "attention.v.w"),
+        interleaved,
+    ]
+    for slip in slips:
+        wrong = apply(slip(params), jnp.asarray(ids), config)
+        assert float(jnp.abs(wrong - right).max()) > 1e-2
+
+
 def test_bert(tmp_path):
     model = random_model("Bert", "Model", BERT)
     ids, mask = batch()
