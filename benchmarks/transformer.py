@@ -218,7 +218,7 @@ def _by_funcnet(form: str = "default") -> None:
     def decode(n: int, seed: int = 2) -> Callable[[], Any]:
         params, config = build(STEPS[LARGE])
         ids = jnp.asarray(prompts(n, seed))
-        return lambda: fn.generate(params, ids, config, tokens=NEW, temperature=0.0)
+        return lambda: fn.generate(params, ids, config, max_new_tokens=NEW)
 
     def memory(case: str) -> tuple[int, int]:
         sizes = []

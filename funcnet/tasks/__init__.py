@@ -7,7 +7,8 @@ A task is one module that can be read and copied as it stands. It has
 - `config(options) -> NET.Config`;
 - `example(config)`: one input of the model, for `layers`;
 - `prepare(options) -> Task`: the data, the loss, the optimizer, the evaluation;
-- `predict(saved, path) -> Prediction`: what a trained model says about a file.
+- `predict(saved, path) -> Prediction`: what a trained model says about a file;
+- `generate(saved, prompt, ...) -> str`, of a language model only: how it goes on with a text.
 
 A new task is such a module and one line in `TASKS`.
 """

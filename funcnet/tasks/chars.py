@@ -9,7 +9,7 @@ import dataclasses
 import importlib.resources
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Int, PRNGKeyArray
+from jaxtyping import Int
 
 from funcnet import train
 from funcnet.errors import FileFormatError, StructureError, ValueRangeError, describe
 from funcnet.nets import transformer
+from funcnet.nets.generate import generate as next_tokens
 from funcnet.nets.spec import decay_mask
 from funcnet.ops import cross_entropy
 from funcnet.tasks._task import Prediction, Saved, Task, check_range, correct, fingerprint
 
 NET = transformer
 MANUAL = "pydoc_data/topics.py"
+LONGEST = 2**20  # characters that a model goes on for; its memory does not depend on it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,15 +134,34 @@ def encode(text: str, characters: str) -> Int[np.ndarray, " n"]:
     return np.array([places[character] for character in text], np.int32)
 
 
+def decode(ids: Iterable[int], characters: str) -> str:
+    """The text whose places in `characters` are `ids`."""
+    return "".join(characters[i] for i in ids)
+
+
 def config(options: Options) -> transformer.Config:
-    """Four blocks of width 128."""
-    characters = len(set(read(options.text)))
-    return transformer.Config(vocabulary=characters, context=options.context, layers=4, heads=4, d=128)
+    """Four blocks of width 128, as in Llama.
+
+    Every layer sees the last `options.context` characters, so that a text can go on for as long as one likes.
+    """
+    return transformer.Config(
+        vocabulary=len(set(read(options.text))),
+        context=LONGEST,
+        layers=4,
+        heads=4,
+        d=128,
+        d_hidden=344,
+        norm="rms",
+        mlp="swiglu",
+        positions="rope",
+        bias=False,
+        windows=(options.context,),
+    )
 
 
 def example(config: transformer.Config) -> Int[np.ndarray, "1 t"]:
     """One piece of text."""
-    return np.zeros((1, config.context), np.int32)
+    return np.zeros((1, _piece(config)), np.int32)
 
 
 def schedule(step: int, done: float) -> float:
@@ -226,6 +247,52 @@ def prepare(options: Options) -> Task:
     )
 
 
+def generate(
+    saved: Saved,
+    prompt: str,
+    *,
+    tokens: int,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stream: Callable[[str], None] | None = None,
+) -> str:
+    """The characters with which the model goes on after a text.
+
+    Args:
+        saved: the model.
+        prompt: the text, of which the model sees the end.
+        tokens: how many characters to add.
+        temperature: what the logits are divided by; 0 takes the most probable character.
+        top_k: draw among the so many most probable ones only.
+        top_p: draw among the fewest most probable ones whose probabilities add up to this.
+        seed: of the draws.
+        stream: called with the next characters as soon as they are known, a few at a time.
+
+    Raises:
+        ValueRangeError: the text is empty, or has characters that the model has not seen; or an option makes
+            no sense.
+        StructureError: config.json does not hold the characters of the model.
+    """
+    characters = _characters(saved)
+    ids = encode(prompt, characters)
+    if not len(ids):
+        raise ValueRangeError("the prompt is empty.", path="prompt", expected="1 character or more")
+    further = next_tokens(
+        saved.params,
+        ids[-_piece(saved.config) :],
+        saved.config,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        key=jax.random.key(seed),
+        stream=None if stream is None else lambda _, ids: stream(decode(ids, characters)),
+    )
+    return decode(further.tolist(), characters)
+
+
 def predict(saved: Saved, path: Path) -> Prediction:
     """How well the model predicts a text, in nats per character, and how it would go on.
 
@@ -233,6 +300,24 @@ def predict(saved: Saved, path: Path) -> Prediction:
         ValueRangeError: the text has fewer than 2 characters, or some that the model has not seen.
         FileFormatError, OSError: from `read`.
     """
+    characters, text = _characters(saved), read(path)
+    ids = encode(text, characters)
+    if len(ids) < 2:
+        raise ValueRangeError(
+            f"{path}: there is nothing to predict.",
+            path=str(path),
+            expected="2 characters or more",
+            actual=str(len(ids)),
+        )
+    return Prediction(
+        columns=("characters", "nats per character"),
+        rows=[(str(len(ids)), f"{mean_loss(saved.params, ids, saved.config):.4f}")],
+        text=generate(saved, text, tokens=400, temperature=0.8),
+    )
+
+
+def _characters(saved: Saved) -> str:
+    """The characters of the model, in the order of their ids."""
     characters = saved.data.get("characters")
     if not isinstance(characters, str) or len(characters) != saved.config.vocabulary:
         raise StructureError(
@@ -241,25 +326,17 @@ def predict(saved: Saved, path: Path) -> Prediction:
             expected=f"a string of {saved.config.vocabulary}",
             actual=describe(characters),
         )
-    ids = encode(read(path), characters)
-    if len(ids) < 2:
-        raise ValueRangeError(
-            f"{path}: there is nothing to predict.",
-            path=str(path),
-            expected="2 characters or more",
-            actual=str(len(ids)),
-        )
-    further = sample(saved.params, ids, saved.config, count=400, temperature=0.8, key=jax.random.key(0))
-    return Prediction(
-        columns=("characters", "nats per character"),
-        rows=[(str(len(ids)), f"{mean_loss(saved.params, ids, saved.config):.4f}")],
-        text="".join(characters[i] for i in further),
-    )
+    return characters
+
+
+def _piece(config: transformer.Config) -> int:
+    """Characters in a piece of text: what the attention of a layer sees."""
+    return config.windows[0] or config.context
 
 
 def mean_loss(params: Any, ids: Int[np.ndarray, " n"], config: transformer.Config) -> float:
     """Mean loss of every character but the first, in nats; each piece of the text sees its own past only."""
-    t = config.context
+    t = _piece(config)
 
     @jax.jit
     def losses(params: Any, ids: Any) -> Any:
@@ -273,28 +350,3 @@ def mean_loss(params: Any, ids: Int[np.ndarray, " n"], config: transformer.Confi
     if whole * t < len(ids) - 1:
         total += float(losses(params, ids[None, whole * t :]).sum())
     return total / (len(ids) - 1)
-
-
-def sample(
-    params: Any,
-    ids: Int[np.ndarray, " n"],
-    config: transformer.Config,
-    *,
-    count: int,
-    temperature: float,
-    key: PRNGKeyArray,
-) -> list[int]:
-    """`count` characters that follow `ids`, each drawn from softmax(logits / temperature)."""
-
-    @jax.jit
-    def draw(params: Any, window: Any, last: Any, i: Any) -> Any:
-        logits = transformer.apply(params, window, config)[last]
-        return jax.random.categorical(jax.random.fold_in(key, i), logits / temperature)
-
-    text = ids.tolist()
-    for i in range(count):
-        past = text[-config.context :]
-        window = np.zeros(config.context, np.int32)
-        window[: len(past)] = past  # the zeros come later, so they are not seen
-        text.append(int(draw(params, window, len(past) - 1, i)))
-    return text[len(ids) :]

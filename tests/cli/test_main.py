@@ -50,7 +50,7 @@ def test_help_of_a_task_explains_its_options(capsys, task):
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("command", ["predict", "summary", "verify", "doctor"])
+@pytest.mark.parametrize("command", ["predict", "generate", "summary", "verify", "doctor"])
 def test_help_of_a_command(capsys, command):
     code, out, err = call(capsys, command, "--help")
     assert (code, err) == (0, "")
@@ -59,10 +59,11 @@ def test_help_of_a_command(capsys, command):
 
 def test_wrong_commands(capsys):
     assert refused(capsys) == (
-        "funcnet: which command: there are train, predict, summary, verify, doctor (funcnet --help)"
+        "funcnet: which command: there are train, predict, generate, summary, verify, doctor (funcnet --help)"
     )
     assert refused(capsys, "trian") == (
-        "funcnet: no command 'trian': there are train, predict, summary, verify, doctor (funcnet --help)"
+        "funcnet: no command 'trian': there are train, predict, generate, summary, verify, doctor "
+        "(funcnet --help)"
     )
     assert refused(capsys, "train", "digit") == (
         "funcnet train: no task 'digit': there are digits, fashion, chars (funcnet train --help)"
@@ -87,6 +88,9 @@ def test_wrong_commands(capsys):
         ("predict", "missing from funcnet predict: RUN FILE (funcnet predict --help)"),
         ("predict run", "missing from funcnet predict: FILE (funcnet predict --help)"),
         ("predict nowhere file", "nowhere is no run folder: there is no such folder"),
+        ("generate", "missing from funcnet generate: RUN --prompt STR (funcnet generate --help)"),
+        ("generate nowhere --prompt a", "nowhere is no run folder: there is no such folder"),
+        ("generate nowhere --prompt a --tokens x", "error parsing --tokens: invalid literal for int()"),
         ("summary", "missing from funcnet summary: TASK|RUN"),
         ("summary nowhere", "'nowhere' is neither a task (digits, fashion, chars) nor a run folder"),
         ("doctor --quick", "unrecognized options: --quick (funcnet doctor --help)"),

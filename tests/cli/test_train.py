@@ -1,5 +1,6 @@
 """`funcnet train` from end to end: what it prints, what it leaves behind, however it ends."""
 
+import dataclasses
 import functools
 import json
 import signal
@@ -35,10 +36,8 @@ def small(monkeypatch, tmp_path):
     for module, config in SMALL.items():
         monkeypatch.setattr(module, "config", lambda options, config=config: config)
 
-    def few(options):
-        vocabulary = len(set(chars.read(options.text)))
-        return transformer.Config(vocabulary, context=options.context, layers=2, heads=2, d=6)
-
+    whole = chars.config
+    few = lambda options: dataclasses.replace(whole(options), layers=2, heads=2, d=4, d_hidden=6)
     monkeypatch.setattr(chars, "config", few)
     monkeypatch.setattr(verifier, "verify_model", lambda *_, **__: verifier.Report(()))
 
@@ -133,7 +132,7 @@ def test_the_share_of_the_peak_is_that_of_the_model_by_formula(small):
     task = chars.prepare(chars.Options(text=Path("text"), steps=1, batch=2, context=8))
     params = transformer.init(jax.random.key(0), task.config)
     c, tokens = task.config, 2 * 8
-    matrices = c.layers * 12 * c.d**2 + c.vocabulary * c.d  # 4 d² of attention, 8 d² of the MLP, the head
+    matrices = c.layers * (4 * c.d**2 + 3 * c.d * c.d_hidden) + c.vocabulary * c.d  # the last: the head
     forward = 2 * tokens * (matrices + c.layers * 2 * 8 * c.d)  # and two products with 8 keys each
     amounts = rates(task, params, "NVIDIA L4")
     assert amounts == {"tokens_per_second": tokens, "share_of_peak": pytest.approx(3 * forward / 60e12)}

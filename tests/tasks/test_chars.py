@@ -14,7 +14,8 @@ from funcnet.nets import transformer
 from funcnet.tasks import chars
 from funcnet.tasks._task import Saved
 
-CONFIG = transformer.Config(vocabulary=7, context=5, layers=2, heads=2, d=6)
+OPTIONS = {"norm": "rms", "mlp": "swiglu", "positions": "rope", "bias": False, "windows": (5,)}
+CONFIG = transformer.Config(vocabulary=7, context=1000, layers=2, heads=2, d=8, **OPTIONS)
 TEXT = "".join("abcdefg"[i] for i in np.random.default_rng(0).integers(0, 7, 400))
 
 
@@ -78,6 +79,7 @@ def test_a_text_of_ones_own(tmp_path):
 
 def test_encode():
     np.testing.assert_array_equal(chars.encode("cab", "abc"), [2, 0, 1])
+    assert chars.decode([2, 0, 1], "abc") == "cab"
     with pytest.raises(ValueRangeError) as raised:
         chars.encode("abxéx", "abc")
     assert str(raised.value) == (
@@ -171,20 +173,35 @@ def test_the_mean_loss_takes_piece_by_piece(params, n):
     assert chars.mean_loss(params, ids, CONFIG) == pytest.approx(total / (n - 1), rel=1e-6)
 
 
-def test_a_sample_follows_its_own_past(params):
-    ids = np.array([1, 2, 3], np.int32)
+def test_a_text_goes_on_by_its_own_past(params):
+    saved = Saved("chars", CONFIG, params, {"characters": "abcdefg"})
 
-    def sample(temperature, seed):
-        key = jax.random.key(seed)
-        return chars.sample(params, ids, CONFIG, count=9, temperature=temperature, key=key)
+    def generate(prompt="bcd", tokens=9, temperature=1.0, **options):
+        return chars.generate(saved, prompt, tokens=tokens, temperature=temperature, **options)
 
-    text = ids.tolist()
+    text = chars.encode("bcd", "abcdefg").tolist()
     apply = jax.jit(lambda params, ids: transformer.apply(params, ids, CONFIG))
     for _ in range(9):
-        text.append(int(apply(params, jnp.array(text[-5:], jnp.int32))[-1].argmax()))
-    assert sample(1e-6, seed=0) == text[3:]
-    assert sample(1.0, seed=0) == sample(1.0, seed=0)
-    assert len({tuple(sample(1.0, seed)) for seed in range(3)}) == 3
+        text.append(int(apply(params, jnp.array(text, jnp.int32))[-1].argmax()))
+    greedy = "".join("abcdefg"[i] for i in text[3:])
+    assert generate(temperature=0.0) == greedy
+    assert generate(top_k=1) == greedy
+    assert generate(top_p=1e-6) == greedy
+    assert generate() == generate()
+    assert len({generate(seed=seed) for seed in range(3)}) == 3
+    assert generate("abcdef" * 9 + "bcd", temperature=0.0) == generate("defbcd"[1:], temperature=0.0)
+    heard = []
+    assert generate(tokens=20, stream=heard.append) == "".join(heard)
+    assert 1 < len(heard) <= 20, "as they are known"
+
+
+def test_a_prompt_that_cannot_be_gone_on_from(params):
+    saved = Saved("chars", CONFIG, params, {"characters": "abcdefg"})
+    for prompt, words in (("", "the prompt is empty"), ("abz", "has not seen: 'z'")):
+        with pytest.raises(ValueRangeError, match=words):
+            chars.generate(saved, prompt, tokens=3, temperature=1.0)
+    with pytest.raises(StructureError, match=r"config\.json"):
+        chars.generate(saved._replace(data={}), "abc", tokens=3, temperature=1.0)
 
 
 def test_a_prediction(params, written):
