@@ -459,8 +459,11 @@ def decode(
         k, v, held = now["k"], now["v"], jnp.arange(slots, dtype=jnp.int32)
         options |= {"causal": True, "window": window, "q_offset": before}
     bias = None
-    if slopes is not None:  # the distance to the first new position: another one adds the same to all keys
-        bias = slopes[:, None, None] * (held - before[..., None]).astype(slopes.dtype)[..., None, None, :]
+    if slopes is not None:
+        # The distance to the first new position adds the same to all keys of a query, but not to a sink.
+        origin = before[..., None] if params.get("sinks") is None else positions
+        distance = origin[..., :, None] - held[..., None, :]
+        bias = slopes[:, None, None] * -distance[..., None, :, :].astype(slopes.dtype)
     k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
     o = attention.apply(q, k, v, bias, params.get("sinks"), **options)
     return _project(params["o"], o.astype(q.dtype), 2), now
