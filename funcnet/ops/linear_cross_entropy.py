@@ -232,7 +232,9 @@ def _fold(first: Callable[..., Any], step: Callable[..., Any], v: int, columns: 
     if not many:
         return carry
     starts = rest + columns * jnp.arange(many, dtype=jnp.int32)
-    return lax.scan(lambda carry, start: (step(carry, start, columns), None), carry, starts)[0]
+    # Forward mode and second derivatives, too, compute a chunk's logits again rather than keep those of all.
+    again = jax.checkpoint(lambda carry, start: (step(carry, start, columns), None), prevent_cse=False)
+    return lax.scan(again, carry, starts)[0]
 
 
 def _slice(w: Array, start: int | Array, columns: int, dtype: jnp.dtype) -> Array:

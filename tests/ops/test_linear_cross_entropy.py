@@ -36,7 +36,14 @@ CHUNKED = case(
 )
 
 
-@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+FEW = (laws.forward, laws.formula, laws.forward_mode, laws.sharding)  # the others are slow
+
+
+@pytest.mark.parametrize(
+    "law",
+    [law if law in FEW else pytest.param(law, marks=pytest.mark.slow) for law in laws.LAWS],
+    ids=lambda law: law.__name__,
+)
 def test_laws_in_chunks(law):
     """Chunks of 4 columns of 13: three in the loop and one before it."""
     args, options = CHUNKED.draw()
@@ -48,7 +55,7 @@ def test_laws_in_chunks(law):
 
 def test_chunks_change_nothing_but_the_program():
     whole = linear_cross_entropy.apply(X, W, LABELS), *grads(X, W)
-    for chunk in (1, 3, 7, 100):
+    for chunk in (1, 3, 100):
         parts = linear_cross_entropy.apply(X, W, LABELS, chunk=chunk), *grads(X, W, chunk=chunk)
         for a, b in zip(parts, whole, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
@@ -88,6 +95,37 @@ def test_no_array_of_logits_in_the_program():
     )
     assert max(sizes) == n * 1024
     assert n * v > 40 * max(sizes)
+
+
+@pytest.mark.parametrize("mode", ["forward", "second"])
+def test_no_transform_keeps_the_logits(mode):
+    """XLA's temporary memory stays below a fifth of the logits: here 96 chunks of 128 columns."""
+    n, d, v = 512, 4, 12288
+    x, w = jax.ShapeDtypeStruct((n, d), "float32"), jax.ShapeDtypeStruct((d, v), "float32")
+    labels = jax.ShapeDtypeStruct((n,), "int32")
+
+    def program(x, w, labels):
+        loss = lambda x, w: linear_cross_entropy.apply(x, w, labels, chunk=128).sum()
+        f = loss if mode == "forward" else jax.grad(loss, (0, 1))
+        return jax.jvp(f, (x, w), (x, w))
+
+    memory = jax.jit(program).lower(x, w, labels).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < n * v * 4 / 5
+
+
+def test_a_batch_over_devices_is_not_gathered():
+    mesh = jax.make_mesh((4,), ("n",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("n",), ()))
+    program = jax.jit(
+        lambda x, w, labels: grads(x, w, labels, chunk=16),
+        in_shardings=(rows, whole, rows),
+        out_shardings=(rows, whole),
+    )
+    x, w = jax.ShapeDtypeStruct((64, 5), "float32"), jax.ShapeDtypeStruct((5, 60), "float32")
+    text = program.lower(x, w, jax.ShapeDtypeStruct((64,), "int32")).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
 
 
 def test_residuals_are_the_arguments_and_one_number_per_token():
