@@ -56,7 +56,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 _CONVERT = (
-    "a pickle can run code, so none is opened. Where torch is: "
+    "pickled files can run code, so none is opened. Where torch is: "
     "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
 )
 

@@ -152,7 +152,7 @@ def _fresh(name):
 
 
 CONVERT = (
-    "  hint      a pickle can run code, so none is opened. Where torch is: "
+    "  hint      pickled files can run code, so none is opened. Where torch is: "
     "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
 )
 test_errors = golden(
