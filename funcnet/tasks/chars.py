@@ -41,7 +41,7 @@ class Options:
         minutes: duration of the training; the learning rate follows the clock.
         steps: take so many steps instead, however long they last; only then a run can be repeated exactly.
         batch: pieces of text in a step.
-        context: characters in a piece, and the longest past that the model sees.
+        context: characters in a piece, and the past that each layer sees.
         learning_rate: of AdamW, at its highest: it rises over the first 100 steps and falls to a tenth
             along a cosine.
         weight_decay: of matrices and tables, in units of the learning rate.
