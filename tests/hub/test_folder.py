@@ -217,6 +217,51 @@ test_errors = golden(
 )
 
 
+@pytest.mark.parametrize(
+    ("net", "config", "rename", "extra"),
+    [
+        (
+            transformer,
+            GPT2,
+            lambda name: name.removeprefix("transformer."),
+            {
+                "h.0.attn.bias": np.ones((1, 1, 7, 7), np.uint8),
+                "h.1.attn.masked_bias": np.float32(-1e4),
+                "lm_head.weight": "wte.weight",
+            },
+        ),
+        (transformer, LLAMA, str, {"model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}),
+        (
+            encoder,
+            BERT,
+            lambda name: (
+                "bert." + name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+            ),
+            {"bert.embeddings.position_ids": np.arange(7), "cls.predictions.bias": np.ones(11, np.float32)},
+        ),
+    ],
+    ids=["gpt2", "llama", "bert"],
+)
+def test_files_of_old_are_read(net, config, rename, extra):
+    """With the names, masks and second copies that checkpoints on the net have."""
+    params = random_params(net, config)
+    hub.save("old", params, config)
+    tensors = {rename(name): tensor for name, tensor in hub.read_safetensors("old").items()}
+    tensors |= {name: tensors[value] if isinstance(value, str) else value for name, value in extra.items()}
+    hub.write_safetensors("old/model.safetensors", tensors)
+    again, _ = hub.load("old")
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, again, params))
+
+
+def test_a_second_copy_of_a_tied_table_must_be_equal():
+    hub.save("gpt2", random_params(transformer, GPT2), GPT2)
+    tensors = dict(hub.read_safetensors("gpt2"))
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
+    hub.write_safetensors("gpt2/model.safetensors", tensors)
+    with pytest.raises(StructureError, match=r"unequal +'lm_head.weight': not a copy of 'transformer.wte"):
+        hub.load("gpt2")
+
+
 def test_float64_needs_the_64_bit_mode():
     hub.save("bert", random_params(encoder, BERT, "float64"), BERT)
     assert hub.load("bert")[0]["tokens"]["w"].dtype == jnp.float64
