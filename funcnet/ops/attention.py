@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
@@ -85,6 +86,7 @@ def reference(
     if sinks is not None:
         sinks = sinks.astype(logits.dtype)[:, None, None]
         highest = jnp.maximum(highest, sinks)
+    highest = lax.stop_gradient(highest)  # P does not depend on it
     weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - highest, 0)), 0)
     total = weights.sum(-1, keepdims=True)
     if sinks is not None:
