@@ -13,7 +13,7 @@ IMAGES = convnet.Config((8, 8, 1), channels=(2,), hidden=3)
 CONFIG = transformer.Config(
     vocabulary=4,
     context=1000,
-    layers=2,
+    layers=1,
     heads=2,
     d=4,
     d_hidden=6,
