@@ -9,6 +9,7 @@ language model. Sources: Wijmans et al., "Cut your losses in large-vocabulary la
 2411.09009; Chowdhery et al., "PaLM", arXiv 2204.02311, §5 (z-loss). Sums are in float32 or wider.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -136,8 +137,7 @@ def vjp(
             h.sum(-1) if label_smoothing else jnp.zeros_like(top),
         )
 
-    def merge(a: tuple[Array, ...], start: Array, columns: int) -> tuple[Array, ...]:
-        b = part(start, columns)
+    def merge(a: tuple[Array, ...], b: tuple[Array, ...], _: Array) -> tuple[Array, ...]:
         top = jnp.maximum(a[0], b[0])
         return top, a[1] * jnp.exp(a[0] - top) + b[1] * jnp.exp(b[0] - top), a[2] + b[2], a[3] + b[3]
 
@@ -176,15 +176,13 @@ def _pullback(
         du = (dy[:, None] * slope).astype(x_.dtype)  # bfloat16 products of bfloat16 arguments
         return _dot(du, _slice(w, start, columns, x_.dtype).T), narrow(_dot(x_.T, du), w)
 
-    def first(start: int, columns: int) -> tuple[Array, Array]:
-        dx, dw = part(start, columns)
-        return dx, jnp.pad(dw, ((0, 0), (0, v - columns)))
+    def merge(grads: tuple[Array, Array], more: tuple[Array, Array], start: Array) -> tuple[Array, Array]:
+        return grads[0] + more[0], lax.dynamic_update_slice_in_dim(grads[1], more[1], start, 1)  # in place
 
-    def add(grads: tuple[Array, Array], start: Array, columns: int) -> tuple[Array, Array]:
-        dx, dw = part(start, columns)
-        return grads[0] + dx, lax.dynamic_update_slice_in_dim(grads[1], dw, start, 1)  # in place
+    def begin(dx: Array, dw: Array) -> tuple[Array, Array]:
+        return dx, jnp.pad(dw, ((0, 0), (0, v - dw.shape[1])))
 
-    dx, dw = _fold(first, add, v, _columns(n, v, chunk))
+    dx, dw = _fold(part, merge, v, _columns(n, v, chunk), begin)
     return narrow(dx.reshape(x.shape), x), dw, None
 
 
@@ -220,21 +218,27 @@ def _columns(n: int, v: int, chunk: int | None) -> int:
     return min(chunk, v)
 
 
-def _fold(first: Callable[..., Any], step: Callable[..., Any], v: int, columns: int) -> Any:
-    """first(0, rest), then carry = step(carry, start, columns) over the other columns.
+def _fold(
+    part: Callable[..., Any],
+    merge: Callable[..., Any],
+    v: int,
+    columns: int,
+    begin: Callable[..., Any] = lambda *first: first,
+) -> Any:
+    """part(start, columns) of all columns, one after the other: merge(all so far, part, start).
 
-    The rest comes first and outside the loop: so sizes need not divide, and the carry varies over the devices
-    of a `jax.shard_map` as what is added to it does.
+    The rest comes first and outside the loop: so sizes need not divide, and what the loop carries varies over
+    the devices of a `jax.shard_map` as what is merged into it does.
     """
     many = (v - 1) // columns
     rest = v - many * columns
-    carry = first(0, rest)
-    if not many:
-        return carry
-    starts = rest + columns * jnp.arange(many, dtype=jnp.int32)
-    # Forward mode and second derivatives, too, compute a chunk's logits again rather than keep those of all.
-    again = jax.checkpoint(lambda carry, start: (step(carry, start, columns), None), prevent_cse=False)
-    return lax.scan(again, carry, starts)[0]
+    # Forward mode and JAX's own rule, too, compute a chunk's logits again rather than keep those of all.
+    again = jax.checkpoint(functools.partial(part, columns=columns), prevent_cse=False)
+    step = lambda carry, start: (merge(carry, again(start), start), None)
+    carry = begin(*part(0, rest))
+    if many:
+        carry, _ = lax.scan(step, carry, rest + columns * jnp.arange(many, dtype=jnp.int32))
+    return carry
 
 
 def _slice(w: Array, start: int | Array, columns: int, dtype: jnp.dtype) -> Array:
