@@ -124,8 +124,9 @@ def _begin(
 ) -> tuple[Any, dict[str, Any]]:
     """The prompts: params taken apart, and the state of the loop after the first new tokens."""
     params = transformer.unstack(params, config)
-    cache = transformer.init_cache(config, len(ids), slots, dtype=params["tokens"]["w"].dtype)
-    x, cache = transformer.decode_hidden(params, ids, cache, config, lengths=lengths)
+    # One sequence has no axis n: XLA:CPU copies a cache with an axis of size 1 in every step.
+    cache = transformer.init_cache(config, _lead(ids), slots, dtype=params["tokens"]["w"].dtype)
+    x, cache = _decode(params, ids, cache, config, lengths)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
     token = _pick(transformer.logits(params, last, config), 0, draw, top_k)
     return params, {
@@ -152,9 +153,7 @@ def _go_on(
     def step(state: dict[str, Any]) -> dict[str, Any]:
         i, done = state["i"], state["done"]
         real = jnp.where(done, 0, 1)
-        x, cache = transformer.decode_hidden(
-            params, state["token"][:, None], state["cache"], config, lengths=real
-        )
+        x, cache = _decode(params, state["token"][:, None], state["cache"], config, real)
         token = _pick(transformer.logits(params, x[:, 0], config), i, draw, top_k)
         written = jnp.where(done, PADDING, token)
         return {
@@ -166,6 +165,21 @@ def _go_on(
         }
 
     return jax.lax.while_loop(lambda s: (s["i"] < end) & ~s["done"].all(), step, state)
+
+
+def _decode(
+    params: Any, ids: Array, cache: list[Any], config: transformer.Config, lengths: Array
+) -> tuple[Array, list[Any]]:
+    """`transformer.decode_hidden`, ids [n, t] to features [n, t, d]."""
+    lead = _lead(ids)
+    x, cache = transformer.decode_hidden(
+        params, ids.reshape(*lead, -1), cache, config, lengths=lengths.reshape(lead)
+    )
+    return x.reshape(*ids.shape, -1), cache
+
+
+def _lead(ids: Array) -> tuple[int, ...]:
+    return () if len(ids) == 1 else (len(ids),)
 
 
 def _among(token: Array, stops: Array) -> Array:

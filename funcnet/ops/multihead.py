@@ -442,31 +442,62 @@ def decode(
     after = before + new
     written = [_write(old, z, before, after, ring) for old, z in ((cache["k"], k), (cache["v"], v))]
     now: Cache = {"k": written[0], "v": written[1], "length": after}
-    options: dict[str, Any] = {"scale": scale, "softcap": softcap}
     if ring and t > 1:  # a new position may overwrite one that an earlier new position sees
         order = (before[..., None] + jnp.arange(slots, dtype=jnp.int32)) % slots  # oldest first
         old = [jnp.take_along_axis(cache[name], order[..., None, :, None], -2) for name in ("k", "v")]
         k, v = (jnp.concatenate(pair, -2) for pair in zip(old, (k, v), strict=True))
-        held = jnp.concatenate(
-            [before[..., None] - slots + jnp.arange(slots, dtype=jnp.int32), positions], -1
-        )
-        options |= {"causal": True, "window": window, "q_offset": slots}
-        options["mask"] = (held >= 0)[..., None, None, :]
-    elif ring:
-        k, v, held = now["k"], now["v"], _held(after, slots)
-        options["mask"] = ((held >= 0) & (held > before[..., None] - cast(int, window)))[..., None, None, :]
+        held = before[..., None] + jnp.arange(-slots, t, dtype=jnp.int32)
     else:
-        k, v, held = now["k"], now["v"], jnp.arange(slots, dtype=jnp.int32)
-        options |= {"causal": True, "window": window, "q_offset": before}
-    bias = None
+        k, v = now["k"], now["v"]
+        held = _held(after, slots) if ring else jnp.arange(slots, dtype=jnp.int32)
+    bias, sinks = None, params.get("sinks")
     if slopes is not None:
         # The distance to the first new position adds the same to all keys of a query, but not to a sink.
-        origin = before[..., None] if params.get("sinks") is None else positions
+        origin = before[..., None] if sinks is None else positions
         distance = origin[..., :, None] - held[..., None, :]
         bias = slopes[:, None, None] * -distance[..., None, :, :].astype(slopes.dtype)
-    k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
-    o = attention.apply(q, k, v, bias, params.get("sinks"), **options)
+    if t == 1:
+        seen = (held >= 0) & (held <= positions) & (held > positions - (window or slots))
+        o = _attend(q, k, v, bias, sinks, seen, scale, softcap)
+    else:
+        options: dict[str, Any] = {"causal": True, "window": window, "scale": scale, "softcap": softcap}
+        options["mask"] = (held >= 0)[..., None, None, :] if ring else None
+        k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
+        o = attention.apply(q, k, v, bias, sinks, q_offset=slots if ring else before, **options)
     return _project(params["o"], o.astype(q.dtype), 2), now
+
+
+def _attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    sinks: Array | None,
+    seen: Array,
+    scale: float | None,
+    softcap: float | None,
+) -> Array:
+    """`attention` of one query q [*n, 1, h, e] over the cache as it lies, of which seen [*n, s] is seen.
+
+    Nothing of the cache's size is moved or made: there are two products, whose results are small.
+    """
+    q, k, v = common(q, k, v)
+    (*n, _, h, e), h_kv = q.shape, k.shape[-3]
+    logits = jnp.einsum(
+        "...kge,...kse->...kgs", q.reshape(*n, h_kv, h // h_kv, e), k, preferred_element_type=wide(q.dtype)
+    )
+    logits = logits.reshape(*n, h, -1) * (1 / math.sqrt(e) if scale is None else scale)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if bias is not None:
+        logits = logits + bias[..., 0, :].astype(logits.dtype)
+    logits = jnp.where(seen[..., None, :], logits, jnp.finfo(logits.dtype).min)
+    if sinks is not None:
+        sinks = jnp.broadcast_to(sinks.astype(logits.dtype)[:, None], (*n, h, 1))
+        logits = jnp.concatenate([logits, sinks], -1)
+    p = jax.nn.softmax(logits)[..., : k.shape[-2]].astype(v.dtype).reshape(*n, h_kv, h // h_kv, -1)
+    o = jnp.einsum("...kgs,...kse->...kge", p, v, preferred_element_type=logits.dtype)
+    return o.reshape(*n, 1, h, e)
 
 
 def _held(length: Array, slots: int) -> Array:
