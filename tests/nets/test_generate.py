@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -282,3 +283,20 @@ test_errors = golden(ERRORS)
 def test_options_out_of_range(options, unchecked):
     with pytest.raises((ValueRangeError, ShapeError)):
         go(**options)()
+
+
+@pytest.mark.only_as_users
+@pytest.mark.parametrize("n", [1, 3])
+def test_no_step_copies_a_cache(n):
+    """In the compiled loop, a new token is written in place, and attention reads the cache as it lies."""
+    config = transformer.Config(vocabulary=11, context=512, layers=2, heads=6, d=96)
+    params = transformer.init(jax.random.key(0), config)
+    draw = dict.fromkeys(("temperature", "top_p", "min_p", "key"))
+    stops, ids = jnp.zeros(0, jnp.int32), jnp.ones((n, 16), jnp.int32)
+    params, state = _begin(params, ids, jnp.full(n, 16, jnp.int32), stops, draw, config, None, 256, 256)
+    text = _go_on.lower(params, state, stops, draw, jnp.int32(256), config, None).compile().as_text()
+    moves = [
+        line for line in text.splitlines() if re.search(r"6,256,16\]\S* (copy|transpose|concatenate)\(", line)
+    ]
+    assert re.search(r"6,256,16\]\S* (dynamic-update-slice|scatter)\(", text), "the pattern finds the cache"
+    assert not moves, moves
