@@ -68,6 +68,9 @@ def _cases() -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
         ("avg_pool 2×2", fn.avg_pool, (image,), {"kernel": (2, 2)}),
         ("mse", fn.mse, (rows, rows[::-1]), {}),
         ("cross_entropy", fn.cross_entropy, (rows, labels), {}),
+        ("linear_cross_entropy, 8k", fn.linear_cross_entropy, (rows, _floats(768, 8192), labels), {}),
+        ("rope", fn.rope, (q,), {}),
+        ("swiglu", fn.swiglu, (rows, rows), {}),
         ("binary_cross_entropy", fn.binary_cross_entropy, (rows, jax.nn.sigmoid(rows)), {}),
     ]
 
