@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.errors import ShapeError
-from funcnet.errors import describe as describe_value
+from funcnet.nets import _images
 from funcnet.nets.spec import describe
 from funcnet.ops import conv, dropout, linear, max_pool, relu
 
@@ -83,16 +83,7 @@ def apply(
     Raises:
         ShapeError: the images do not have the shape config.image.
     """
-    if images.shape[-3:] != config.image:
-        raise ShapeError(
-            "convnet.apply: images have another shape than the model was made for.",
-            path="images",
-            expected=f"images: float[*n, {', '.join(map(str, config.image))}]     (config.image)",
-            actual=f"images: {describe_value(images)}",
-            hint="is the channel axis missing? images[..., None] adds it."
-            if (*images.shape[-2:], 1) == config.image
-            else None,
-        )
+    _images.check("convnet.apply", images, config.image)
     x = images
     for stage in params["stages"]:
         for layer in stage:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet.errors import ShapeError, ValueRangeError
-from funcnet.errors import describe as describe_value
+from funcnet.errors import ValueRangeError
+from funcnet.nets import _images
 from funcnet.nets.spec import describe
 from funcnet.ops import batch_norm, conv, linear, max_pool, relu
 
@@ -146,13 +146,7 @@ def apply(
     Raises:
         ShapeError: the images do not have the shape config.image.
     """
-    if images.shape[-3:] != config.image:
-        raise ShapeError(
-            "resnet.apply: images have another shape than the model was made for.",
-            path="images",
-            expected=f"images: float[*n, {', '.join(map(str, config.image))}]     (config.image)",
-            actual=f"images: {describe_value(images)}",
-        )
+    _images.check("resnet.apply", images, config.image)
 
     def normed(layer: dict[str, Any], old: dict[str, Any], name: str, new: dict[str, Any], x: Array) -> Array:
         y, new[name] = batch_norm.apply(layer[name], old[name], x, train=train, momentum=config.momentum)

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet.errors import ShapeError, ValueRangeError
-from funcnet.errors import describe as describe_value
-from funcnet.nets import stack
+from funcnet.errors import ValueRangeError
+from funcnet.nets import _images, stack
 from funcnet.nets.spec import describe
 from funcnet.ops import _check, dropout, embedding, gelu, layer_norm, linear, multihead
 
@@ -130,16 +129,7 @@ def hidden(
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*n t d"]:
     """The features behind the last norm: of the class token first, then of each patch. See `apply`."""
-    if images.shape[-3:] != config.image:
-        raise ShapeError(
-            "vit.hidden: images have another shape than the model was made for.",
-            path="images",
-            expected=f"images: float[*n, {', '.join(map(str, config.image))}]     (config.image)",
-            actual=f"images: {describe_value(images)}",
-            hint="channels first? jnp.moveaxis(images, -3, -1) puts them last."
-            if images.shape[-3:] == (config.image[2], *config.image[:2])
-            else None,
-        )
+    _images.check("vit.hidden", images, config.image)
     images = _check.floating("vit.hidden", "images", images)
     if config.dtype is not None:
         params, images = jax.tree.map(lambda v: v.astype(config.dtype), (params, images))

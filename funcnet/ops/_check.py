@@ -13,6 +13,7 @@ from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeErr
 
 __all__ = [
     "channels",
+    "classes",
     "concrete",
     "features",
     "floating",
@@ -205,6 +206,29 @@ def unit(where: str, path: str, x: jax.Array) -> None:
             f"from {float(outside.min()):g} to {float(outside.max()):g}",
             hint=f"are they −1 and 1? ({path} + 1) / 2." if (abs(values) == 1).all() else None,
         )
+
+
+def classes(where: str, labels: Any, v: int, source: str, ignore_index: int | None) -> None:
+    """Integer `labels`, where they can be looked at, are in [0, v), as `source` (text) says, or ignored."""
+    if not concrete(labels):
+        return
+    values = np.asarray(labels)
+    outside = values[(values < 0) | (values >= v)]
+    outside = outside if ignore_index is None else outside[outside != ignore_index]
+    if not outside.size:
+        return
+    hint, low, high = None, outside.min(), outside.max()
+    if high == v and values.min() > 0:
+        hint = "do they count from 1? labels - 1."
+    elif low == high and ignore_index is None:
+        hint = f"if {low} marks what has no label: ignore_index={low}."
+    raise ValueRangeError(
+        f"{where}: labels hold {outside[0]}, outside [0, {v}).",
+        path="labels",
+        expected=f"0 ≤ labels < {v}     ({source})",
+        actual=f"labels: {describe(labels)}, {outside.size} of {values.size} outside, from {low} to {high}",
+        hint=hint,
+    )
 
 
 def one_of(where: str, name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -8,13 +8,12 @@ for computer vision", arXiv 1512.00567, §7. y, and all that is summed, is in fl
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer
 
 from funcnet import rules
-from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
@@ -215,26 +214,6 @@ def _check_labels(where: str, logits: Array, labels: Array, ignore_index: int | 
         )
     if not integers:
         _check.unit(where, "labels", labels)
-    elif _check.concrete(labels):
-        _check_classes(where, logits, np.asarray(labels), ignore_index)
+    else:
+        _check.classes(where, labels, logits.shape[-1], f"logits: {describe(logits)}", ignore_index)
     return jnp.asarray(labels)
-
-
-def _check_classes(where: str, logits: Array, labels: np.ndarray, ignore_index: int | None) -> None:
-    v = logits.shape[-1]
-    outside = labels[(labels < 0) | (labels >= v)]
-    outside = outside if ignore_index is None else outside[outside != ignore_index]
-    if not outside.size:
-        return
-    hint, low, high = None, outside.min(), outside.max()
-    if high == v and labels.min() > 0:
-        hint = "do they count from 1? labels - 1."
-    elif low == high and ignore_index is None:
-        hint = f"if {low} marks what has no label: ignore_index={low}."
-    raise ValueRangeError(
-        f"{where}: labels hold {outside[0]}, outside [0, {v}).",
-        path="labels",
-        expected=f"0 ≤ labels < {v}     (logits: {describe(logits)})",
-        actual=f"labels: {describe(labels)}, {outside.size} of {labels.size} outside, from {low} to {high}",
-        hint=hint,
-    )

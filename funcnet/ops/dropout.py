@@ -5,7 +5,6 @@ mean of y at x, so that evaluation (no key) is the identity.
 Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", JMLR 15, 2014.
 """
 
-
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial

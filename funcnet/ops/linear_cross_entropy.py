@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer
@@ -340,22 +339,5 @@ def _check_labels(where: str, x: Array, w: Array, labels: Any, ignore_index: int
             expected="ignore_index: int or None",
             actual=f"ignore_index: {describe(ignore_index)}",
         )
-    if _check.concrete(labels):
-        values = np.asarray(labels)
-        outside = values[(values < 0) | (values >= v)]
-        outside = outside if ignore_index is None else outside[outside != ignore_index]
-        if outside.size:
-            hint, low, high = None, outside.min(), outside.max()
-            if high == v and values.min() > 0:
-                hint = "do they count from 1? labels - 1."
-            elif low == high and ignore_index is None:
-                hint = f"if {low} marks what has no label: ignore_index={low}."
-            raise ValueRangeError(
-                f"{where}: labels hold {outside[0]}, outside [0, {v}).",
-                path="labels",
-                expected=f"0 ≤ labels < {v}     (w: {describe(w)})",
-                actual=f"labels: {describe(labels)}, {outside.size} of {values.size} outside, "
-                f"from {low} to {high}",
-                hint=hint,
-            )
+    _check.classes(where, labels, v, f"w: {describe(w)}", ignore_index)
     return jnp.asarray(labels)

@@ -1,0 +1,29 @@
+"""The check that the nets for images share."""
+
+from typing import Any
+
+from funcnet.errors import ShapeError, describe
+
+__all__ = ["check"]
+
+
+def check(where: str, images: Any, shape: tuple[int, int, int]) -> None:
+    """`images` are [*n, *shape], shape being config.image: height, width, channels.
+
+    Raises:
+        ShapeError: they are not.
+    """
+    if images.shape[-3:] == shape:
+        return
+    hint = None
+    if images.shape[-3:] == (shape[2], *shape[:2]):
+        hint = "channels first? jnp.moveaxis(images, -3, -1) puts them last."
+    elif (*images.shape[-2:], 1) == shape:
+        hint = "is the channel axis missing? images[..., None] adds it."
+    raise ShapeError(
+        f"{where}: images have another shape than the model was made for.",
+        path="images",
+        expected=f"images: float[*n, {', '.join(map(str, shape))}]     (config.image)",
+        actual=f"images: {describe(images)}",
+        hint=hint,
+    )
