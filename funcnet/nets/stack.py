@@ -53,25 +53,25 @@ def apply(
     if 0 < rounds * period < layers:
         whole, rest = _split(rest, [rounds * period, layers - rounds * period])
 
-    def run(x: Any, group: Any, once: Callable[..., Any]) -> Any:
+    def run(x: Any, group: Any, in_loop: bool) -> Any:
         apart = unstack(group)
         for i in range(0, len(apart), period):
-            x = once(x, apart[i : i + period])
-        return x
 
-    def one_round(x: Any, apart: Sequence[Any]) -> Any:
-        for one, (p, *more) in zip(blocks, apart, strict=False):  # the last round may be short
-            x = one(p, x, *more)
+            def one_round(x: Any, apart: Sequence[Any]) -> Any:
+                for one, (p, *more) in zip(blocks, apart, strict=False):  # the last round may be short
+                    x = one(p, x, *more)
+                return x
+
+            if remat:  # a function of its own each time, else `rules.record` sees the first round only
+                # Within a loop XLA cannot merge the two passes, so nothing need prevent it.
+                one_round = jax.checkpoint(one_round, prevent_cse=not in_loop)
+            x = one_round(x, apart[i : i + period])
         return x
 
     if rounds:
-        # Within a loop XLA cannot merge the two passes, so nothing need prevent it.
-        once = jax.checkpoint(one_round, prevent_cse=False) if remat else one_round
         whole = jax.tree.map(lambda v: v.reshape(rounds, period, *v.shape[1:]), whole)
-        x, _ = jax.lax.scan(lambda x, group: (run(x, group, once), None), x, whole, unroll=unroll)
-    if rounds * period < layers:
-        x = run(x, rest, jax.checkpoint(one_round) if remat else one_round)
-    return x
+        x, _ = jax.lax.scan(lambda x, group: (run(x, group, True), None), x, whole, unroll=unroll)
+    return run(x, rest, False) if rounds * period < layers else x
 
 
 def unstack(params: Any) -> list[Any]:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import funcnet as fn
+from funcnet import rules
 from funcnet.errors import ShapeError
 from funcnet.nets import stack
 
@@ -105,6 +107,16 @@ def test_the_gradient_of_unrolled_layers_is_one_concatenation_per_leaf():
     jaxpr = jax.make_jaxpr(jax.grad(loss))(PARAMS).jaxpr
     assert equations(jaxpr, "pad") == 0
     assert equations(jaxpr, "concatenate") == 2
+
+
+@pytest.mark.parametrize("unroll", [1, LAYERS])
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_calls_of_every_layer_are_recorded(unroll, remat):
+    """As `funcnet.tasks.layers` counts them: without jit a loop is traced as often as it runs."""
+    block = lambda p, x: fn.linear.apply(p, x)
+    with jax.disable_jit(), rules.record() as calls:
+        jax.eval_shape(lambda p, x: stack.apply(block, p, x, unroll=unroll, remat=remat), PARAMS, X)
+    assert len(calls) == LAYERS
 
 
 def test_leaves_that_are_not_stacked_are_refused(unchecked):
