@@ -83,7 +83,7 @@ def test_residuals_are_the_positions():
 
 @pytest.mark.only_as_users
 def test_the_table_is_computed_once_for_all_heads():
-    """XLA:CPU takes cosines in the loop that uses them, once per head, unless it is kept from it: see `_turn`."""
+    """XLA:CPU takes cosines in the loop that uses them, once per head, unless it is kept from it: `_turn`."""
     text = jax.jit(rope.apply).lower(jnp.tile(X, (1, 7, 1))).compile().as_text()
     loops = [body for body in text.split("\n\n") if " cosine(" in body]
     assert loops
