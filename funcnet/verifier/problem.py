@@ -129,6 +129,8 @@ class Problem:
         return self._matched(self.formula(args, jax.tree.unflatten(jax.tree.structure(y), filled)), args)
 
     def _matched(self, grads: Any, args: Any) -> list[Any]:
+        while isinstance(grads, tuple | list) and len(grads) > len(args) and grads[-1] is None:
+            grads = grads[:-1]  # of an argument that was left out: attention's bias
         if not isinstance(grads, tuple | list) or len(grads) != len(args):
             raise StructureError(
                 f"verify: the formula of {self.name} does not return one gradient for each argument.",
