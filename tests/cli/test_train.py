@@ -96,6 +96,7 @@ def test_a_run_can_be_applied_and_shown(small, capsys, tmp_path):
     assert main(["predict", "run", str(tmp_path)]) == 2
 
 
+@pytest.mark.slow
 def test_fashion_in_the_default_folder(small, capsys, tmp_path):
     fashion_files(tmp_path)
     assert main(["train", "fashion", "--data", str(tmp_path), "--epochs", "2", "--batch", "8"]) == 0

@@ -308,7 +308,9 @@ def test_every_operation_has_cases():
     assert set(_cases.CASES) == set(fn._OPERATIONS)
 
 
-@pytest.mark.parametrize("dtype", _cases.DTYPES)
+@pytest.mark.parametrize(
+    "dtype", [d if d == "float64" else pytest.param(d, marks=pytest.mark.slow) for d in _cases.DTYPES]
+)
 @pytest.mark.parametrize("name", sorted(_cases.CASES))
 def test_every_case_fits_its_operation(name, dtype):
     operation = getattr(fn, name)

@@ -14,7 +14,7 @@ from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.nets import transformer
 from funcnet.nets.generate import _begin, _go_on, _pick, _rounded
 from tests.errors import golden
-from tests.nets.test_transformer import FAMILIES
+from tests.nets.test_transformer import EACH, FAMILIES
 
 CONTEXT = 24
 CONFIG = dataclasses.replace(FAMILIES["gpt2"], context=CONTEXT, layers=2)
@@ -39,7 +39,7 @@ def by_argmax(params, prompt, config, new):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH)
 def test_greedy_is_the_argmax_of_the_whole_net(name):
     """For one sequence and for several of different lengths, every kind of positions, windows and norms."""
     config = dataclasses.replace(FAMILIES[name], context=CONTEXT, layers=2)

@@ -40,6 +40,8 @@ FAMILIES = {
     "alibi": dataclasses.replace(SMALL, positions="alibi", mlp="gelu", windows=(4,)),
     "none": dataclasses.replace(SMALL, positions="none", norm="rms", qkv_bias=False, head_width=5),
 }
+# Two of them by default; all when CI runs what is slow.
+EACH = ["gpt2", "llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alibi", "none"))]
 
 
 apply = jax.jit(transformer.apply)  # eager calls trace every operation anew
@@ -63,7 +65,7 @@ def decoder():
     return transformer.init(key(), SMALL), ids_of(SMALL, 2, 7)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_it_is_causal_by_gradient(name):
     """The logits at position i depend on the embeddings of positions ≤ i, and on no later one."""
     config, ids = (
@@ -151,7 +153,7 @@ def test_logits_are_those_of_hidden_and_head():
         np.testing.assert_allclose(apply(params, ids, config), logits, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH)
 def test_packed_documents_have_the_logits_that_they_have_alone(name):
     config = FAMILIES[name]
     params, ids = drawn(config), ids_of(config, 9)
@@ -161,7 +163,7 @@ def test_packed_documents_have_the_logits_that_they_have_alone(name):
     assert not jnp.allclose(packed, apply(params, ids, config))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH)
 def test_pieces_have_the_logits_of_the_whole(name):
     config = FAMILIES[name]
     params, ids = drawn(config), ids_of(config, 2, 13)

@@ -225,6 +225,7 @@ FOUND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FOUND)
 def test_every_way_to_a_name(case):
     kind, words, forward, backward, args = FOUND[case]
