@@ -132,8 +132,8 @@ def test_bias_is_added_and_has_a_gradient():
 # ---- decoding ---------------------------------------------------------------------------------------------
 
 D = multihead.init(jax.random.key(1), 6, 4, kv_heads=2, head_width=4, qk_norm=True)
-D = jax.tree.map(lambda v: v.astype(jnp.float64), {**D, "sinks": jnp.linspace(-1, 1, 4)})
-WHOLE = jax.random.normal(jax.random.key(2), (3, 11, 6), jnp.float64)
+D = jax.tree.map(lambda v: v.astype(float), {**D, "sinks": jnp.linspace(-1, 1, 4)})
+WHOLE = jax.random.normal(jax.random.key(2), (3, 11, 6), float)
 decode = jax.jit(multihead.decode, static_argnames=("window", "scale", "softcap", "rope", "norm_eps"))
 OPTIONS = {"rope": rope.Config(base=100.0), "softcap": 3.0, "scale": 0.9, "norm_eps": 1e-3}
 
