@@ -1,5 +1,6 @@
 """Sphinx settings: `make docs` builds docs/_build/html, warnings are errors."""
 
+import re
 from importlib.metadata import version as _version
 
 project = "funcnet"
@@ -23,3 +24,13 @@ nitpicky = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
+
+
+def _stars(_app, _what, _name, _obj, _options, lines):
+    """In docstrings *n are axes, not the beginning of an emphasis."""
+    lines[:] = [re.sub(r"(?<!\*)\*(?=\w)", r"\\*", line) for line in lines]
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _stars)
