@@ -250,15 +250,14 @@ def _list_blocks(form: Form, z: _Sizes) -> tuple[list[tuple[int, int]], list[tup
             if limited and form.offset is None:
                 whole = False
             elif limited and form.offset is not None:
+                # How far the keys lie ahead of the queries, at the least and at the most.
                 first, last = i * z.rows + form.offset, min((i + 1) * z.rows, z.t) - 1 + form.offset
-                nearest = j * z.columns - last, min((j + 1) * z.columns, z.s) - 1 - first
-                if (form.right is not None and nearest[0] > form.right) or (
-                    form.left is not None and nearest[1] < -form.left
-                ):
+                least, most = j * z.columns - last, min((j + 1) * z.columns, z.s) - 1 - first
+                left = -math.inf if form.left is None else -form.left
+                right = math.inf if form.right is None else form.right
+                if least > right or most < left:
                     continue
-                furthest = j * z.columns - last, nearest[1]
-                whole &= form.right is None or furthest[1] <= form.right
-                whole &= form.left is None or furthest[0] >= -form.left
+                whole &= left <= least and most <= right
             (inner if whole else edge).append((i, j))
     return inner, edge
 
@@ -315,7 +314,7 @@ def _from_keys(z: _Sizes, x: Array) -> Array:
 
 def _of_heads(z: _Sizes, x: Array) -> Array:
     """[h] as [h_kv, h / h_kv · rows]."""
-    return jnp.repeat(x.reshape(z.h_kv, z.h // z.h_kv), z.rows, axis=1, total_repeat_length=None)
+    return jnp.repeat(x.reshape(z.h_kv, z.h // z.h_kv), z.rows, axis=1)
 
 
 # ---- the logits of one block ------------------------------------------------------------------------------
@@ -327,8 +326,7 @@ def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callab
     The logits are −∞ where a key is not seen, with keys as rows if `across`; slope is what softcap multiplies
     their gradient by, or None.
     """
-    sums = None if bias is None else wide(bias.dtype)
-    bias = None if bias is None else _padded(z, bias).astype(sums)
+    bias = None if bias is None else _padded(z, bias).astype(wide(bias.dtype))
     mask = None if arrays.mask is None else _padded(z, arrays.mask)
 
     def logits(q: Array, k: Array, i: Array, j: Array, edge: bool, across: bool) -> Any:
