@@ -72,7 +72,7 @@ def run(quick: bool) -> list[Table]:
     }
     cases = dict(list(CASES.items())[2 if quick else 0 : 3 if quick else None])
     rounds = 2 if quick else 9
-    timings = {case: _time(workers, case, rounds) for case in cases}
+    timings = {case: harness.take_turns(workers, case, rounds) for case in cases}
     rows = [
         {"case": case, **row, "GF/s": CASES[case].flops / row["funcnet"].median / 1e9}
         for case, row in timings.items()
@@ -100,9 +100,9 @@ def run(quick: bool) -> list[Table]:
     ]
     if not quick:
         alone = {"funcnet": ours}
-        windows = {case: _time(alone, case, 5)["funcnet"] for case in WINDOWS}
+        windows = {case: harness.take_turns(alone, case, 5)["funcnet"] for case in WINDOWS}
         whole = windows["all before, t = 8192"].median
-        long = {case: _time(alone, case, 3)["funcnet"] for case in LONG}
+        long = {case: harness.take_turns(alone, case, 3)["funcnet"] for case in LONG}
         tables.append(
             Table(
                 "Sliding window, funcnet alone, one case after the other",
@@ -122,13 +122,6 @@ def run(quick: bool) -> list[Table]:
     for worker in workers.values():
         worker.close()
     return tables
-
-
-def _time(workers: dict[str, harness.Worker], case: str, rounds: int) -> dict[str, harness.Timing]:
-    calls = min(worker.ask("prepare", case) for worker in workers.values())
-    samplers = {name: partial(worker.ask, "sample", calls) for name, worker in workers.items()}
-    samples = harness.interleave(samplers, rounds)
-    return harness.summarise({name: [wall for wall, _ in values] for name, values in samples.items()})
 
 
 # ---- the processes that are timed -------------------------------------------------------------------------

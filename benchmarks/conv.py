@@ -156,13 +156,7 @@ def run(quick: bool) -> list[Table]:
 def _timings(
     workers: dict[str, harness.Worker], cases: list[str], rounds: int
 ) -> dict[str, dict[str, Timing]]:
-    timings = {}
-    for case in cases:
-        calls = min(worker.ask("prepare", case) for worker in workers.values())
-        samplers = {name: partial(worker.ask, "sample", calls) for name, worker in workers.items()}
-        samples = harness.interleave(samplers, rounds)
-        timings[case] = harness.summarise({name: [wall for wall, _ in v] for name, v in samples.items()})
-    return timings
+    return {case: harness.take_turns(workers, case, rounds) for case in cases}
 
 
 def _means(timings: dict[str, dict[str, Timing]]) -> dict[str, object]:

@@ -38,11 +38,7 @@ def run(quick: bool) -> list[Table]:
     }
     rows, memory = [], []
     for case in CASES[quick:]:
-        calls = min(worker.ask("prepare", case) for worker in workers.values())
-        samplers = {name: partial(worker.ask, "sample", calls) for name, worker in workers.items()}
-        samples = harness.interleave(samplers, 2 if quick else 9)
-        walls = {name: [wall for wall, _ in values] for name, values in samples.items()}
-        rows.append({"step of": case, **harness.summarise(walls)})
+        rows.append({"step of": case, **harness.take_turns(workers, case, 2 if quick else 9)})
         ours, theirs = workers["funcnet"].ask("memory", case)
         memory.append(
             {"step of": case, "funcnet MiB": ours / 2**20, "lax MiB": theirs / 2**20, "ratio": ours / theirs}

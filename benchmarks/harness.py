@@ -170,6 +170,14 @@ def answer(
         print(json.dumps(reply), flush=True)
 
 
+def take_turns(workers: Mapping[str, Worker], case: str, rounds: int) -> dict[str, Timing]:
+    """Time one case in every worker, in turn, each sample of as many calls as suit the slowest."""
+    calls = min(worker.ask("prepare", case) for worker in workers.values())
+    samplers = {name: partial(worker.ask, "sample", calls) for name, worker in workers.items()}
+    samples = interleave(samplers, rounds)
+    return summarise({name: [wall for wall, _ in values] for name, values in samples.items()})
+
+
 def wait_for_quiet(limit: float = 0.6) -> bool:
     """Wait until the processors were 90 % idle for a fifth of a second, at most `limit` seconds."""
     stat, end = Path("/proc/stat"), time.monotonic() + limit

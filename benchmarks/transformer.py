@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,7 @@ def _against_peers(quick: bool) -> list[Table]:
         losses = {name: worker.ask("losses", case) for name, worker in workers.items()}
         sizes = {worker.ask("parameters", case) for worker in workers.values()}
         assert len(sizes) == 1, f"not the same model: {sizes} parameters"
-        timings = _times(workers, case, 2 if quick else 9)
+        timings = harness.take_turns(workers, case, 2 if quick else 9)
         tokens = STEPS[case].batch * STEPS[case].t
         steps.append(
             {
@@ -80,7 +80,7 @@ def _against_peers(quick: bool) -> list[Table]:
     for case, n in list(DECODING.items())[: 1 if quick else None]:
         first, again = workers["funcnet"].ask("compilations", case)
         tokens = {name: worker.ask("tokens", case) for name, worker in pair.items()}
-        timings = _times(pair, case, 2 if quick else 9)
+        timings = harness.take_turns(pair, case, 2 if quick else 9)
         speeds = {f"{name}, tokens/s": f"{n * NEW / timing.median:,.0f}" for name, timing in timings.items()}
         same = len({str(value) for value in tokens.values()}) == 1
         decoding.append(
@@ -117,7 +117,7 @@ def _forms(quick: bool) -> Table:
     """The steady step of each form of the loop over the layers."""
     workers = {form: harness.Worker("benchmarks.transformer", KEEP_MEMORY, "funcnet", form) for form in FORMS}
     cases = [SMALL] if quick else SCANS
-    rows = [{"step of": case, **_times(workers, case, 2 if quick else 9)} for case in cases]
+    rows = [{"step of": case, **harness.take_turns(workers, case, 2 if quick else 9)} for case in cases]
     for worker in workers.values():
         worker.close()
     note = (
@@ -154,13 +154,6 @@ def _first_steps(quick: bool) -> Table:
         "layers are unrolled, and the 48 are a loop."
     )
     return Table("Time to the first step, funcnet", rows, note)
-
-
-def _times(workers: Mapping[str, harness.Worker], case: str, rounds: int) -> dict[str, harness.Timing]:
-    calls = min(worker.ask("prepare", case) for worker in workers.values())
-    samplers = {name: partial(worker.ask, "sample", calls) for name, worker in workers.items()}
-    samples = harness.interleave(samplers, rounds)
-    return harness.summarise({name: [wall for wall, _ in values] for name, values in samples.items()})
 
 
 def prompts(n: int, seed: int = 2) -> Any:
