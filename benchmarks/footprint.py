@@ -69,7 +69,7 @@ def installed() -> Table:
     """Size on disk and dependencies, alone and beyond what JAX brings."""
     jax = closure("jax")
     note = (
-        "MB are 10⁶ bytes of the files that a distribution lists, without byte code; of an editable one, of its "
+        "MB: 10⁶ bytes of the files that a distribution lists, without byte code; of an editable one, of its "
         "package. Required: what an installer fetches besides, as these versions declare it, without extras "
         "(but dm-haiku leaves JAX to one). Beyond JAX's: what is new to a project that has JAX."
     )
