@@ -1,7 +1,7 @@
 """What every peer trains: five models, their initial weights and their batches, in NumPy.
 
-The weights are in funcnet's layout (linear [d_in, d_out], convolution [*kernel, c_in, c_out], channels last); a
-peer copies them into its own, so that all start at the same point, and the losses after three steps must agree.
+The weights are in funcnet's layout (linear [d_in, d_out], convolution [*kernel, c_in, c_out], channels last).
+A peer copies them into its own, so that all start at one point, and the losses after three steps must agree.
 """
 
 import math
@@ -91,9 +91,9 @@ class Resnet:
         return out
 
     def weights(self) -> Tree:
-        """{"stem": {"conv", "norm"}, "blocks": [{"conv1", "norm1", "conv2", "norm2"[, "project", "norm"]}], "head"}.
+        """{"stem": {"conv", "norm"}, "blocks", "head"}; a convolution is {"w"}, a norm {"w", "b"}.
 
-        A convolution is {"w"}, a norm {"w", "b"}.
+        A block is {"conv1", "norm1", "conv2", "norm2"} and, where it projects, "project", "norm".
         """
         rng = np.random.default_rng(0)
         blocks = []
@@ -129,7 +129,8 @@ class Gpt:
     def weights(self) -> Tree:
         """{"tokens", "positions", "blocks" (every leaf stacked along a first axis of layers), "norm"}.
 
-        A block is {"norm1", "attention": {"q", "k", "v", "o"}, "norm2", "up", "down"}, q [d, h, e], o [h, e, d].
+        A block is {"norm1", "attention": {"q", "k", "v", "o"}, "norm2", "up", "down"}; q.w [d, h, e],
+        o.w [h, e, d].
         """
         rng = np.random.default_rng(0)
         tables = {"tokens": _normal(rng, self.vocabulary, self.d), "positions": _normal(rng, self.t, self.d)}
@@ -145,9 +146,9 @@ class Gpt:
 
 @dataclass(frozen=True)
 class Encoder:
-    """One block of BERT: x = norm1(x + attention(x)), x = norm2(x + down(gelu(up(x)))), exact gelu, eps 1e-12.
+    """One block of BERT: x = norm1(x + attention(x)), x = norm2(x + down(gelu(up(x)))).
 
-    Every position sees every other; mean squared difference from a target; AdamW with decay on every leaf.
+    Exact gelu, eps 1e-12. Every position sees every other; mean squared difference from a target; AdamW with decay on every leaf.
     """
 
     heads: int
@@ -157,7 +158,7 @@ class Encoder:
     rate: float = 1e-4
 
     def weights(self) -> Tree:
-        """{"norm1", "attention": {"q", "k", "v", "o"}, "norm2", "up", "down"}, as a block of `Gpt`, not stacked."""
+        """A block as that of `Gpt`, not stacked."""
         return _block(np.random.default_rng(0), (), self.heads, self.d)
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
@@ -191,6 +192,11 @@ def agreement(losses: dict[str, float], tolerance: float = 1e-3) -> str | None:
     if all(abs(loss - first) <= tolerance * abs(first) for loss in losses.values()):
         return None
     return "losses differ: " + ", ".join(f"{name} {loss:.6g}" for name, loss in losses.items())
+
+
+def _labelled(shape: tuple[int, ...], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return rng.standard_normal(shape, np.float32), rng.integers(0, classes, shape[0]).astype(np.int32)
 
 
 def _normal(rng: np.random.Generator, *shape: int, scale: float = 0.02) -> Tree:
