@@ -1,4 +1,4 @@
-"""Equinox: modules that are pytrees, its layers on one example each, `jax.vmap` over the batch, channels first."""
+"""Equinox: modules that are pytrees, called on one example; `jax.vmap` over the batch; channels first."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +16,8 @@ from benchmarks.peers import plain
 
 PACKAGE = "equinox"
 IDIOM = (
-    "a step from leaves to leaves, so that no module is flattened per call ('Low-overhead training loops'), under "
-    "`jax.jit` with donation, what is no array split off before: https://docs.kidger.site/equinox/tricks/"
+    "low-overhead training loop: the step takes and gives flat leaves, here under `jax.jit` with donation, the "
+    "rest split off by `eqx.partition`: https://docs.kidger.site/equinox/tricks/#low-overhead-training-loops"
 )
 KEY = jax.random.key(0)  # of layers whose weights are replaced at once
 
@@ -57,7 +57,7 @@ def memory(model: Model) -> int:
 
 
 def first(model: models.Gpt, loop: bool) -> dict[str, Callable[[Any], Any]]:
-    """The stages up to the end of the first step; the loop as in 'Improve compilation speed with scan-over-layers'."""
+    """The stages up to the end of the first step; a loop is the 'scan-over-layers' of the page of tricks."""
     step, leaves, data = _program(model, loop)
     return plain.stages(step, leaves, *data)
 
@@ -108,17 +108,17 @@ def _build(model: Model, loop: bool) -> tuple[Any, Any]:
     """The module with the weights of the model, and its state; None where it has none."""
     weights = jax.tree.map(jnp.asarray, model.weights())
     if isinstance(model, models.Mlp):
-        return Mlp(weights), None
+        return _Mlp(weights), None
     if isinstance(model, models.Convnet):
-        return Convnet(model, weights), None
+        return _Convnet(model, weights), None
     if isinstance(model, models.Resnet):
-        return eqx.nn.make_with_state(Resnet)(model, weights)
+        return eqx.nn.make_with_state(_Resnet)(model, weights)
     if isinstance(model, models.Gpt):
-        return Gpt(model, weights, loop), None
-    return Encoder(model.heads, weights), None
+        return _Gpt(model, weights, loop), None
+    return _Encoder(model.heads, weights), None
 
 
-class Mlp(eqx.Module):
+class _Mlp(eqx.Module):
     layers: list[eqx.nn.Linear]
 
     def __init__(self, weights: Any):
@@ -130,7 +130,7 @@ class Mlp(eqx.Module):
         return self.layers[-1](x)
 
 
-class Convnet(eqx.Module):
+class _Convnet(eqx.Module):
     convs: list[eqx.nn.Conv2d]
     pool: eqx.nn.MaxPool2d
     head: eqx.nn.Linear
@@ -148,7 +148,7 @@ class Convnet(eqx.Module):
         return self.head(x.ravel())
 
 
-class Residual(eqx.Module):
+class _Residual(eqx.Module):
     conv1: eqx.nn.Conv2d
     norm1: eqx.nn.BatchNorm
     conv2: eqx.nn.Conv2d
@@ -170,16 +170,16 @@ class Residual(eqx.Module):
         return nn.relu(x + y), state
 
 
-class Resnet(eqx.Module):
+class _Resnet(eqx.Module):
     conv: eqx.nn.Conv2d
     norm: eqx.nn.BatchNorm
-    blocks: list[Residual]
+    blocks: list[_Residual]
     head: eqx.nn.Linear
 
     def __init__(self, model: models.Resnet, weights: Any):
         self.conv, self.norm = _conv(weights["stem"]["conv"]), _batch_norm(weights["stem"]["norm"])
         pairs = zip(weights["blocks"], model.layout(), strict=True)
-        self.blocks = [Residual(leaves, stride) for leaves, (_, _, stride) in pairs]
+        self.blocks = [_Residual(leaves, stride) for leaves, (_, _, stride) in pairs]
         self.head = _linear(weights["head"])
 
     def __call__(self, x: Any, state: eqx.nn.State) -> tuple[Any, eqx.nn.State]:
@@ -190,7 +190,7 @@ class Resnet(eqx.Module):
         return self.head(x.mean((1, 2))), state
 
 
-class Block(eqx.Module):
+class _Block(eqx.Module):
     norm1: eqx.nn.LayerNorm
     attention: eqx.nn.MultiheadAttention
     norm2: eqx.nn.LayerNorm
@@ -210,7 +210,7 @@ class Block(eqx.Module):
         return x + jax.vmap(self.down)(hidden)
 
 
-class Gpt(eqx.Module):
+class _Gpt(eqx.Module):
     tokens: eqx.nn.Embedding
     positions: eqx.nn.Embedding
     blocks: Any  # a list of them; in a loop, one with every leaf stacked
@@ -220,7 +220,7 @@ class Gpt(eqx.Module):
     def __init__(self, model: models.Gpt, weights: Any, loop: bool):
         self.tokens = eqx.nn.Embedding(weight=weights["tokens"]["w"])
         self.positions = eqx.nn.Embedding(weight=weights["positions"]["w"])
-        make = partial(Block, model.heads)
+        make = partial(_Block, model.heads)
         if loop:
             self.blocks = eqx.filter_vmap(make)(weights["blocks"])
         else:
@@ -240,7 +240,7 @@ class Gpt(eqx.Module):
         return jax.vmap(self.norm)(x) @ self.tokens.weight.T
 
 
-class Encoder(eqx.Module):
+class _Encoder(eqx.Module):
     attention: eqx.nn.MultiheadAttention
     norm1: eqx.nn.LayerNorm
     up: eqx.nn.Linear
