@@ -16,7 +16,7 @@ from benchmarks.peers import plain
 
 PACKAGE = "equinox"
 IDIOM = (
-    "low-overhead training loop: the step takes and gives flat leaves, here under `jax.jit` with donation, the "
+    "low-overhead training loop: the step takes and gives flat leaves, under `jax.jit` with donation, the "
     "rest split off by `eqx.partition`: https://docs.kidger.site/equinox/tricks/#low-overhead-training-loops"
 )
 KEY = jax.random.key(0)  # of layers whose weights are replaced at once

@@ -225,7 +225,7 @@ def _linear(leaves: Any) -> Any:
 
 
 def _conv(leaves: Any, stride: int = 1) -> Any:
-    """Padded as XLA's "same": at stride 2, an even side at its end alone. Its weight is [c_out, c_in, h, w]."""
+    """Padded as XLA's "same": at stride 2, an even side at its end alone. Weight [c_out, c_in, h, w]."""
     size, _, c_in, c_out = leaves["w"].shape
     weight, bias = leaves["w"].transpose(3, 2, 0, 1), leaves.get("b")
     even = stride == 2 and size == 3
