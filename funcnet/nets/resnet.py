@@ -1,13 +1,14 @@
-"""Residual networks of basic blocks: y = relu(x' + norm(conv(relu(norm(conv(x)))))), x' = x or a projection.
+"""Residual networks: y = relu(x' + norm(conv(relu(norm(conv(x)))))), x' = x or a projection.
 
 `Config(image=(32, 32, 3))` is ResNet-20 for small images; ResNet-18 has four stages with channels
 (64, 128, 256, 512), blocks (2, 2, 2, 2) and stem 7. Where a stage halves the image or changes its channels,
-x' is a 1×1 convolution of x and its norm.
+x' is a 1×1 convolution of x and its norm. ResNet-50 has blocks (3, 4, 6, 3) that are bottlenecks: a 1×1
+convolution to c channels, 3×3, 1×1 to 4 c. The 3×3 one takes the stride, as in torchvision ("version 1.5").
 Source: K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image Recognition", arXiv 1512.03385.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet.errors import ValueRangeError
 from funcnet.nets import _images
 from funcnet.nets.spec import describe
-from funcnet.ops import batch_norm, conv, linear, max_pool, relu
+from funcnet.ops import _check, batch_norm, conv, linear, max_pool, relu
+from funcnet.ops._window import Padding
 
 __all__ = ["Config", "apply", "init", "init_state", "specs"]
 
@@ -33,6 +35,11 @@ class Config:
         classes: number of outputs.
         stem: 3 for a 3×3 convolution at full size, 7 for a 7×7 one of stride 2 and 3×3 max pooling.
         momentum: of the running statistics.
+        bottleneck: three convolutions in each block rather than two, its output 4 times as wide.
+        padding: "same", as XLA pads, or "symmetric", k // 2 at both ends, as PyTorch's models do. They differ
+            where an even length is halved.
+        dtype: what to compute in; None for the params' dtype. The statistics of norms are never narrower than
+            float32.
     """
 
     image: tuple[int, int, int]
@@ -41,6 +48,9 @@ class Config:
     classes: int = 10
     stem: int = 3
     momentum: float = 0.9
+    bottleneck: bool = False
+    padding: str = "same"
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse stages that do not pair up."""
@@ -55,58 +65,90 @@ class Config:
             raise ValueRangeError(
                 f"resnet.Config: stem is {self.stem}.", path="stem", expected="3 or 7", actual=str(self.stem)
             )
+        if self.padding not in ("same", "symmetric"):
+            raise ValueRangeError(
+                f'resnet.Config: padding is "{self.padding}".',
+                path="padding",
+                expected='"same" or "symmetric"',
+                actual=f'"{self.padding}"',
+            )
 
 
-def _stages(config: Config) -> list[list[tuple[int, int, int]]]:
-    """(c_in, c_out, stride) of every block of every stage."""
+class _Conv(NamedTuple):
+    """One convolution."""
+
+    c_in: int
+    c_out: int
+    kernel: int
+    stride: int = 1
+
+
+class _Block(NamedTuple):
+    """The convolutions of one block, in order, and that of its projection if it has one."""
+
+    convs: list[_Conv]
+    project: _Conv | None
+
+
+def _stages(config: Config) -> list[list[_Block]]:
+    """The blocks of every stage."""
     stages, c_in = [], config.channels[0]
     for i, (c, count) in enumerate(zip(config.channels, config.blocks, strict=True)):
-        first = (c_in, c, 2 if i else 1)
-        stages.append([first, *[(c, c, 1)] * (count - 1)][:count])
-        c_in = c
+        blocks = []
+        for j in range(count):
+            stride = 2 if i and not j else 1
+            if config.bottleneck:
+                convs = [_Conv(c_in, c, 1), _Conv(c, c, 3, stride), _Conv(c, 4 * c, 1)]
+            else:
+                convs = [_Conv(c_in, c, 3, stride), _Conv(c, c, 3)]
+            c_out = convs[-1].c_out
+            projects = stride > 1 or c_in != c_out
+            blocks.append(_Block(convs, _Conv(c_in, c_out, 1, stride) if projects else None))
+            c_in = c_out
+        stages.append(blocks)
     return stages
 
 
-def _projects(c_in: int, c_out: int, stride: int) -> bool:
-    return stride > 1 or c_in != c_out
+def _stem(config: Config) -> _Conv:
+    return _Conv(config.image[-1], config.channels[0], config.stem, 1 if config.stem == 3 else 2)
 
 
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"stem", "stages": [[block, ...], ...], "head"}; the kernels have the variance 2 / fan_in of He et al.
 
-    A block is {"conv1", "norm1", "conv2", "norm2"} and, where it projects, "project", "norm". The gain of
-    each block's last norm is 0, so that every block starts as the identity (arXiv 1706.02677, §5.1).
+    A block is {"conv1", "norm1", "conv2", "norm2"}, with bottlenecks "conv3", "norm3" too, and, where it
+    projects, "project", "norm". The gain of each block's last norm is 0, so that every block starts as the
+    identity (arXiv 1706.02677, §5.1).
     """
 
-    def kernel(key: PRNGKeyArray, c_in: int, c_out: int, size: int) -> dict[str, Any]:
-        params = conv.init(key, c_in, c_out, kernel=(size, size), bias=False)
+    def kernel(key: PRNGKeyArray, sizes: _Conv) -> dict[str, Any]:
+        params = conv.init(key, sizes.c_in, sizes.c_out, kernel=(sizes.kernel, sizes.kernel), bias=False)
         return {"w": jnp.sqrt(2.0).astype(params["w"].dtype) * params["w"]}
 
     def norm(c: int, gain: float = 1.0) -> dict[str, Any]:
         params, _ = batch_norm.init(key, c)
         return {**params, "w": gain * params["w"]}
 
-    def block(key: PRNGKeyArray, c_in: int, c_out: int, stride: int) -> dict[str, Any]:
-        key1, key2, key3 = jax.random.split(key, 3)
-        params = {
-            "conv1": kernel(key1, c_in, c_out, 3),
-            "norm1": norm(c_out),
-            "conv2": kernel(key2, c_out, c_out, 3),
-            "norm2": norm(c_out, gain=0.0),
-        }
-        if _projects(c_in, c_out, stride):
-            params |= {"project": kernel(key3, c_in, c_out, 1), "norm": norm(c_out)}
+    def block(key: PRNGKeyArray, sizes: _Block) -> dict[str, Any]:
+        *keys, key_project = jax.random.split(key, len(sizes.convs) + 1)
+        params: dict[str, Any] = {}
+        for i, (key, each) in enumerate(zip(keys, sizes.convs, strict=True), 1):
+            gain = 0.0 if i == len(keys) else 1.0
+            params |= {f"conv{i}": kernel(key, each), f"norm{i}": norm(each.c_out, gain)}
+        if sizes.project:
+            params |= {"project": kernel(key_project, sizes.project), "norm": norm(sizes.project.c_out)}
         return params
 
+    stages = _stages(config)
     key_stem, key_head, *keys = jax.random.split(key, 2 + sum(config.blocks))
-    each = iter(keys)
+    rest = iter(keys)
     return {
         "stem": {
-            "conv": kernel(key_stem, config.image[-1], config.channels[0], config.stem),
+            "conv": kernel(key_stem, _stem(config)),
             "norm": norm(config.channels[0]),
         },
-        "stages": [[block(next(each), *sizes) for sizes in stage] for stage in _stages(config)],
-        "head": linear.init(key_head, config.channels[-1], config.classes),
+        "stages": [[block(next(rest), sizes) for sizes in stage] for stage in stages],
+        "head": linear.init(key_head, stages[-1][-1].convs[-1].c_out, config.classes),
     }
 
 
@@ -116,13 +158,13 @@ def init_state(config: Config) -> dict[str, Any]:
     def norm(c: int) -> dict[str, Any]:
         return dict(batch_norm.init(jax.random.key(0), c)[1])
 
-    def block(c_in: int, c_out: int, stride: int) -> dict[str, Any]:
-        names = ["norm1", "norm2", *(["norm"] if _projects(c_in, c_out, stride) else [])]
-        return {name: norm(c_out) for name in names}
+    def block(sizes: _Block) -> dict[str, Any]:
+        state = {f"norm{i}": norm(each.c_out) for i, each in enumerate(sizes.convs, 1)}
+        return state | ({"norm": norm(sizes.project.c_out)} if sizes.project else {})
 
     return {
         "stem": {"norm": norm(config.channels[0])},
-        "stages": [[block(*sizes) for sizes in stage] for stage in _stages(config)],
+        "stages": [[block(sizes) for sizes in stage] for stage in _stages(config)],
     }
 
 
@@ -145,31 +187,43 @@ def apply(
 
     Raises:
         ShapeError: the images do not have the shape config.image.
+        DTypeError: the images are not floating-point.
     """
     _images.check("resnet.apply", images, config.image)
+    images = _check.floating("resnet.apply", "images", images)
+    if config.dtype is not None:
+        params, images = jax.tree.map(lambda v: v.astype(config.dtype), (params, images))
+
+    def pads(kernel: int) -> Padding:
+        return "same" if config.padding == "same" else [(kernel // 2, kernel // 2)] * 2
 
     def normed(layer: dict[str, Any], old: dict[str, Any], name: str, new: dict[str, Any], x: Array) -> Array:
         y, new[name] = batch_norm.apply(layer[name], old[name], x, train=train, momentum=config.momentum)
         return y
 
-    def block(layer: dict[str, Any], old: dict[str, Any], x: Array, stride: int) -> tuple[Array, dict]:
+    def convolved(layer: Any, sizes: _Conv, x: Array) -> Array:
+        return conv.apply(layer, x, stride=sizes.stride, padding=pads(sizes.kernel))
+
+    def block(layer: dict[str, Any], old: dict[str, Any], x: Array, sizes: _Block) -> tuple[Array, dict]:
         new: dict[str, Any] = {}
-        y = relu.apply(normed(layer, old, "norm1", new, conv.apply(layer["conv1"], x, stride=stride)))
-        y = normed(layer, old, "norm2", new, conv.apply(layer["conv2"], y))
-        if "project" in layer:
-            x = normed(layer, old, "norm", new, conv.apply(layer["project"], x, stride=stride))
+        y = x
+        for i, each in enumerate(sizes.convs, 1):
+            y = normed(layer, old, f"norm{i}", new, convolved(layer[f"conv{i}"], each, y))
+            y = relu.apply(y) if i < len(sizes.convs) else y
+        if sizes.project:
+            x = normed(layer, old, "norm", new, convolved(layer["project"], sizes.project, x))
         return relu.apply(x + y), new
 
     new_stem: dict[str, Any] = {}
-    x = conv.apply(params["stem"]["conv"], images, stride=1 if config.stem == 3 else 2)
+    x = convolved(params["stem"]["conv"], _stem(config), images)
     x = relu.apply(normed(params["stem"], state["stem"], "norm", new_stem, x))
     if config.stem == 7:
-        x = max_pool.apply(x, kernel=(3, 3), stride=2, padding="same")
+        x = max_pool.apply(x, kernel=(3, 3), stride=2, padding=pads(3))
     new_stages = []
-    for layers, olds, sizes in zip(params["stages"], state["stages"], _stages(config), strict=True):
+    for layers, olds, blocks in zip(params["stages"], state["stages"], _stages(config), strict=True):
         news = []
-        for layer, old, (_, _, stride) in zip(layers, olds, sizes, strict=True):
-            x, new = block(layer, old, x, stride)
+        for layer, old, sizes in zip(layers, olds, blocks, strict=True):
+            x, new = block(layer, old, x, sizes)
             news.append(new)
         new_stages.append(news)
     return linear.apply(params["head"], x.mean((-3, -2))), {"stem": new_stem, "stages": new_stages}
@@ -179,16 +233,18 @@ def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`."""
     kernel, norm = {"w": "h w c_in c_out"}, {"w": "c", "b": "c"}
 
-    def block(c_in: int, c_out: int, stride: int) -> dict[str, Any]:
-        plain = {"conv1": kernel, "norm1": norm, "conv2": kernel, "norm2": norm}
-        return plain | ({"project": kernel, "norm": norm} if _projects(c_in, c_out, stride) else {})
+    def block(sizes: _Block) -> dict[str, Any]:
+        axes: dict[str, Any] = {}
+        for i in range(1, len(sizes.convs) + 1):
+            axes |= {f"conv{i}": kernel, f"norm{i}": norm}
+        return axes | ({"project": kernel, "norm": norm} if sizes.project else {})
 
     return describe(
         init,
         config,
         {
             "stem": {"conv": kernel, "norm": norm},
-            "stages": [[block(*sizes) for sizes in stage] for stage in _stages(config)],
+            "stages": [[block(sizes) for sizes in stage] for stage in _stages(config)],
             "head": {"w": "d_in d_out", "b": "d_out"},
         },
     )

@@ -1,7 +1,10 @@
 """Every net: specs describe params, configs are static, apply gives what it says; then what is special."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -13,12 +16,14 @@ MLP = mlp.Config((3, 5, 7))
 CONVNET = convnet.Config((8, 6, 2), channels=(3, 5), depth=2, hidden=7, classes=4, dropout=0.5)
 DECODER = transformer.Config(vocabulary=11, context=7, layers=3, heads=2, d=6, dropout=0.5)
 RESNET = resnet.Config((8, 8, 2), channels=(3, 5), blocks=(1, 2), classes=4)
+BOTTLENECKS = resnet.Config((16, 16, 2), (3, 5), (1, 1), classes=4, stem=7, bottleneck=True)
 NETS = [
     (mlp, MLP),
     (mlp, mlp.Config((3, 5), bias=False)),
     (convnet, CONVNET),
     (transformer, DECODER),
     (resnet, RESNET),
+    (resnet, BOTTLENECKS),
     (encoder, encoder.Config(vocabulary=11, context=7, layers=3, heads=2, d=6)),
     (encoder, encoder.Config(vocabulary=11, context=7, layers=3, heads=2, d=6, pooler=False)),
     (vit, vit.Config((6, 4, 3), patch=(3, 2), layers=3, heads=2, d=6, classes=4)),
@@ -98,13 +103,14 @@ def test_resnet_trains_and_evaluates():
     assert jax.tree.all(jax.tree.map(jnp.array_equal, old, state))
 
 
-def test_resnet_blocks_start_as_the_identity():
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_resnet_blocks_start_as_the_identity(bottleneck):
     """With the last gain of each block at 0, a stage of equal sizes returns its (positive) input."""
-    config = resnet.Config((8, 8, 2), channels=(3,), blocks=(1,), classes=4)
-    deeper = resnet.Config((8, 8, 2), channels=(3,), blocks=(3,), classes=4)
+    config = resnet.Config((8, 8, 2), channels=(3,), blocks=(1,), classes=4, bottleneck=bottleneck)
+    deeper = dataclasses.replace(config, blocks=(3,))
     params, images = resnet.init(key(), config), jax.random.normal(key(1), (7, 8, 8, 2))
     more = resnet.init(key(), deeper)
-    more = {**params, "stages": more["stages"]}
+    more = {**params, "stages": [[*params["stages"][0], *more["stages"][0][1:]]]}
     got = [
         resnet.apply(p, resnet.init_state(c), images, c, train=True)[0]
         for p, c in ((params, config), (more, deeper))
@@ -112,20 +118,109 @@ def test_resnet_blocks_start_as_the_identity():
     assert jnp.allclose(*got, atol=1e-12)
 
 
-def test_resnet_18_has_its_parameters():
-    config = resnet.Config((224, 224, 3), (64, 128, 256, 512), (2, 2, 2, 2), classes=1000, stem=7)
-    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: resnet.init(key(), config)))]
-    assert sum(sizes) == 11_689_512  # torchvision's resnet18
-    logits, _ = jax.eval_shape(
-        lambda: resnet.apply(
-            resnet.init(key(), config),
-            resnet.init_state(config),
-            jnp.ones((1, 224, 224, 3)),
-            config,
-            train=False,
-        )
+@pytest.mark.parametrize(
+    ("blocks", "bottleneck", "parameters", "statistics"),
+    [((2, 2, 2, 2), False, 11_689_512, 9_600), ((3, 4, 6, 3), True, 25_557_032, 53_120)],
+    ids=["ResNet-18", "ResNet-50"],
+)
+def test_resnets_have_their_parameters(blocks, bottleneck, parameters, statistics):
+    config = resnet.Config(
+        (224, 224, 3), (64, 128, 256, 512), blocks, classes=1000, stem=7, bottleneck=bottleneck
     )
+    params = jax.eval_shape(lambda: resnet.init(key(), config))
+    state = jax.eval_shape(lambda: resnet.init_state(config))
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert (count(params), count(state)) == (parameters, statistics)  # torchvision's
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    logits, _ = jax.eval_shape(lambda *args: resnet.apply(*args, config, train=False), params, state, images)
     assert logits.shape == (1, 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [16, 17])
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_resnet_is_that_of_torch(size, bottleneck):
+    """Loss, every gradient, every running statistic; padded as PyTorch's models are, from the same params."""
+    torch = pytest.importorskip("torch")
+    config = resnet.Config(
+        (size, size, 2), (3, 5), (1, 2), classes=4, stem=7, bottleneck=bottleneck, padding="symmetric"
+    )
+    leaves, tree = jax.tree.flatten(resnet.init(key(), config))
+    keys = jax.random.split(key(1), len(leaves))
+    leaves = [v + 0.1 * jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
+    params, state = jax.tree.unflatten(tree, leaves), resnet.init_state(config)
+    images, labels = jax.random.normal(key(2), (7, *config.image)), jnp.arange(7) % 4
+
+    def ours(params):
+        logits, new = resnet.apply(params, state, images, config, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
+
+    (loss, new), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+    theirs = jax.tree.map(lambda v: torch.tensor(np.asarray(v)).requires_grad_(), params)
+    statistics = jax.tree.map(lambda v: torch.tensor(np.asarray(v)), state)
+    logits = in_torch(theirs, statistics, torch.tensor(np.asarray(images)).permute(0, 3, 1, 2))
+    error = torch.nn.functional.cross_entropy(logits, torch.tensor(np.asarray(labels)))
+    error.backward()
+    assert float(loss) == pytest.approx(error.item(), abs=1e-12)
+    for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(got, want.grad, atol=1e-11)
+    for got, want in zip(jax.tree.leaves(new), jax.tree.leaves(statistics), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def in_torch(params, state, x):
+    """Logits of x [n, c, h, w]; the arrays of the state are changed in place."""
+    from torch.nn import functional
+
+    def conv(layer, x, stride):
+        w = layer["w"].permute(3, 2, 0, 1)
+        return functional.conv2d(x, w, stride=stride, padding=w.shape[-1] // 2)
+
+    def norm(layer, old, x):
+        return functional.batch_norm(x, old["mean"], old["var"], layer["w"], layer["b"], True, 0.1)
+
+    stem = params["stem"]
+    x = functional.relu(norm(stem["norm"], state["stem"]["norm"], conv(stem["conv"], x, 2)))
+    x = functional.max_pool2d(x, 3, 2, 1)
+    for i, (blocks, olds) in enumerate(zip(params["stages"], state["stages"], strict=True)):
+        for j, (block, old) in enumerate(zip(blocks, olds, strict=True)):
+            stride, y = 2 if i and not j else 1, x
+            count = 3 if "conv3" in block else 2
+            for k in range(1, count + 1):
+                strided = k == count - 1  # the 3×3 one of a bottleneck, the first of two
+                y = conv(block[f"conv{k}"], y, stride if strided else 1)
+                y = norm(block[f"norm{k}"], old[f"norm{k}"], y)
+                y = functional.relu(y) if k < count else y
+            if "project" in block:
+                x = norm(block["norm"], old["norm"], conv(block["project"], x, stride))
+            x = functional.relu(x + y)
+    return x.mean((2, 3)) @ params["head"]["w"] + params["head"]["b"]
+
+
+def test_resnet_pads_alike_where_lengths_are_odd():
+    for size, equal in ((17, True), (16, False)):
+        config = dataclasses.replace(BOTTLENECKS, image=(size, size, 2))
+        same, symmetric = (
+            resnet_logits(dataclasses.replace(config, padding=p)) for p in ("same", "symmetric")
+        )
+        assert jnp.allclose(same, symmetric, atol=1e-12) == equal
+
+
+def test_resnet_computes_in_its_dtype():
+    logits = resnet_logits(dataclasses.replace(BOTTLENECKS, dtype="bfloat16"))
+    want = resnet_logits(BOTTLENECKS)
+    assert logits.dtype == jnp.bfloat16
+    error = abs(logits.astype(want.dtype) - want).max()
+    assert 0 < error < 0.1 * abs(want).max()
+
+
+def resnet_logits(config):
+    """Of images and params that depend on no option; the statistics keep their dtype."""
+    params, state = resnet.init(key(), config), resnet.init_state(config)
+    images = jax.random.normal(key(1), (7, *config.image))
+    logits, new = jax.jit(resnet.apply, static_argnames="train")(params, state, images, config, train=True)
+    assert [leaf.dtype for leaf in jax.tree.leaves(new)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
+    return logits
 
 
 def test_resnet_says_what_is_wrong(unchecked):
@@ -133,6 +228,8 @@ def test_resnet_says_what_is_wrong(unchecked):
         resnet.Config((8, 8, 3), channels=(3, 5), blocks=(1,))
     with pytest.raises(ValueRangeError, match="stem is 5"):
         resnet.Config((8, 8, 3), stem=5)
+    with pytest.raises(ValueRangeError, match='padding is "valid"'):
+        resnet.Config((8, 8, 3), padding="valid")
     with pytest.raises(ShapeError, match="another shape"):
         resnet.apply(
             resnet.init(key(), RESNET), resnet.init_state(RESNET), jnp.ones((2, 8, 8)), RESNET, train=False
