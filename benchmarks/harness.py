@@ -1,53 +1,98 @@
-"""Fair timing in one process, and the tables that it makes.
+"""Fair timing: processes that take turns, and what is made of their samples.
 
-Candidates are timed in turn, A B C, B C A, C A B ..., so that a machine that slows down slows all of them.
-What is published is the median with its range, and the ratio as the median of the ratios *within* a round.
-The numbers mean something only beside the machine, the versions, the flags and the load: `header`.
+Candidates are sampled in turn, A B C, B C A, C A B ..., so that a machine that slows down slows all of them.
+Those on JAX live in one process; XLA's other flags and other frameworks need processes of their own. A whole
+run starts every process twice ("generations"), since the placement of code and memory differs from one to the
+next; what is published is the median over both with its range, the ratio as the median of the ratios *within*
+a round, and the ratio's spread: by how much another run may differ.
+
+Nothing here imports jax, nor does anything else in the process that runs the benchmarks.
 """
 
+import contextlib
 import json
+import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Sample = TypeVar("Sample")
-_PACKAGES = ("funcnet", "jax", "jaxlib", "numpy", "optax")
-RESULTS = Path(__file__).parent / "results"
+
+NOISY = 0.10  # a ratio that may differ by more in another run is marked
+# Freed memory stays with the process. Else every call returns its results to the system and faults them in
+# again, page by page: on the machine of the results 5 to 15 ms a call, at random, for all of them alike.
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "500000000",
+    "MALLOC_MMAP_MAX_": "0",
+}
+
+
+class Scale(NamedTuple):
+    """How much is measured: samples of each candidate in each of so many generations of processes."""
+
+    name: str
+    rounds: int
+    generations: int
+
+
+SMOKE, QUICK, WHOLE = Scale("smoke", 1, 1), Scale("quick", 4, 1), Scale("whole", 6, 2)
+
+
+# ---- what is measured -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds per call: median, minimum and maximum over the rounds; ratio to the first candidate."""
+class Measure:
+    """Seconds per call, or bytes: less is better.
+
+    Attributes:
+        median: over all samples; low and high are the extremes.
+        ratio: to the first candidate of the row, within a round: above 1, that one is better.
+        spread: by how much the ratio of another run may differ, relative to it.
+        unit: "s" or "B".
+    """
 
     median: float
     low: float
     high: float
-    ratio: float
+    ratio: float = 1.0
+    spread: float = 0.0
+    unit: str = "s"
+
+    @property
+    def noisy(self) -> bool:
+        """Whether another run may give another ratio."""
+        return self.spread > NOISY
 
     def __str__(self) -> str:
-        scale, unit = next(p for p in _UNITS if self.median >= p[0] or p is _UNITS[-1])
+        scale, unit = next(p for p in _UNITS[self.unit] if self.median >= p[0] or p is _UNITS[self.unit][-1])
         values = (value / scale for value in (self.median, self.low, self.high))
         median, low, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in values)
-        return f"{median} {unit} ({low}–{high}) ×{self.ratio:.3f}"
+        extremes = "" if self.low == self.high else f" ({low}–{high})"
+        return f"{median} {unit}{extremes} ×{self.ratio:.3g}{'~' * self.noisy}"
 
 
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_UNITS = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
+    "B": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")),
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """One result: rows of named cells (text, numbers, `Timing`s; columns as they appear) and notes.
+    """One result: rows of named cells (text, numbers, `Measure`s; columns as they appear) and notes.
 
-    With `chart`, the ratios of its `Timing`s are drawn as bars, too.
+    A row's first cell names it. With `chart`, the ratios of its `Measure`s are drawn as bars, too.
     """
 
     title: str
@@ -55,13 +100,65 @@ class Table:
     notes: str = ""
     chart: bool = False
 
-    def markdown(self) -> str:
-        """The table under its title, with its notes."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines = [columns, ["---"] * len(columns)]
-        lines += [[_cell(row.get(name, "")) for name in columns] for row in self.rows]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return "\n\n".join(part for part in (f"## {self.title}", body, self.notes) if part)
+
+def summarise(generations: Sequence[Mapping[str, Sequence[float]]], unit: str = "s") -> dict[str, Measure]:
+    """Samples {candidate: one per round} of each generation; ratios are to the first candidate."""
+    first = next(iter(generations[0]))
+    measures = {}
+    for name in generations[0]:
+        values = [value for generation in generations for value in generation[name]]
+        ratios = [
+            [value / base for value, base in zip(generation[name], generation[first], strict=True)]
+            for generation in generations
+        ]
+        pooled = [ratio for generation in ratios for ratio in generation]
+        ratio = statistics.median(pooled)
+        medians = [statistics.median(generation) for generation in ratios]
+        spread = max(_uncertainty(pooled), max(medians) - min(medians)) / ratio
+        measures[name] = Measure(statistics.median(values), min(values), max(values), ratio, spread, unit)
+    return measures
+
+
+def _uncertainty(values: Sequence[float]) -> float:
+    """Of the median: half its 95 % interval (McGill, Tukey and Larsen 1978); of few values, their range."""
+    if len(values) < 5:
+        return max(values) - min(values)
+    low, _, high = statistics.quantiles(values, n=4)
+    return 1.57 * (high - low) / math.sqrt(len(values))
+
+
+# ---- taking turns -----------------------------------------------------------------------------------------
+
+
+def seconds(
+    call: Callable[[], object],
+    calls: int,
+    wait: Callable[[Any], object] | None = None,
+    chained: bool = False,
+) -> float:
+    """Wall time of one call, as the mean of `calls` calls, each waited for, or if chained only the last."""
+    if wait is None:
+        import jax  # here, so that a benchmark of processes does not pay for it
+
+        wait = jax.block_until_ready
+    result, start = None, time.perf_counter()
+    for i in range(calls):
+        result = call()
+        if not chained or i == calls - 1:
+            wait(result)
+    return (time.perf_counter() - start) / calls
+
+
+def interleave(samplers: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[str, list[Sample]]:
+    """Ask samplers in turn; every round waits for a quiet machine, and starts with the next sampler."""
+    samples: dict[str, list[Sample]] = {name: [] for name in samplers}
+    names = list(samplers)
+    for turn in range(rounds):
+        quiet.append(wait_for_quiet())
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(samplers[name]())
+    return samples
 
 
 def compare(
@@ -70,8 +167,8 @@ def compare(
     rounds: int = 15,
     warmup: int = 3,
     sample_seconds: float = 0.02,
-) -> dict[str, Timing]:
-    """Time functions of no arguments against each other; the first is the one that ratios refer to.
+) -> dict[str, Measure]:
+    """Time functions of no arguments against each other, in this process.
 
     Args:
         candidates: name to function. It returns arrays (any pytree), which are waited for after every call.
@@ -83,99 +180,10 @@ def compare(
         seconds(call, warmup)
     calls = max(1, round(sample_seconds / max(seconds(call, 1) for call in candidates.values())))
     samplers = {name: partial(seconds, call, calls) for name, call in candidates.items()}
-    return summarise(interleave(samplers, rounds))
+    return summarise([interleave(samplers, rounds)])
 
 
-def seconds(call: Callable[[], object], calls: int, wait: Callable[[object], object] | None = None) -> float:
-    """Wall time of one call, as the mean of `calls` calls, each waited for."""
-    if wait is None:
-        import jax  # here, so that a benchmark of processes does not pay for it
-
-        wait = jax.block_until_ready
-    start = time.perf_counter()
-    for _ in range(calls):
-        wait(call())
-    return (time.perf_counter() - start) / calls
-
-
-def interleave(samplers: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[str, list[Sample]]:
-    """Ask samplers in turn; every round waits for a quiet machine, and starts with the next sampler."""
-    samples: dict[str, list[Sample]] = {name: [] for name in samplers}
-    names = list(samplers)
-    for turn in range(rounds):
-        wait_for_quiet()
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            samples[name].append(samplers[name]())
-    return samples
-
-
-class Worker:
-    """A process of its own, `python -m MODULE`, that answers one question at a time (`answer`).
-
-    XLA reads its flags once, and other frameworks bring their own threads: what is compared then lives in
-    processes that take turns.
-    """
-
-    def __init__(self, module: str, environment: Mapping[str, str | None], *arguments: str):
-        changed = {**os.environ, **environment}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env={name: text for name, text in changed.items() if text is not None},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, *question: object) -> Any:
-        """Put a question, and wait for the answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(question), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
-
-
-def answer(
-    cases: Mapping[str, Callable[[], Callable[[], object]]],
-    others: Mapping[str, Callable[..., object]] = {},  # noqa: B006: only read
-    wait: Callable[[object], object] | None = None,
-) -> None:
-    """The other end of a `Worker`: a loop that ends with its standard input.
-
-    Args:
-        cases: name to a function that makes the arrays and gives the call to time.
-        others: name to a function, for further questions.
-        wait: what waits for the result of a call; `jax.block_until_ready`.
-    """
-    call = None
-    for line in sys.stdin:
-        question, *arguments = json.loads(line)
-        if question == "cases":
-            reply: object = list(cases)
-        elif question == "prepare":  # compile, and say how many calls fill a sample
-            call = cases[arguments[0]]()
-            seconds(call, 2, wait)
-            reply = max(1, round(0.03 / seconds(call, 2, wait)))
-        elif question == "sample":
-            assert call is not None
-            start = time.process_time()
-            wall = seconds(call, arguments[0], wait)
-            reply = wall, (time.process_time() - start) / arguments[0]
-        else:
-            reply = others[question](*arguments)
-        print(json.dumps(reply), flush=True)
-
-
-def take_turns(workers: Mapping[str, Worker], case: str, rounds: int) -> dict[str, Timing]:
-    """Time one case in every worker, in turn, each sample of as many calls as suit the slowest."""
-    calls = min(worker.ask("prepare", case) for worker in workers.values())
-    samplers = {name: partial(worker.ask, "sample", calls) for name, worker in workers.items()}
-    samples = interleave(samplers, rounds)
-    return summarise({name: [wall for wall, _ in values] for name, values in samples.items()})
+quiet: list[bool] = []  # of every round so far, whether the machine was quiet when it began
 
 
 def wait_for_quiet(limit: float = 0.6) -> bool:
@@ -192,111 +200,201 @@ def wait_for_quiet(limit: float = 0.6) -> bool:
     return not stat.exists()
 
 
-def summarise(samples: Mapping[str, Sequence[float]]) -> dict[str, Timing]:
-    """Samples in seconds, one per round and candidate, as timings; ratios are to the first candidate."""
-    baseline = next(iter(samples.values()))
-    return {
-        name: Timing(
-            statistics.median(values),
-            min(values),
-            max(values),
-            statistics.median(value / base for value, base in zip(values, baseline, strict=True)),
+# ---- processes --------------------------------------------------------------------------------------------
+
+
+class Process(NamedTuple):
+    """`python -m MODULE ARGUMENTS...`, which calls `serve`, with these environment variables."""
+
+    module: str
+    arguments: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+class Entrant(NamedTuple):
+    """A candidate: the process where it lives, its name there, and the distribution that it needs."""
+
+    process: Process
+    way: str
+    package: str = "jax"
+
+
+class Worker:
+    """A running `Process` that answers one question at a time."""
+
+    def __init__(self, process: Process):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", process.module, *process.arguments],
+            env={**os.environ, **KEEP_MEMORY, **dict(process.environment)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for name, values in samples.items()
-    }
+
+    def ask(self, *question: object) -> Any:
+        """Put a question, and wait for the answer; what fails there raises RuntimeError here."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(question), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process ended with code {self.process.wait()}")
+        reply, error = json.loads(line)
+        if error:
+            raise RuntimeError(error)
+        return reply
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
 
 
-def header() -> dict[str, object]:
-    """The machine, the versions, the flags and the load, as they are now."""
-    installed = {found.name: found.version for found in metadata.distributions()}
-    facts: dict[str, object] = {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": ", ".join(f"{name} {installed[name]}" for name in _PACKAGES if name in installed),
-        "commit": _commit(),
-        "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("XLA_", "JAX_", "FUNCNET_"))},
-        "load": [round(load, 2) for load in os.getloadavg()],
-        "nice": os.nice(0),
-    }
-    if "jax" in sys.modules:
-        facts["devices"] = sorted({device.device_kind for device in sys.modules["jax"].devices()})
-    return facts
-
-
-def result_name(name: str) -> str:
-    """The stem of a benchmark's result files: every figure belongs to one version of JAX."""
-    return f"{name}-jax{metadata.version('jax')}"
-
-
-def report(name: str, title: str, tables: Sequence[Table], facts: Mapping[str, object]) -> str:
-    """A run as a Markdown page: command, header, tables."""
-    lines = [f"{key}: {value}" for key, value in {"command": f"python -m benchmarks {name}", **facts}.items()]
-    head = "\n".join(["```", *lines, "```"])
-    return "\n\n".join([f"# {name}: {title}", head, *(table.markdown() for table in tables)]) + "\n"
-
-
-def write(name: str, title: str, tables: Sequence[Table], facts: Mapping[str, object]) -> list[Path]:
-    """Write results/NAME-jaxVERSION.json and .md, and .png if a table has a chart; return their paths."""
-    RESULTS.mkdir(exist_ok=True)
-    stem = result_name(name)
-    data = {"benchmark": name, "header": facts, "tables": [asdict(table) for table in tables]}
-    texts = {
-        f"{stem}.json": json.dumps(data, indent=1) + "\n",
-        f"{stem}.md": report(name, title, tables, facts),
-    }
-    for file, text in texts.items():
-        (RESULTS / file).write_text(text, encoding="utf-8")
-    charts = [table for table in tables if table.chart]
-    if charts:
-        _bars(RESULTS / f"{stem}.png", charts[0], f"{name}, jax {metadata.version('jax')}")
-    return [RESULTS / file for file in (*texts, *([f"{stem}.png"] if charts else []))]
-
-
-def _bars(path: Path, table: Table, title: str) -> None:
-    """One bar per row and candidate: its time, in units of the first one's."""
-    from matplotlib.figure import Figure
-
-    labels = [str(next(iter(row.values()))) for row in table.rows]
-    first, *names = [name for name, cell in table.rows[0].items() if isinstance(cell, Timing)]
-    figure = Figure(figsize=(9, 1.2 + 0.42 * len(labels)), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    height = 0.8 / len(names)
-    for i, (name, colour) in enumerate(zip(names, ("#4477aa", "#66ccee", "#cc6677"), strict=False)):
-        timings = [cell for row in table.rows if isinstance(cell := row[name], Timing)]
-        places = [row + (i - (len(names) - 1) / 2) * height for row in range(len(labels))]
-        axes.barh(places, [timing.ratio for timing in timings], height, label=name, color=colour)
-    axes.axvline(1.0, color="black", linewidth=1.0)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.set(xlabel=f"time ÷ {first}'s: right of the line, {first} is faster", title=title)
-    axes.legend(frameon=False)
-    figure.savefig(path)
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _cpu_model() -> str:
-    """The processor's name and its widest vectors, which decide more than the name does."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor() or "unknown"
-    pairs = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
-    facts = {name.strip(): value.strip() for name, _, value in pairs}
-    widest = next(
-        (isa for isa in ("amx_tile", "avx512f", "avx2") if isa in facts.get("flags", "").split()), ""
-    )
-    return f"{facts.get('model name', 'unknown')} {widest}".strip()
-
-
-def _commit() -> str:
-    """The commit, with a plus if the tree has changed since."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+@contextlib.contextmanager
+def running(processes: Iterable[Process]) -> Iterator[dict[Process, Worker]]:
+    """A worker for each of them, equal ones being the same; all end with the block."""
+    workers = {process: Worker(process) for process in dict.fromkeys(processes)}
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def serve(
+    make: Callable[[str, str], Callable[[], Any]],
+    *,
+    check: Callable[[Any], Sequence[float]] = lambda _: (),
+    others: Mapping[str, Callable[..., object]] = {},
+    wait: Callable[[Any], object] | None = None,
+) -> None:
+    """The other end of a `Worker`: a loop that ends with its standard input.
+
+    Args:
+        make: from a candidate's name and a case's, the call to time, its arrays made.
+        check: numbers of what the fourth call gives, which must be those of the other candidates.
+        others: name to a function, for further questions.
+        wait: what waits for the result of a call; `jax.block_until_ready`.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a framework prints must not pass for an answer
+    calls: dict[str, Callable[[], Any]] = {}
+
+    def reply(question: str, *arguments: Any) -> object:
+        if question == "prepare":  # compile
+            way, case = arguments
+            calls[way] = make(way, case)
+            seconds(calls[way], 3, wait)
+            return list(map(float, check(calls[way]())))
+        if question == "fill":  # how many calls fill a sample
+            return max(1, round(0.03 / seconds(calls[arguments[0]], 2, wait)))
+        if question == "sample":
+            way, count, chained = arguments
+            return seconds(calls[way], count, wait, chained)
+        if question == "release":
+            return calls.clear()
+        return others[question](*arguments)
+
+    for line in sys.stdin:
+        try:
+            answer = reply(*json.loads(line)), None
+        except Exception as error:  # the run goes on, and its table says so
+            answer = None, f"{type(error).__name__}: {error}".partition("\n")[0]
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+# ---- side by side -----------------------------------------------------------------------------------------
+
+
+def race(
+    entrants: Mapping[str, Entrant],
+    cases: Iterable[str],
+    scale: Scale,
+    *,
+    tolerance: float = 1e-3,
+    chained: bool = False,
+) -> dict[str, dict[str, object]]:
+    """{case: {candidate: its Measure, or why there is none}}; ratios are to the first candidate.
+
+    Where the numbers that the candidates compute do not agree, nothing is timed: the row says "refused".
+
+    Args:
+        entrants: the candidates by name.
+        cases: by the names that their processes know.
+        scale: how many samples.
+        tolerance: relative, for the numbers of `serve`'s check.
+        chained: do not wait for each call, but for the last of a sample.
+    """
+    present = {name: entrant for name, entrant in entrants.items() if installed(entrant.package)}
+    absent = {name: f"{e.package} is not installed" for name, e in entrants.items() if name not in present}
+    rows: dict[str, dict[str, object]] = {case: {} for case in cases}
+    samples: dict[str, list[dict[str, list[float]]]] = {case: [] for case in rows}
+    for _ in range(scale.generations):
+        with running(entrant.process for entrant in present.values()) as workers:
+            field = {name: (workers[entrant.process], entrant.way) for name, entrant in present.items()}
+            for case, row in rows.items():
+                if "refused" not in row:
+                    row |= _prepare(field, case, tolerance)
+                    ready = {name: field[name] for name in field if name not in row}
+                    samples[case].append({} if "refused" in row else _sample(ready, scale.rounds, chained))
+                    for worker in workers.values():
+                        worker.ask("release")
+    for case, row in rows.items():
+        if "refused" not in row:
+            kept = [name for name in present if name not in row]
+            timed = summarise([{name: taken[name] for name in kept} for taken in samples[case]])
+            rows[case] = {name: (absent | row | timed)[name] for name in entrants}
+    return rows
+
+
+Field = Mapping[str, tuple[Worker, str]]  # candidate to its process, and its name there
+
+
+def _prepare(field: Field, case: str, tolerance: float) -> dict[str, object]:
+    """Compile every candidate, the processes side by side; says who failed, or who is "refused"."""
+    numbers: dict[str, Sequence[float]] = {}
+    failed: dict[str, object] = {}
+
+    def prepare(worker: Worker) -> None:
+        for name, (own, way) in field.items():
+            if own is worker:
+                try:
+                    numbers[name] = worker.ask("prepare", way, case)
+                except RuntimeError as error:
+                    failed[name] = f"failed: {error}"
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(prepare, dict.fromkeys(worker for worker, _ in field.values())))
+    difference = disagreement({name: numbers[name] for name in field if name in numbers}, tolerance)
+    return {"refused": difference} if difference else failed
+
+
+def _sample(field: Field, rounds: int, chained: bool) -> dict[str, list[float]]:
+    """Seconds per call of each candidate, one per round, each of as many calls as suit the slowest."""
+    calls = min((worker.ask("fill", way) for worker, way in field.values()), default=1)
+    samplers = {
+        name: partial(worker.ask, "sample", way, calls, chained) for name, (worker, way) in field.items()
+    }
+    return interleave(samplers, rounds)
+
+
+def disagreement(numbers: Mapping[str, Sequence[float]], tolerance: float) -> str:
+    """Who differs from the first by more than a relative tolerance, and how; empty where all agree."""
+    first, wanted = next(iter(numbers.items()), ("", ()))
+    differences = []
+    for name, values in numbers.items():
+        for value, want in zip(values, wanted, strict=True):
+            if not abs(value - want) <= tolerance * abs(want):  # NaN differs
+                differences.append(f"{name} has {value:.6g} where {first} has {want:.6g}")
+                break
+    return "; ".join(differences)
+
+
+def installed(package: str) -> bool:
+    """Whether a distribution is."""
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -69,10 +69,11 @@ class Convnet:
 
 @dataclass(frozen=True)
 class Resnet:
-    """The residual network of `funcnet.nets.resnet` with basic blocks and a 3×3 stem, in training mode.
+    """The residual network of `funcnet.nets.resnet`, in training mode.
 
     No bias in convolutions; batch norm with eps 1e-5 by the biased variance of the batch, running statistics
-    with momentum 0.9 (new = 0.9 old + 0.1 batch's). Mean cross entropy; SGD with momentum.
+    with momentum 0.9 (new = 0.9 old + 0.1 batch's). Mean cross entropy; SGD with momentum. The peers train
+    basic blocks and a 3×3 stem; bottlenecks and the 7×7 stem are for `benchmarks/gpu.py`.
     """
 
     channels: tuple[int, ...] = (16, 32, 64)
@@ -81,30 +82,43 @@ class Resnet:
     batch: int = 128
     classes: int = 10
     rate: float = 0.01
+    bottleneck: bool = False
+    stem: int = 3
 
     def layout(self) -> list[tuple[int, int, int]]:
         """(c_in, c_out, stride) of every block in order; it projects where stride > 1 or c_in != c_out."""
         out, c_in = [], self.channels[0]
         for i, (c, count) in enumerate(zip(self.channels, self.blocks, strict=True)):
-            out += [(c_in, c, 2 if i else 1), *[(c, c, 1)] * (count - 1)]
-            c_in = c
+            c_out = 4 * c if self.bottleneck else c
+            out += [(c_in, c_out, 2 if i else 1), *[(c_out, c_out, 1)] * (count - 1)]
+            c_in = c_out
         return out
+
+    def convolutions(self, c_in: int, c_out: int, stride: int) -> list[tuple[int, int, int, int]]:
+        """(kernel, c_in, c_out, stride) of those in a block's branch, in order."""
+        if not self.bottleneck:
+            return [(3, c_in, c_out, stride), (3, c_out, c_out, 1)]
+        c = c_out // 4
+        return [(1, c_in, c, 1), (3, c, c, stride), (1, c, c_out, 1)]
 
     def weights(self) -> Tree:
         """{"stem": {"conv", "norm"}, "blocks", "head"}; a convolution is {"w"}, a norm {"w", "b"}.
 
-        A block is {"conv1", "norm1", "conv2", "norm2"} and, where it projects, "project", "norm".
+        A block is {"conv1", "norm1", "conv2", "norm2"[, "conv3", "norm3"]} and, where it projects, "project",
+        "norm".
         """
         rng = np.random.default_rng(0)
         blocks = []
         for c_in, c_out, stride in self.layout():
-            block = {"conv1": _conv(rng, 3, c_in, c_out), "norm1": _norm(c_out)}
-            block |= {"conv2": _conv(rng, 3, c_out, c_out), "norm2": _norm(c_out)}
+            block = {}
+            for i, (size, c, to, _) in enumerate(self.convolutions(c_in, c_out, stride), 1):
+                block |= {f"conv{i}": _conv(rng, size, c, to), f"norm{i}": _norm(to)}
             if stride > 1 or c_in != c_out:
                 block |= {"project": _conv(rng, 1, c_in, c_out), "norm": _norm(c_out)}
             blocks.append(block)
-        stem = {"conv": _conv(rng, 3, self.image[-1], self.channels[0]), "norm": _norm(self.channels[0])}
-        return {"stem": stem, "blocks": blocks, "head": _linear(rng, self.channels[-1], self.classes)}
+        c = self.channels[0]
+        stem = {"conv": _conv(rng, self.stem, self.image[-1], c), "norm": _norm(c)}
+        return {"stem": stem, "blocks": blocks, "head": _linear(rng, self.layout()[-1][1], self.classes)}
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """Images [batch, h, w, c], classes int32 [batch]."""
@@ -148,7 +162,8 @@ class Gpt:
 class Encoder:
     """One block of BERT: x = norm1(x + attention(x)), x = norm2(x + down(gelu(up(x)))).
 
-    Exact gelu, eps 1e-12. Every position sees every other; mean squared difference from a target; AdamW with decay on every leaf.
+    Exact gelu, eps 1e-12. Every position sees every other; mean squared difference from a target; AdamW with
+    decay on every leaf.
     """
 
     heads: int
@@ -185,13 +200,14 @@ TINY: dict[str, Model] = {  # the same five, for a smoke test
     "tiny encoder block": Encoder(2, 8, 5, 3),
 }
 
-
-def agreement(losses: dict[str, float], tolerance: float = 1e-3) -> str | None:
-    """None where all agree with the first within a relative tolerance; else what they are."""
-    first = next(iter(losses.values()))
-    if all(abs(loss - first) <= tolerance * abs(first) for loss in losses.values()):
-        return None
-    return "losses differ: " + ", ".join(f"{name} {loss:.6g}" for name, loss in losses.items())
+WIDTH, DEPTHS = 16, (1, 2, 4, 8, 16, 32, 64, 128)
+NARROW: dict[str, Model] = {  # so little arithmetic that a step is overhead
+    f"{depth} layers of width {WIDTH}": Mlp((WIDTH,) * (depth + 1), 32) for depth in DEPTHS
+}
+DEEP: dict[str, Model] = {  # steps so small that the first one is compilation
+    f"{layers} blocks of width 64": Gpt(layers, 2, 64, 64, 4) for layers in (2, 6, 12, 24, 48, 96)
+}
+ALL = MODELS | TINY | NARROW | DEEP
 
 
 def _labelled(shape: tuple[int, ...], classes: int) -> tuple[np.ndarray, np.ndarray]:

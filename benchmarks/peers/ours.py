@@ -52,25 +52,28 @@ def _program(model: Model, **options: Any) -> tuple[Any, Any, Any]:
         config = fn.nets.resnet.Config(model.image, model.channels, model.blocks, model.classes)
         blocks = iter(params.pop("blocks"))
         params["stages"] = [[next(blocks) for _ in range(count)] for count in model.blocks]
-        model_state = fn.nets.resnet.init_state(config)
-
-        def stateful(params: Any, state: Any, batch: Any, key: Any) -> Any:
-            del key
-            logits, state = fn.nets.resnet.apply(params, state, batch[0], config, train=True)
-            return fn.cross_entropy.apply(logits, batch[1]).mean(), (state, {})
-
-        loss: Callable[..., Any] = stateful
+        loss, model_state = _stateful_loss(config), fn.nets.resnet.init_state(config)
     else:
-        forward = _forward(model, **options)
-
-        def loss(params: Any, batch: Any, key: Any) -> Any:
-            del key
-            y = forward(params, batch[0])
-            of_each = fn.mse if isinstance(model, Encoder) else fn.cross_entropy
-            return of_each.apply(y, batch[1]).mean()
-
+        loss = _loss(_forward(model, **options), fn.mse if isinstance(model, Encoder) else fn.cross_entropy)
     state = fn.train.init(params, optimizer, key=jax.random.key(0), model_state=model_state)
     return fn.train.make_step(loss, optimizer), state, data
+
+
+def _loss(forward: Callable[[Any, Any], Any], of_each: Any) -> Callable[..., Any]:
+    def loss(params: Any, batch: Any, key: Any) -> Any:
+        del key
+        return of_each.apply(forward(params, batch[0]), batch[1]).mean()
+
+    return loss
+
+
+def _stateful_loss(config: Any) -> Callable[..., Any]:
+    def loss(params: Any, state: Any, batch: Any, key: Any) -> Any:
+        del key
+        logits, state = fn.nets.resnet.apply(params, state, batch[0], config, train=True)
+        return fn.cross_entropy.apply(logits, batch[1]).mean(), (state, {})
+
+    return loss
 
 
 def _forward(model: Model, **options: Any) -> Callable[[Any, Any], Any]:

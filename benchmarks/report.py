@@ -1,0 +1,409 @@
+"""What becomes of a run: a JSON file, a page for the docs made of nothing else, charts, and a comparison.
+
+A run is plain data: {"command", "facts", "suites": [{"name", "title", "seconds", "tables"}]}; a cell of a
+table is text, a number, or the fields of a `harness.Measure`.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.harness import Measure, Table
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "benchmark-figures.md"
+_PACKAGES = ("funcnet", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch", "chex")
+SLOWER = 1.10  # what is within the noise is not reported, nor what is less than this
+LARGER = 1.02  # of memory, which has no noise
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What one benchmark gave."""
+
+    name: str
+    title: str
+    seconds: float
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one command gave, and the machine that it ran on."""
+
+    command: str
+    facts: Mapping[str, Any]
+    suites: Sequence[Suite]
+
+    @property
+    def refused(self) -> list[str]:
+        """The rows whose candidates do not compute the same."""
+        return [f"{place}: {row['refused']}" for place, row in _rows(self) if "refused" in row]
+
+    @property
+    def failed(self) -> list[str]:
+        """The cells whose candidate failed."""
+        return [
+            f"{place}, {name}: {cell}"
+            for place, row in _rows(self)
+            for name, cell in row.items()
+            if str(cell).startswith("failed")
+        ]
+
+    @property
+    def noisy(self) -> tuple[int, int]:
+        """How many rows are marked as noisy, of how many with times."""
+        timed = [[c for c in row.values() if isinstance(c, Measure)] for _, row in _rows(self)]
+        timed = [cells for cells in timed if cells]
+        return sum(any(cell.noisy for cell in cells) for cells in timed), len(timed)
+
+
+def _rows(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every row, under the names of its suite and its table and its own."""
+    for suite in run.suites:
+        for table in suite.tables:
+            for row in table.rows:
+                yield f"{suite.name}, {table.title}, {next(iter(row.values()))}", row
+
+
+# ---- the machine ------------------------------------------------------------------------------------------
+
+
+def facts() -> dict[str, object]:
+    """The machine, the versions, the flags and the load, as they are now."""
+    versions = [f"{name} {metadata.version(name)}" for name in _PACKAGES if harness.installed(name)]
+    missing = [name for name in _PACKAGES if not harness.installed(name)]
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "machine": machine_class(),
+        "cpu": _cpu_model(),
+        "threads": threads(),
+        "gpu": ", ".join(_gpus()) or "none",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": ", ".join(versions),
+        "not installed": ", ".join(missing) or "none",
+        "commit": _commit(),
+        "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("XLA_", "JAX_", "FUNCNET_"))},
+        "load": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def machine_class() -> str:
+    """Machines whose figures may be compared: "amd-epyc-avx512f-2-threads"."""
+    words = [_cpu_model(), f"{threads()} threads", *_gpus()]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def threads() -> int:
+    """Of every candidate: the cores that this process, and so its workers, may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    """The processor's name and its widest vectors, which decide more than the name does."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor() or "unknown"
+    pairs = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    flags = found.get("flags", "").split()
+    widest = next((isa for isa in ("amx_tile", "avx512f", "avx2") if isa in flags), "")
+    return f"{found.get('model name', 'unknown')} {widest}".strip()
+
+
+def _gpus() -> list[str]:
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+def _commit() -> str:
+    """The commit, with a plus if the tree has changed since."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+def write(run: Run, path: Path) -> Path:
+    """Write a run as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> Run:
+    """Read what `write` wrote.
+
+    Raises:
+        ValueError: the file is not a run.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        suites = [
+            Suite(**{**suite, "tables": [_table(table) for table in suite["tables"]]})
+            for suite in data["suites"]
+        ]
+        return Run(data["command"], data["facts"], suites)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a run of the benchmarks: {error}") from error
+
+
+def _table(data: dict[str, Any]) -> Table:
+    cell = lambda value: Measure(**value) if isinstance(value, dict) else value
+    rows = [{name: cell(value) for name, value in row.items()} for row in data["rows"]]
+    return Table(**{**data, "rows": rows})
+
+
+def new_path(stem: str) -> Path:
+    """results/MACHINE-CLASS/STEM.json, or -2, -3 ... where there is one: nothing is overwritten."""
+    folder = RESULTS / machine_class()
+    paths = (folder / f"{stem}{suffix}.json" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+    return next(path for path in paths if not path.exists())
+
+
+# ---- the page ---------------------------------------------------------------------------------------------
+
+
+def page(run: Run) -> str:
+    """The page of the docs: nothing but what is in the run."""
+    intro = "How this is measured, and what it does not say: [benchmarks](benchmarks.md)."
+    return f"# Benchmarks: the figures\n\n{intro}\n\n{text(run)}"
+
+
+def text(run: Run) -> str:
+    """A run as Markdown: the machine, then who is ahead where, then every table."""
+    head = "\n".join(["```", f"command: {run.command}", *(f"{k}: {v}" for k, v in run.facts.items()), "```"])
+    parts = [head, *_warnings(run), *_ahead(run)]
+    for suite in run.suites:
+        parts += [f"## {suite.title}", f"`python -m benchmarks {suite.name}`, {suite.seconds:.0f} s."]
+        for table in suite.tables:
+            parts += [f"### {table.title}", *_tables(table), table.notes]
+            if table.chart and charted(table):
+                parts.append(f"![{table.title}](pictures/{picture(suite, table)})")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _warnings(run: Run) -> list[str]:
+    noisy, timed = run.noisy
+    quiet = run.facts.get("rounds begun on a quiet machine", 1.0)
+    lines = []
+    if timed and (noisy > 0.25 * timed or quiet < 0.5):
+        lines.append(
+            f"**This run was too noisy to be relied on**: {noisy} of {timed} rows are noisy, and {quiet:.0%} "
+            "of the rounds began on a quiet machine."
+        )
+    elif timed:
+        lines.append(
+            f"{noisy} of {timed} rows are noisy; {quiet:.0%} of the rounds began on a quiet machine. A "
+            "ratio marked ~ may differ by more than 10 % in another run."
+        )
+    lines += [f"**Refused**, since the candidates do not compute the same: {place}." for place in run.refused]
+    return lines
+
+
+def _ratios(run: Run) -> list[tuple[str, str, str, Measure]]:
+    """(suite, case, peer, its measure) of every row that begins with funcnet."""
+    found = []
+    for suite in run.suites:
+        for table in suite.tables:
+            for row in table.rows:
+                cells = [(name, cell) for name, cell in row.items() if isinstance(cell, Measure)]
+                if len(cells) > 1 and cells[0][0] == "funcnet":
+                    case = str(next(iter(row.values())))
+                    found += [(suite.name, case, name, cell) for name, cell in cells[1:]]
+    return found
+
+
+def _ahead(run: Run) -> list[str]:
+    """Every peer in one line; the rows where one is ahead; as many where funcnet is furthest ahead."""
+    ratios = _ratios(run)
+    if not ratios:
+        return []
+    peers: dict[str, list[float]] = {}
+    for _, _, peer, cell in ratios:
+        peers.setdefault(peer, []).append(cell.ratio)
+    of_each = [
+        {
+            "peer": peer,
+            "rows": len(values),
+            "funcnet ahead": sum(value > 1.05 for value in values),
+            "level within 5 %": sum(1 / 1.05 <= value <= 1.05 for value in values),
+            "peer ahead": sum(value < 1 / 1.05 for value in values),
+            "geometric mean": statistics.geometric_mean(values),
+            "worst": min(values),
+            "best": max(values),
+        }
+        for peer, values in peers.items()
+    ]
+    ordered = sorted(ratios, key=lambda found: found[3].ratio)
+    behind = [found for found in ordered if found[3].ratio < 1.0]
+    line = lambda found: {
+        "suite": found[0],
+        "case": found[1],
+        "peer": found[2],
+        "its time or memory ÷ funcnet's": _ratio(found[3]),
+    }
+    return [
+        "## Who is ahead",
+        "Time or memory of the peer, divided by funcnet's: above 1, funcnet is ahead.",
+        _markdown(of_each),
+        f"### Where a peer is ahead: {len(behind)} of {len(ratios)}",
+        _markdown([line(found) for found in behind]),
+        "### Where funcnet is furthest ahead, as many",
+        _markdown([line(found) for found in ordered[: -1 - max(len(behind), 5) : -1]]),
+    ]
+
+
+def _tables(table: Table) -> list[str]:
+    """One of ratios and one of times; only one where a single column was measured."""
+    columns = dict.fromkeys(name for row in table.rows for name in row)
+    measured = [name for name in columns if any(isinstance(row.get(name), Measure) for row in table.rows)]
+    if len(measured) < 2:
+        return [_markdown([{k: _time(v) for k, v in row.items()} for row in table.rows])]
+    name = next(iter(columns))
+    times = [{k: _time(v) for k, v in row.items() if k == name or k in measured} for row in table.rows]
+    return [_markdown([{k: _ratio(v) for k, v in row.items()} for row in table.rows]), _markdown(times)]
+
+
+def _ratio(cell: object) -> object:
+    return f"×{cell.ratio:.2f}{'~' * cell.noisy}" if isinstance(cell, Measure) else cell
+
+
+def _time(cell: object) -> object:
+    return str(cell).partition(" ×")[0] if isinstance(cell, Measure) else cell
+
+
+def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    show = lambda value: f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[show(row.get(name, "")) for name in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if rows else "None."
+
+
+# ---- charts -----------------------------------------------------------------------------------------------
+
+
+def charted(table: Table) -> list[str]:
+    """The columns that a chart shows: the peers; of many, not those with the guard's flag."""
+    names = dict.fromkeys(k for row in table.rows for k, cell in row.items() if isinstance(cell, Measure))
+    peers = list(names)[1:]
+    return peers if len(peers) <= 4 else [name for name in peers if "guard" not in name]
+
+
+def picture(suite: Suite, table: Table) -> str:
+    """The file of a chart."""
+    return (
+        "benchmark-" + re.sub(r"[^a-z0-9]+", "-", f"{suite.name} {table.title}".lower()).strip("-") + ".png"
+    )
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """A bar per row and peer, for every table with a chart: its time, in units of funcnet's."""
+    from matplotlib.figure import Figure
+
+    colours = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bbbbbb")
+    paths = []
+    for suite in run.suites:
+        for table in suite.tables:
+            peers = charted(table) if table.chart else []
+            if not peers:
+                continue
+            labels = [str(next(iter(row.values()))) for row in table.rows]
+            height = 0.84 / len(peers)
+            size = (9, 1.2 + len(labels) * max(0.42, 0.13 * len(peers)))
+            figure = Figure(figsize=size, dpi=110, layout="constrained")
+            axes = figure.subplots()
+            for i, peer in enumerate(peers):
+                cells = [(j, row.get(peer)) for j, row in enumerate(table.rows)]
+                bars = [
+                    (j + (i - (len(peers) - 1) / 2) * height, c.ratio)
+                    for j, c in cells
+                    if isinstance(c, Measure)
+                ]
+                # From 1, not from 0: on a logarithmic axis the length of a bar then means something.
+                axes.barh(
+                    [place for place, _ in bars],
+                    [ratio - 1 for _, ratio in bars],
+                    height,
+                    left=1.0,
+                    label=peer,
+                    color=colours[i % len(colours)],
+                )
+            axes.axvline(1.0, color="black", linewidth=1.0)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_yticks(range(len(labels)), labels)
+            axes.invert_yaxis()
+            axes.set(xlabel="÷ funcnet's: right of the line, funcnet is ahead", title=table.title)
+            axes.legend(frameon=False, fontsize="small")
+            path = folder / picture(suite, table)
+            figure.savefig(path, metadata={"Software": None})
+            paths.append(path)
+    return paths
+
+
+# ---- old and new ------------------------------------------------------------------------------------------
+
+
+def compare(old: Run, new: Run) -> tuple[list[str], list[str]]:
+    """What changed beyond the noise from one run to another: (slower or larger, the other way).
+
+    A cell of funcnet is held against the peers' of its row (or of its column, where funcnet is a row), since
+    the machine may be another or busier: what counts is by how much funcnet's time changed when that of the
+    median peer is taken as unchanged. Where there is no peer, the times themselves are compared.
+    """
+    worse, better = [], []
+    before = dict(_ours(old))
+    for place, (cell, others) in _ours(new):
+        if place not in before:
+            continue
+        was, were = before[place]
+        drifts = [others[name].median / were[name].median for name in others if name in were]
+        drift = statistics.median(drifts) if drifts and cell.unit == "s" else 1.0
+        change = cell.median / was.median / drift if was.median else 1.0
+        spreads = [each.spread for each in (cell, was, *others.values(), *were.values())]
+        noise = max(SLOWER, 1 + 2 * statistics.median(spreads)) if cell.unit == "s" else LARGER
+        line = f"{place}: {_time(was)} → {_time(cell)}, ×{change:.2f} beside its peers (noise ×{noise:.2f})"
+        if change > noise:
+            worse.append(line)
+        elif change < 1 / noise:
+            better.append(line)
+    return worse, better
+
+
+def _ours(run: Run) -> Iterator[tuple[str, tuple[Measure, dict[str, Measure]]]]:
+    """Every measure of funcnet, and those that it can be held against, by name."""
+    for suite in run.suites:
+        for table in suite.tables:
+            grid = {
+                str(next(iter(row.values()))): {k: c for k, c in row.items() if isinstance(c, Measure)}
+                for row in table.rows
+            }
+            for name, row in grid.items():
+                for column, cell in row.items():
+                    place = f"{suite.name}, {table.title}, {name}, {column}"
+                    if column.startswith("funcnet"):
+                        yield place, (cell, {k: c for k, c in row.items() if not k.startswith("funcnet")})
+                    elif name.startswith("funcnet"):
+                        peers = {k: r[column] for k, r in grid.items() if column in r and k != name}
+                        yield place, (cell, peers)
