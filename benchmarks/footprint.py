@@ -51,7 +51,7 @@ def imports(rounds: int) -> Table:
     samplers = {name: partial(_process_seconds, code) for name, code in programs.items()}
     samples = harness.interleave(samplers, rounds)
     wall, cpu = (
-        harness.summarise({name: [s[i] for s in taken] for name, taken in samples.items()}) for i in (0, 1)
+        harness.summarise([{name: [s[i] for s in taken] for name, taken in samples.items()}]) for i in (0, 1)
     )
     rows: list[dict[str, object]]
     rows = [{"program": name, "wall time": wall[name], "processor time": cpu[name]} for name in programs]
@@ -137,11 +137,7 @@ def _weighed(name: str, jax: Collection[str]) -> dict[str, object]:
 
 
 def _is_installed(name: str) -> bool:
-    try:
-        metadata.distribution(Requirement(name).name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return harness.installed(Requirement(name).name)
 
 
 def _process_seconds(code: str) -> tuple[float, float]:

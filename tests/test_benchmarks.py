@@ -1,53 +1,130 @@
-"""Benchmarks beside others: that the model is the same one, and that they refuse where they cannot run."""
+"""Benchmarks beside others: that the model is the same one, and that they say what cannot be measured."""
 
-import subprocess
-import sys
-from pathlib import Path
+import dataclasses
+from importlib import metadata
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import _gpt, gpt2_gpu
+from benchmarks import footprint, gpu, harness
+from benchmarks.models import TINY, Resnet
 
-ROOT = Path(__file__).parents[1]
-TINY = _gpt.Size(layers=2, heads=2, d=8, t=6, batch=3, vocabulary=11)
+GPT = TINY["tiny GPT"]
+RESNET = Resnet((4, 6), (1, 2), (16, 18, 3), batch=5, classes=7, bottleneck=True, stem=7)
+
+
+def count(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(model.weights()))
+
+
+def losses(cases, part="step"):
+    """Of the first four steps; the last is the loss after three."""
+    call = cases[part]()
+    return [float(call()) for _ in range(4)]
 
 
 def test_the_flops_of_gpt2_are_those_of_the_literature():
-    size = gpt2_gpu.GPT2
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(_gpt.weights(TINY)))
-    causal, full = gpt2_gpu.flops_per_token(TINY)
-    assert full == 6 * parameters + 12 * 2 * 8 * 6
+    causal, full = gpu.flops_per_token(GPT)
+    assert full == 6 * count(GPT) + 12 * 2 * 8 * 6
     assert full - causal == 6 * 2 * 8 * 6
-    causal, full = gpt2_gpu.flops_per_token(size)
+    causal, full = gpu.flops_per_token(gpu.GPT2)
     assert causal == pytest.approx(803e6, rel=1e-3), "llm.c's figure"
     assert full == pytest.approx(860e6, rel=1e-3)
 
 
+def test_the_flops_of_resnet_50_are_those_of_the_literature():
+    assert sum(gpu.multiply_adds(gpu.RESNET50)) == pytest.approx(4.089e9, rel=1e-4), "torchvision's figure"
+    basic = dataclasses.replace(gpu.RESNET50, blocks=(2, 2, 2, 2), bottleneck=False)
+    assert sum(gpu.multiply_adds(basic)) == pytest.approx(1.814e9, rel=1e-3), "of its ResNet-18"
+    stem = 112**2 * 7**2 * 3 * 64
+    assert gpu.flops_per_image(gpu.RESNET50) == 6 * sum(gpu.multiply_adds(gpu.RESNET50)) - 2 * stem
+
+
+def test_resnet_50_has_its_parameters():
+    assert count(gpu.RESNET50) == 25_557_032
+
+
 @pytest.mark.slow
-def test_both_frameworks_train_the_same_model():
+@pytest.mark.parametrize("model", [GPT, RESNET, dataclasses.replace(RESNET, bottleneck=False, stem=3)])
+def test_both_frameworks_train_the_same_model(model):
     pytest.importorskip("torch")
-    ours, theirs = gpt2_gpu.by_funcnet(TINY, "float32"), gpt2_gpu.by_torch(TINY, "float32", "cpu")
-    np.testing.assert_allclose(gpt2_gpu._losses(ours), gpt2_gpu._losses(theirs), rtol=1e-5)
-    for part in gpt2_gpu.PARTS:
+    ours, theirs = gpu.by_funcnet(model, "float32"), gpu.by_torch(model, "float32", "cpu")
+    assert {*theirs} == {*gpu.PARTS}
+    np.testing.assert_allclose(losses(ours), losses(theirs), rtol=1e-5)
+    for part in gpu.PARTS:
         values = [jax.tree.leaves(cases[part]()())[0] for cases in (ours, theirs)]
         assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-5), part
-    assert {*ours} == {*gpt2_gpu.PARTS, *gpt2_gpu.OURS}
-    assert {*theirs} == {*gpt2_gpu.PARTS}
-    in_full = ours["step, logits in full"]()
-    np.testing.assert_allclose([float(in_full()) for _ in range(4)], gpt2_gpu._losses(ours), rtol=1e-5)
-    for part in gpt2_gpu.OURS[1:]:
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [GPT, dataclasses.replace(RESNET, batch=32, rate=1e-3)])
+def test_both_frameworks_mix_precisions_alike(model):
+    pytest.importorskip("torch")
+    exact, *mixed = (
+        losses(cases)
+        for cases in (
+            gpu.by_funcnet(model, "float32"),
+            gpu.by_funcnet(model, "bfloat16"),
+            gpu.by_torch(model, "bfloat16", "cpu"),
+        )
+    )
+    for values in mixed:
+        assert values != exact
+        np.testing.assert_allclose(values, exact, rtol=gpu.TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_parts_of_gpt2_are_parts_of_its_step():
+    ours = gpu.by_funcnet(GPT, "float32")
+    assert {*ours} == {*gpu.PARTS, *gpu.OURS}
+    np.testing.assert_allclose(losses(ours, "step, logits in full"), losses(ours), rtol=1e-5)
+    for part in gpu.OURS[1:]:
         value, grads = ours[part]()()
         assert np.isfinite(value)
         assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
-def test_without_a_gpu_the_benchmark_of_gpt2_says_so():
+def test_without_a_gpu_the_table_says_so():
     if jax.default_backend() != "cpu":
         pytest.skip("there is one")
-    command = [sys.executable, "-m", "benchmarks", "gpt2_gpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr == "gpt2_gpu: this needs a GPU, but JAX has only cpu here\n"
+    (table,) = gpu.run(harness.SMOKE)
+    gap = "not measured: JAX has only cpu here"
+    assert table.rows == [{"step of": name, "funcnet": gap} for name in gpu.MODELS]
+
+
+def test_rates_and_shares_follow_from_the_times():
+    measure = harness.Measure(0.5, 0.4, 0.6)
+    steps = {f"{name}: step": {"funcnet": measure, "PyTorch": "not installed"} for name in gpu.MODELS}
+    gpt, resnet = gpu._rates(steps, 1e15)
+    assert gpt["rate"] == "65,536 tokens/s"
+    assert gpt["share of peak"] == "5.3%"
+    assert gpt["the masked half of attention counted"] == "5.6%"
+    assert resnet == {"": "ResNet-50, funcnet", "rate": "512 images/s", "share of peak": "1.2%"}
+    assert gpu._rates(steps, None)[0]["share of peak"] == "peak not known"
+
+
+def test_a_closure_holds_what_an_installer_fetches():
+    sizes = footprint.closure("jax")
+    assert next(iter(sizes)) == "jax"
+    assert {"jaxlib", "ml-dtypes", "numpy", "scipy", "opt-einsum"} <= {*sizes}
+    assert "kubernetes" not in sizes, "of an extra"
+    assert {*sizes} < {*footprint.closure("funcnet")}
+    assert {*footprint.closure("funcnet[cli]")} - {*footprint.closure("funcnet")} >= {"tyro", "matplotlib"}
+    assert footprint.closure("no-such-distribution") == {"no-such-distribution": None}
+
+
+def test_sizes_are_those_of_the_files():
+    found = metadata.distribution("packaging")
+    files = [file for file in found.files if file.suffix != ".pyc"]
+    assert footprint.size(found) == sum(file.locate().stat().st_size for file in files)
+    package = footprint.size(metadata.distribution("funcnet"))
+    assert 500_000 < package < 10_000_000, "of the folder, though the installation be editable"
+
+
+def test_a_peer_that_is_not_installed_is_a_stated_gap(monkeypatch):
+    monkeypatch.setattr(footprint, "PEERS", {"jax": "import jax", "no-such-distribution": "import nothing"})
+    assert footprint.installed().rows[1] == {
+        "distribution": "no-such-distribution",
+        "version": "not installed",
+    }
