@@ -120,12 +120,9 @@ def _run(names: list[str], scale: harness.Scale, out: Path | None) -> int:
             print(f"wrote {report.write(run, report.new_path(str(before['date'])[:10]))}")
             _page(run)
         else:
+            folder, version = report.RESULTS / report.machine_class(), metadata.version("jax")
             for suite in suites:
-                path = (
-                    report.RESULTS
-                    / report.machine_class()
-                    / f"{suite.name}-jax{metadata.version('jax')}.json"
-                )
+                path = folder / f"{suite.name}-jax{version}.json"
                 print(f"wrote {report.write(Run(run.command, facts, [suite]), path)}")
     for line in [*run.refused, *run.failed]:
         print(f"benchmarks: {line}", file=sys.stderr)

@@ -263,7 +263,7 @@ def running(processes: Iterable[Process]) -> Iterator[dict[Process, Worker]]:
 
 
 def serve(
-    make: Callable[[str, str], Callable[[], Any]],
+    make: Callable[[str, str], Callable[[], Any]] | None = None,
     *,
     check: Callable[[Any], Sequence[float]] = lambda _: (),
     others: Mapping[str, Callable[..., object]] = {},
@@ -272,7 +272,7 @@ def serve(
     """The other end of a `Worker`: a loop that ends with its standard input.
 
     Args:
-        make: from a candidate's name and a case's, the call to time, its arrays made.
+        make: from a candidate's name and a case's, the call to time, its arrays made; None: others only.
         check: numbers of what the fourth call gives, which must be those of the other candidates.
         others: name to a function, for further questions.
         wait: what waits for the result of a call; `jax.block_until_ready`.
@@ -282,7 +282,7 @@ def serve(
     calls: dict[str, Callable[[], Any]] = {}
 
     def reply(question: str, *arguments: Any) -> object:
-        if question == "prepare":  # compile
+        if question == "prepare" and make:  # compile
             way, case = arguments
             calls[way] = make(way, case)
             seconds(calls[way], 3, wait)

@@ -6,12 +6,13 @@ values alike; two generations of processes are pooled, since code placement diff
 Only values under which every program comes out right are timed, beside the default.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.harness import Table
+from benchmarks.harness import WHOLE, Scale, Table
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 VALUES = {  # a list = only these uses of YNNPACK; a minus takes one from the default list
@@ -24,8 +25,9 @@ VALUES = {  # a list = only these uses of YNNPACK; a minus takes one from the de
 SIZES = ((5, 16, 16), (40, 33, 33), (5, 60, 60), (3, 128, 128), (2, 256, 256))
 
 
-def run(quick: bool) -> list[Table]:
+def run(scale: Scale) -> list[Table]:
     """Correctness and speed of every value; this process never imports jax."""
+    quick = scale != WHOLE
     wall: dict[str, dict[str, list[float]]] = {}
     cpu: dict[str, dict[str, list[float]]] = {}
     errors: dict[str, dict[str, float]] = {}
@@ -36,8 +38,8 @@ def run(quick: bool) -> list[Table]:
             n: worker for n, worker in workers.items() if n == "default" or max(errors[n].values()) < 1e-4
         }
         for case in workers["default"].ask("cases"):
-            calls = min(worker.ask("prepare", case) for worker in timed.values())
-            samplers = {name: partial(worker.ask, "sample", calls) for name, worker in timed.items()}
+            calls = min(worker.ask("ready", case) for worker in timed.values())
+            samplers = {name: partial(worker.ask, "times", calls) for name, worker in timed.items()}
             for name, taken in harness.interleave(samplers, 2 if quick else 8).items():
                 for kind, values in zip((wall, cpu), zip(*taken, strict=True), strict=True):
                     kind.setdefault(case, {}).setdefault(name, []).extend(values)
@@ -48,7 +50,7 @@ def run(quick: bool) -> list[Table]:
         for program in errors["default"]
     ]
     wall_rows, cpu_rows = (
-        [{"program": case, **harness.summarise(taken)} for case, taken in kind.items()]
+        [{"program": case, **harness.summarise([taken])} for case, taken in kind.items()]
         for kind in (wall, cpu)
     )
     return [
@@ -72,10 +74,9 @@ def run(quick: bool) -> list[Table]:
 
 def _worker(value: str | None) -> harness.Worker:
     """A process that runs under one value of the flag."""
-    return harness.Worker(
-        "benchmarks.guard",
-        {"XLA_FLAGS": None if value is None else f"{FLAG}={value}", "FUNCNET_XLA_GUARD": "off"},
-    )
+    flags = "" if value is None else f"{FLAG}={value}"
+    environment = ("XLA_FLAGS", flags), ("FUNCNET_XLA_GUARD", "off")
+    return harness.Worker(harness.Process("benchmarks.studies.guard", environment=environment))
 
 
 def _errors() -> dict[str, float]:
@@ -208,5 +209,25 @@ def _cases() -> dict[str, Callable[[], Callable[[], object]]]:
     }
 
 
+def _serve() -> None:
+    cases, call = _cases(), None
+
+    def ready(case: str) -> int:
+        """Compile, and say how many calls fill a sample."""
+        nonlocal call
+        call = cases[case]()
+        harness.seconds(call, 2)
+        return max(1, round(0.03 / harness.seconds(call, 2)))
+
+    def times(calls: int) -> tuple[float, float]:
+        """Wall and processor time of a call."""
+        assert call is not None
+        start = time.process_time()
+        wall = harness.seconds(call, calls)
+        return wall, (time.process_time() - start) / calls
+
+    harness.serve(others={"cases": lambda: list(cases), "errors": _errors, "ready": ready, "times": times})
+
+
 if __name__ == "__main__":
-    harness.answer(_cases(), {"errors": _errors})
+    _serve()

@@ -1,8 +1,8 @@
 """The verifier's score: wrong formulas found and named, beside other checkers.
 
-The diagnosis was developed on the formulas of `benchmarks/formulas.py`. It is scored on those of
-`benchmarks/exam.py`, written by hand by someone who had not seen it, and on mutants of its right ones
-(`benchmarks/mutations.py`).
+The diagnosis was developed on the formulas of `benchmarks/studies/formulas.py`. It is scored on those of
+`benchmarks/studies/exam.py`, written by hand by someone who had not seen it, and on mutants of its right ones
+(`benchmarks/studies/mutations.py`).
 """
 
 import importlib.util
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcnet as fn
-from benchmarks import exam, formulas
-from benchmarks.census import Right, Wrong
-from benchmarks.harness import Table
-from benchmarks.mutations import listed, mutants
-from benchmarks.verify_right import RIGHTS, Ready, arguments
+from benchmarks.harness import WHOLE, Scale, Table
+from benchmarks.studies import exam, formulas
+from benchmarks.studies.census import Right, Wrong
+from benchmarks.studies.mutations import listed, mutants
+from benchmarks.studies.verify_right import RIGHTS, Ready, arguments
 from funcnet.verifier.problem import wide
 from funcnet.verifier.report import Report
 
@@ -222,8 +222,9 @@ def _gradcheck(ruled: Ruled) -> None:
     torch.autograd.gradcheck(Function.apply, tensors)
 
 
-def run(quick: bool) -> list[Table]:
+def run(scale: Scale) -> list[Table]:
     """The score, the false alarms, the peers, and every formula of the exam that was not named."""
+    quick = scale != WHOLE
     generated = mutants(exam.RIGHT, MUTANTS)
     step = 20 if quick else 1
     groups = {

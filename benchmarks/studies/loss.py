@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import funcnet as fn
-from benchmarks.harness import Table, compare
+from benchmarks.harness import WHOLE, Scale, Table, compare
 from funcnet.ops import embedding
 
 SIZES = {
@@ -27,8 +27,9 @@ VOCABULARIES, TOKENS, WIDTH = (65, 256, 1024, 50304), (2048, 8192), 384
 PRODUCT_UP_TO = 1024  # beyond, one-hot rows are a matter of gigabytes and seconds
 
 
-def run(quick: bool) -> list[Table]:
+def run(scale: Scale) -> list[Table]:
     """Two tables: the loss, and the gradient of the embedding."""
+    quick = scale != WHOLE
     return [_losses(QUICK if quick else SIZES, quick), _embeddings(quick)]
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.census import Right, Wrong
+from benchmarks.studies.census import Right, Wrong
 from funcnet.verifier import trace
 from funcnet.verifier.problem import wide
 

@@ -8,16 +8,17 @@ import os
 from functools import partial
 from typing import Any
 
-from benchmarks.conv import CASES, KEEP_MEMORY, Case, drawn
-from benchmarks.harness import Table, Worker, answer, interleave, summarise
+from benchmarks.conv import CASES, Case, drawn
+from benchmarks.harness import WHOLE, Process, Scale, Table, Worker, interleave, serve, summarise
 
 METHODS = ("auto", "direct", "shifted", "unfold", "fold", "crossed", "polyphase", "winograd", "fft")
 PRODUCTS = ("y", "dx", "dw")
 
 
-def run(quick: bool) -> list[Table]:
+def run(scale: Scale) -> list[Table]:
     """One row per case and product, one column per method."""
-    worker = Worker("benchmarks.conv_methods", KEEP_MEMORY)
+    quick = scale != WHOLE
+    worker = Worker(Process("benchmarks.studies.conv_methods"))
     rows = []
     for case in list(CASES)[:: 8 if quick else 1]:
         for product in PRODUCTS:
@@ -32,7 +33,7 @@ def run(quick: bool) -> list[Table]:
                 for method, count in calls.items()
                 if count * 4 >= most
             }
-            timings = summarise(interleave(samplers, 2 if quick else 5))
+            timings = summarise([interleave(samplers, 2 if quick else 5)])
             slow = {method: "> 4 times the best" for method in calls if method not in timings}
             rows.append({"case": case, "product": product, **timings, **slow})
     worker.close()
@@ -83,7 +84,7 @@ def _answer() -> None:
         seconds(compiled[method], 1)  # the caches are its own again
         return seconds(compiled[method], calls)
 
-    answer({}, {"fits": fits, "time": time})
+    serve(others={"fits": fits, "time": time})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `RIGHT` holds formulas that equal autodiff's, most in several spellings; `WRONG` holds formulas as people get
 them wrong: the right formula with one slip, in the gradient of one argument. They were written by someone who
 had not seen the diagnosis; four labels that the author had marked as doubtful got a second name afterwards.
-`benchmarks/exam.py` is another census, on which the diagnosis is scored.
+`benchmarks/studies/exam.py` is another census, on which the diagnosis is scored.
 """
 
 # ruff: noqa: ARG001
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import census
-from benchmarks.census import normal
+from benchmarks.studies.census import normal
 
 __all__ = ["RIGHT", "WRONG"]
 

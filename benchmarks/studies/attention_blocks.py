@@ -12,13 +12,14 @@ import jax.numpy as jnp
 
 import funcnet as fn
 from benchmarks.attention import CASES, Case, arrays_of
-from benchmarks.harness import Table, compare
+from benchmarks.harness import WHOLE, Scale, Table, compare
 
 SIDES = (64, 128, 256, 512)
 
 
-def run(quick: bool) -> list[Table]:
+def run(scale: Scale) -> list[Table]:
     """One row per case."""
+    quick = scale != WHOLE
     rows = []
     for name, case in list(CASES.items())[2 if quick else 0 : 3 if quick else None]:
         arrays = [jnp.asarray(x) for x in arrays_of(case)]

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcnet as fn
-from benchmarks.harness import Table
+from benchmarks.harness import WHOLE, Scale, Table
 
 
-def run(quick: bool) -> list[Table]:
+def run(scale: Scale) -> list[Table]:
     """One row per operation and size."""
+    quick = scale != WHOLE
     n, t = (256, 128) if quick else (4096, 1024)
     key, q = jax.random.key(0), _floats(1, t, 8, 64)
     cases: list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]] = [

@@ -1,7 +1,7 @@
 """More gradient formulas, right and wrong: the exam of the verifier, on which it was not developed.
 
-Whoever wrote it had seen neither the verifier nor its answers nor `benchmarks/formulas.py`; the labels are an
-expert's reading of the wrong formula beside the right one.
+Whoever wrote it had seen neither the verifier nor its answers nor `benchmarks/studies/formulas.py`; the
+labels are an expert's reading of the wrong formula beside the right one.
 """
 
 # ruff: noqa: ARG001, ARG005
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import census
-from benchmarks.census import normal
+from benchmarks.studies.census import normal
 
 __all__ = ["RIGHT", "WRONG"]
 

@@ -1,6 +1,6 @@
 """Does the verifier cry wolf? Right formulas at many arguments, in three dtypes.
 
-Formulas written by hand, many in several spellings: `benchmarks/formulas.py` and `benchmarks/exam.py`.
+Formulas written by hand, many in several spellings: `formulas.py` and `exam.py` beside this file.
 """
 
 import copy
@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import exam, formulas
-from benchmarks.census import Right, Wrong
-from benchmarks.harness import Table
+from benchmarks.harness import WHOLE, Scale, Table
+from benchmarks.studies import exam, formulas
+from benchmarks.studies.census import Right, Wrong
 from funcnet.verifier import compare
 from funcnet.verifier.judge import judge_of, measure
 from funcnet.verifier.problem import pose, wide
@@ -87,6 +87,7 @@ def false_alarms(pairs: int) -> list[dict[str, object]]:
     return rows
 
 
-def run(quick: bool) -> list[Table]:
+def run(scale: Scale) -> list[Table]:
     """One row per dtype."""
+    quick = scale != WHOLE
     return [Table("Right formulas", false_alarms(len(RIGHTS) if quick else ALARMS))]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcnet as fn
-from benchmarks.harness import Table, compare
+from benchmarks.harness import WHOLE, Scale, Table, compare
 
 
 def _floats(*shape: int) -> jax.Array:
@@ -119,8 +119,9 @@ def _kept(function: Any, args: tuple[Any, ...], options: dict[str, Any], mode: s
     return total
 
 
-def run(quick: bool) -> list[Table]:
+def run(scale: Scale) -> list[Table]:
     """One row per case."""
+    quick = scale != WHOLE
     rows = []
     for name, op, args, options in _cases():
         ways = {"hand": (op.apply, "hand"), "JAX": (op.apply, "jax"), "reference": (op.reference, "jax")}

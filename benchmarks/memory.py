@@ -1,0 +1,77 @@
+"""Memory: what XLA plans for the peers on JAX, and the peak resident memory beside PyTorch.
+
+XLA's plan is `memory_analysis()` of a compiled step: arguments, temporaries and results, without the results
+that take the place of arguments. PyTorch plans nothing, so there what counts is by how much the resident memory
+of a fresh process rises at most in four steps; processes on JAX are measured in the same way beside it, where
+the compiler's own memory counts, too.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from benchmarks import attention, conv, harness, models, peers
+from benchmarks.harness import SMOKE, WHOLE, Entrant, Measure, Scale, Table
+
+PLANNED = {
+    "funcnet": Entrant(peers.GUARDED, "ours.memory", "funcnet"),
+    "funcnet, gradients by JAX": Entrant(peers.GUARDED, "ours.memory_by_jax", "funcnet"),
+    "plain JAX": Entrant(peers.GUARDED, "plain.memory"),
+    "Flax NNX": Entrant(peers.GUARDED, "nnx.memory", "flax"),
+    "Equinox": Entrant(peers.GUARDED, "equinox.memory", "equinox"),
+    "Haiku": Entrant(peers.GUARDED, "haiku.memory", "dm-haiku"),
+}
+RESIDENT = {name: peers.TRAINING[name] for name in ("funcnet", "plain JAX, guard's flag", "PyTorch")}
+QUICK_MODELS = ("two convolutions, 28×28×1, batch 128", "GPT 4 × 128, t = 64, batch 12")
+
+
+def run(scale: Scale) -> list[Table]:
+    """A row per training step, convolution and attention."""
+    cases = models.TINY if scale == SMOKE else models.MODELS if scale == WHOLE else QUICK_MODELS
+    note = "Above 1, funcnet needs less."
+    tables = [
+        Table("What XLA plans for a training step", _planned(PLANNED, "step of", cases), note, chart=True)
+    ]
+    if scale == SMOKE:
+        return tables
+    every = 1 if scale == WHOLE else 6
+    temporary = f"Besides arguments and results. {note}"
+    for what, entrants, names in (
+        ("convolution and its gradients", conv.MEMORY, list(conv.CASES)[::every]),
+        ("attention and its gradients", attention.MEMORY, list(attention.CASES)[::every]),
+    ):
+        tables.append(Table(f"Temporary memory of {what}", _planned(entrants, "case", names), temporary))
+    resident = [{"step of": case, **_resident(case)} for case in cases]
+    return [*tables, Table("Rise of the resident memory of a fresh process", resident, note)]
+
+
+def _planned(entrants: Mapping[str, Entrant], what: str, cases: Iterable[str]) -> list[dict[str, object]]:
+    """A row per case; all in one process each."""
+    present = {name: entrant for name, entrant in entrants.items() if harness.installed(entrant.package)}
+    with harness.running(entrant.process for entrant in present.values()) as workers:
+        ask = lambda entrant, case: workers[entrant.process].ask("memory", entrant.way, case)
+        return [{what: case, **_row(entrants, case, ask)} for case in cases]
+
+
+def _resident(case: str) -> dict[str, object]:
+    def ask(entrant: Entrant, case: str) -> int:
+        with harness.running([entrant.process]) as workers:
+            return workers[entrant.process].ask("peak", entrant.way, case)
+
+    return _row(RESIDENT, case, ask)
+
+
+def _row(entrants: Mapping[str, Entrant], case: str, ask: Callable[[Entrant, str], int]) -> dict[str, object]:
+    """Bytes of each, in units of the first's too."""
+    row: dict[str, object] = {}
+    first = 0
+    for name, entrant in entrants.items():
+        if not harness.installed(entrant.package):
+            row[name] = f"{entrant.package} is not installed"
+            continue
+        try:
+            size = ask(entrant, case)
+        except RuntimeError as error:
+            row[name] = f"failed: {error}"
+            continue
+        first = first or max(size, 1)
+        row[name] = Measure(size, size, size, size / first, unit="B")
+    return row
