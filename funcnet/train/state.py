@@ -18,7 +18,7 @@ class State(NamedTuple):
         params: the parameters.
         opt_state: what the optax optimizer keeps.
         key: uint32, the data of the run's key: `jax.random.wrap_key_data(state.key)` is the key. (JAX takes a
-            typed key apart and puts it together in Python, at every call: see benchmarks/step_overhead.py.)
+            typed key apart and puts it together in Python, at every call: see benchmarks/overhead.py.)
         model_state: what the model updates without a gradient (batch-norm statistics), or None.
     """
 
