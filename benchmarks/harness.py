@@ -103,7 +103,7 @@ class Table:
 
 def summarise(generations: Sequence[Mapping[str, Sequence[float]]], unit: str = "s") -> dict[str, Measure]:
     """Samples {candidate: one per round} of each generation; ratios are to the first candidate."""
-    first = next(iter(generations[0]))
+    first = next(iter(generations[0]), "")
     measures = {}
     for name in generations[0]:
         values = [value for generation in generations for value in generation[name]]
@@ -337,13 +337,21 @@ def race(
                 if "refused" not in row:
                     row |= _prepare(field, case, tolerance)
                     ready = {name: field[name] for name in field if name not in row}
-                    samples[case].append({} if "refused" in row else _sample(ready, scale.rounds, chained))
+                    try:
+                        samples[case].append(
+                            {} if "refused" in row else _sample(ready, scale.rounds, chained)
+                        )
+                    except RuntimeError as error:
+                        row["refused"] = f"a candidate failed while it was timed: {error}"
                     for worker in workers.values():
-                        worker.ask("release")
+                        with contextlib.suppress(RuntimeError):  # a process that has ended
+                            worker.ask("release")
     for case, row in rows.items():
         if "refused" not in row:
             kept = [name for name in present if name not in row]
+            kept = kept if kept[:1] == [next(iter(entrants))] else []  # nothing without what ratios are to
             timed = summarise([{name: taken[name] for name in kept} for taken in samples[case]])
+            row |= {name: "not timed" for name in present if name not in kept and name not in row}
             rows[case] = {name: (absent | row | timed)[name] for name in entrants}
     return rows
 

@@ -1,7 +1,7 @@
 """Memory: what XLA plans for the peers on JAX, and the peak resident memory beside PyTorch.
 
 XLA's plan is `memory_analysis()` of a compiled step: arguments, temporaries and results, without the results
-that take the place of arguments. PyTorch plans nothing, so there what counts is by how much the resident memory
+that take the place of arguments. PyTorch plans nothing: there, what counts is by how much the resident memory
 of a fresh process rises at most in four steps; processes on JAX are measured in the same way beside it, where
 the compiler's own memory counts, too.
 """
