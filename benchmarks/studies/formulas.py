@@ -14,7 +14,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import census
+from benchmarks.studies import census
 from benchmarks.studies.census import normal
 
 __all__ = ["RIGHT", "WRONG"]

@@ -1,28 +1,23 @@
-"""The verifier's score: wrong formulas found and named, beside other checkers.
+"""The verifier's score: wrong formulas found and named.
 
 The diagnosis was developed on the formulas of `benchmarks/studies/formulas.py`. It is scored on those of
 `benchmarks/studies/exam.py`, written by hand by someone who had not seen it, and on mutants of its right ones
 (`benchmarks/studies/mutations.py`).
 """
 
-import importlib.util
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 import funcnet as fn
 from benchmarks.harness import WHOLE, Scale, Table
 from benchmarks.studies import exam, formulas
-from benchmarks.studies.census import Right, Wrong
-from benchmarks.studies.mutations import listed, mutants
-from benchmarks.studies.verify_right import RIGHTS, Ready, arguments
-from funcnet.verifier.problem import wide
+from benchmarks.studies.census import Wrong
+from benchmarks.studies.mutations import mutants
+from benchmarks.studies.verify_right import Ready, arguments
 from funcnet.verifier.report import Report
 
 MUTANTS = 2  # of each operation
@@ -48,13 +43,18 @@ class Answer(NamedTuple):
     @property
     def kind(self) -> str:
         """The first name given to the gradient at fault; "none" if it was not found."""
-        found = [f for f in self.report.findings if f.argument.startswith(self.wrong.argument)]
-        return found[0].kind if found else "none"
+        return kind(self.wrong, self.report)
 
     @property
     def named(self) -> bool:
         """Whether that is one of the labels."""
         return self.kind in self.wrong.kinds
+
+
+def kind(wrong: Wrong, report: Report) -> str:
+    """The first name given to the gradient at fault; "none" if it was not found."""
+    found = [f for f in report.findings if f.argument.startswith(wrong.argument)]
+    return found[0].kind if found else "none"
 
 
 def ask(wrong: Wrong) -> Answer:
@@ -106,124 +106,8 @@ def _warm(wrong: Wrong) -> float:
     return time.perf_counter() - start
 
 
-def peers(answers: Sequence[Answer]) -> list[dict[str, object]]:
-    """The verifier and other checkers, these at their default settings, on the same formulas."""
-    wrongs, rights = [a.wrong for a in answers], RIGHTS[::3]
-    rows: list[dict[str, object]] = [
-        _counted("funcnet.verify", "float64", sum(a.report.ok for a in answers), wrongs, _verify, rights)
-    ]
-    for name, dtype, check in (
-        ("torch.autograd.gradcheck", "float64", _gradcheck),
-        ("jax.test_util.check_grads", "float64", _check_grads),
-        ("jax.test_util.check_grads", "float32", _check_grads),
-        ("chex.assert_numerical_grads", "float32", _chex),
-    ):
-        if importlib.util.find_spec(name.partition(".")[0]) is None:
-            rows.append({"checker": name, "dtype": dtype, "missed": "not installed"})
-            continue
-        with jax.enable_x64(dtype == "float64"):
-            missed = sum(_passes(check, wrong) for wrong in wrongs)
-            rows.append(_counted(name, dtype, missed, wrongs, check, rights))
-    return rows
-
-
-def _counted(
-    name: str, dtype: str, missed: int, wrongs: Sequence[Wrong], check: Any, rights: Sequence[Right]
-) -> dict[str, object]:
-    flagged = sum(not _passes(check, right) for right in rights)
-    of = lambda count, all_of_them: f"{count} of {len(all_of_them)}"
-    return {
-        "checker": name,
-        "dtype": dtype,
-        "missed": of(missed, wrongs),
-        "false alarms": of(flagged, rights),
-    }
-
-
-def _passes(check: Callable[["Ruled"], None], formula: Right | Wrong) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check(_ruled(formula))
-    except Exception:  # an assertion, or gradients of a shape that the checker refuses
-        return False
-    return True
-
-
-class Ruled(NamedTuple):
-    """A formula as functions of the arguments that it differentiates."""
-
-    formula: Right | Wrong
-    forward: Callable[..., Any]
-    backward: Callable[..., tuple[Any, ...]]  # of the arguments, then dy
-    values: tuple[Any, ...]
-
-
-def _ruled(formula: Right | Wrong) -> Ruled:
-    args = arguments(formula, 11)
-    args = wide(args) if jax.config.read("jax_enable_x64") else args
-    given = listed(formula.backward(*args, jnp.ones_like(formula.forward(*args))), len(args))
-    moving = [i for i, a in enumerate(args) if jnp.issubdtype(a.dtype, jnp.floating) and given[i] is not None]
-    place = lambda values: [values[moving.index(i)] if i in moving else a for i, a in enumerate(args)]
-
-    def backward(*values_and_dy: Any) -> tuple[Any, ...]:
-        *values, dy = values_and_dy
-        grads = listed(formula.backward(*place(values), dy), len(args))
-        return tuple(grads[i] for i in moving)
-
-    return Ruled(
-        formula,
-        jax.jit(lambda *values: formula.forward(*place(values))),
-        jax.jit(backward),
-        tuple(args[i] for i in moving),
-    )
-
-
-def _with_rule(ruled: Ruled) -> Any:
-    f = jax.custom_vjp(ruled.forward)
-    f.defvjp(lambda *values: (ruled.forward(*values), values), lambda v, dy: ruled.backward(*v, dy))
-    return f
-
-
-def _verify(ruled: Ruled) -> None:
-    formula = ruled.formula
-    fn.verify(formula.forward, formula.backward, arguments(formula, 11)).raise_if_wrong()
-
-
-def _check_grads(ruled: Ruled) -> None:
-    from jax.test_util import check_grads
-
-    check_grads(_with_rule(ruled), ruled.values, order=1, modes=["rev"])
-
-
-def _chex(ruled: Ruled) -> None:
-    chex = importlib.import_module("chex")
-    f = _with_rule(ruled)
-    chex.assert_numerical_grads(lambda *v: f(*v).sum(), ruled.values, order=1)
-
-
-def _gradcheck(ruled: Ruled) -> None:
-    """The functions as one of PyTorch, on the same memory."""
-    torch: Any = importlib.import_module("torch")
-    to_jax = lambda tensors: [jnp.asarray(t.detach().numpy()) for t in tensors]
-    to_torch = lambda array: torch.from_numpy(np.array(array))
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(context: Any, *tensors: Any) -> Any:
-            context.save_for_backward(*tensors)
-            return to_torch(ruled.forward(*to_jax(tensors)))
-
-        @staticmethod
-        def backward(context: Any, dy: Any) -> Any:
-            return tuple(map(to_torch, ruled.backward(*to_jax((*context.saved_tensors, dy)))))
-
-    tensors = [to_torch(v).requires_grad_() for v in ruled.values]
-    torch.autograd.gradcheck(Function.apply, tensors)
-
-
 def run(scale: Scale) -> list[Table]:
-    """The score, the false alarms, the peers, and every formula of the exam that was not named."""
+    """The score, and every formula that was not named as labelled."""
     quick = scale != WHOLE
     generated = mutants(exam.RIGHT, MUTANTS)
     step = 20 if quick else 1
@@ -242,7 +126,6 @@ def run(scale: Scale) -> list[Table]:
             f"Scored: {len(scored)} wrong formulas of {len({a.wrong.operation for a in scored})} operations. "
             "Named right: the first finding's kind is one of the labels.",
         ),
-        Table("Other checkers at their defaults, on every third scored formula", peers(scored[::3])),
         Table("Scored, and not named as labelled", [_failure(a) for a in scored if not a.named]),
     ]
 
