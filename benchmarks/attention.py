@@ -1,23 +1,20 @@
-"""Attention beside jax.nn and PyTorch: forward and its three gradients, one process each, in turn.
+"""Attention beside jax.nn and PyTorch: forward and its three gradients.
 
-jax.nn is `jax.nn.dot_product_attention`, once with XLA's default flags and once with the flag of funcnet's
-guard; torch is `scaled_dot_product_attention`, with as many threads as there are cores and its own layout
-[n, h, t, e]. All compute o, dq, dk and dv from q, k, v and do, in float32.
+jax.nn is `jax.nn.dot_product_attention`, with XLA's default flags (`compiler_options`) and with the flag of
+funcnet's guard, in the process where funcnet lives; PyTorch is `scaled_dot_product_attention` in its own
+layout [n, h, t, e]. All compute o, dq, dk and dv from q, k, v and do, in float32, and must give the same.
 
-Further tables: temporary memory, sliding windows, and a sequence of 32,768.
+Further tables, of funcnet alone: sliding windows, and a sequence of 32,768.
 """
 
-import importlib
-import importlib.util
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks import harness
-from benchmarks.conv import KEEP_MEMORY
-from benchmarks.harness import Table
+from benchmarks.conv import numbers
+from benchmarks.harness import SMOKE, WHOLE, Entrant, Measure, Process, Scale, Table
 
 
 class Case(NamedTuple):
@@ -49,82 +46,58 @@ CASES = {
     "causal (1, 2048, 16, 128), 4 key heads": Case(1, 2048, 16, 128, 4),
     "all seen (4, 512, 12, 64)": Case(4, 512, 12, 64, 12, causal=False),
 }
+SLOW = 1e10  # flops of a case of which jax.nn takes seconds
 WINDOWS = {
     f"{'all before' if window is None else f'window {window}'}, t = {t}": Case(1, t, 8, 64, 8, window=window)
     for t, window in ((8192, None), (8192, 256), (4096, 256), (16384, 256))
 }
 LONG = {"causal (1, 32768, 1, 64)": Case(1, 32768, 1, 64, 1)}
+TINY = {"tiny causal (2, 7, 6, 4), 3 key heads": Case(2, 7, 6, 4, 3)}  # for a smoke test
+ALL = CASES | WINDOWS | LONG | TINY
+
+JAX = Process("benchmarks.attention", ("jax",))
+ENTRANTS = {
+    "funcnet": Entrant(JAX, "funcnet", "funcnet"),
+    "jax.nn": Entrant(JAX, "jax.nn_default_flags"),
+    "jax.nn, guard's flag": Entrant(JAX, "jax.nn"),
+    "PyTorch": Entrant(Process("benchmarks.attention", ("torch",)), "torch", "torch"),
+}
 
 
-def run(quick: bool) -> list[Table]:
-    """One row per case; this process imports neither jax nor torch."""
-    settings = {
-        "funcnet": ("funcnet", {}),
-        "jax.nn, default flags": ("jax", {"FUNCNET_XLA_GUARD": "off"}),
-        "jax.nn, guard's flag": ("jax", {}),
-        "torch": ("torch", {}),
-    }
-    if importlib.util.find_spec("torch") is None:
-        del settings["torch"]
-    workers = {
-        name: harness.Worker("benchmarks.attention", {**KEEP_MEMORY, **environment}, way)
-        for name, (way, environment) in settings.items()
-    }
-    cases = dict(list(CASES.items())[2 if quick else 0 : 3 if quick else None])
-    rounds = 2 if quick else 9
-    timings = {case: harness.take_turns(workers, case, rounds) for case in cases}
-    rows = [
-        {"case": case, **row, "GF/s": CASES[case].flops / row["funcnet"].median / 1e9}
-        for case, row in timings.items()
-    ]
-    ours, theirs = workers["funcnet"], workers["jax.nn, guard's flag"]
-    memory = []
-    for case in cases:
-        bytes_ = ours.ask("memory", case), theirs.ask("memory", case)
-        memory.append(
-            {
-                "case": case,
-                "funcnet MiB": bytes_[0] / 2**20,
-                "jax.nn MiB": bytes_[1] / 2**20,
-                "jax.nn ÷ funcnet": bytes_[1] / bytes_[0],
-            }
-        )
-    tables = [
-        Table(
-            "Forward and three gradients",
-            rows,
-            "Ratios are to funcnet: above 1, funcnet is faster. GF/s: the seven products, of what is seen.",
-            chart=True,
-        ),
-        Table("Temporary memory", memory, "What XLA plans, besides arguments and results."),
-    ]
-    if not quick:
-        alone = {"funcnet": ours}
-        windows = {case: harness.take_turns(alone, case, 5)["funcnet"] for case in WINDOWS}
-        whole = windows["all before, t = 8192"].median
-        long = {case: harness.take_turns(alone, case, 3)["funcnet"] for case in LONG}
-        tables.append(
-            Table(
-                "Sliding window, funcnet alone, one case after the other",
-                [
-                    {
-                        "case": case,
-                        "funcnet": timing,
-                        "all before, t = 8192, takes": whole / timing.median,
-                        "MiB": ours.ask("memory", case) / 2**20,
-                    }
-                    for case, timing in {**windows, **long}.items()
-                ],
-                f"time(16384) ÷ time(4096), window 256: "
-                f"{windows['window 256, t = 16384'].median / windows['window 256, t = 4096'].median:.2f}.",
-            )
-        )
-    for worker in workers.values():
-        worker.close()
-    return tables
+def run(scale: Scale) -> list[Table]:
+    """One row per case."""
+    cases = TINY if scale == SMOKE else CASES if scale == WHOLE else dict(list(CASES.items())[1::3])
+    slow = [case for case in cases if cases[case].flops > SLOW]
+    fast = [case for case in cases if case not in slow]
+    timed = harness.race(ENTRANTS, fast, scale)
+    if slow:  # where code lies is a small part of a second: one generation, to save minutes
+        timed |= harness.race(ENTRANTS, slow, scale._replace(generations=1))
+    rows = [{"case": case, **timed[case], "GF/s": _rate(timed[case], cases[case])} for case in cases]
+    note = "Ratios are to funcnet: above 1, funcnet is faster. GF/s: the seven products, of what is seen."
+    tables = [Table("Forward and three gradients", rows, note, chart=True)]
+    return tables if scale != WHOLE else [*tables, _long()]
 
 
-# ---- the processes that are timed -------------------------------------------------------------------------
+def _long() -> Table:
+    """Windows and a long sequence: nobody to compare with, so few samples."""
+    alone = {"funcnet": ENTRANTS["funcnet"]}
+    timed = harness.race(alone, [*WINDOWS, *LONG], Scale("few", rounds=3, generations=1))
+    rows = []
+    for case, row in timed.items():
+        own = row.get("funcnet")
+        each = 1e6 * own.median / ALL[case].t if isinstance(own, Measure) else ""
+        rows.append({"case": case, **row, "µs a token": each, "GF/s": _rate(row, ALL[case])})
+    note = (
+        "One case after the other. With a window, the time of a token should not depend on t. GF/s count "
+        "what is seen, not the rest of a block that a window's edge cuts."
+    )
+    return Table("Sliding windows and a long sequence, funcnet alone", rows, note)
+
+
+def _rate(row: dict[str, object], case: Case) -> object:
+    """GF/s of funcnet, if it was timed."""
+    own = row.get("funcnet")
+    return case.flops / own.median / 1e9 if isinstance(own, Measure) else ""
 
 
 def arrays_of(case: Case) -> tuple[Any, ...]:
@@ -136,60 +109,65 @@ def arrays_of(case: Case) -> tuple[Any, ...]:
     return tuple(rng.standard_normal(shape, np.float32) for shape in (q, kv, kv, q))
 
 
-def _by_jax(attention: Callable[[Case], Callable[..., Any]]) -> None:
+# ---- the process of funcnet and jax.nn --------------------------------------------------------------------
+
+
+def _serve_jax() -> None:
     import jax
     import jax.numpy as jnp
 
-    def compiled(case: Case) -> tuple[Any, tuple[Any, ...]]:
-        def both(q: Any, k: Any, v: Any, do: Any) -> Any:
-            o, pull = jax.vjp(attention(case), q, k, v)
-            return o, pull(do)
-
-        arrays = tuple(map(jnp.asarray, arrays_of(case)))
-        return jax.jit(both).lower(*arrays).compile(), arrays
-
-    def make(case: Case) -> Callable[[], object]:
-        program, arrays = compiled(case)
-        return lambda: program(*arrays)
-
-    every = CASES | WINDOWS | LONG
-    harness.answer(
-        {name: partial(make, case) for name, case in every.items()},
-        {"memory": lambda name: compiled(every[name])[0].memory_analysis().temp_size_in_bytes},
-    )
-
-
-def _by_funcnet() -> None:
     import funcnet as fn
+    from benchmarks.peers.plain import DEFAULT_FLAGS
 
-    _by_jax(lambda case: partial(fn.attention.apply, causal=case.causal, window=case.window))
+    def program(way: str, case: Case) -> tuple[Any, list[Any]]:
+        attend = partial(jax.nn.dot_product_attention, is_causal=case.causal)
+        if way == "funcnet":
+            attend = partial(fn.attention.apply, causal=case.causal, window=case.window)
+
+        def both(q: Any, k: Any, v: Any, do: Any) -> Any:
+            o, pull = jax.vjp(attend, q, k, v)
+            return o, *pull(do)
+
+        flags = DEFAULT_FLAGS if way == "jax.nn_default_flags" else None
+        return jax.jit(both, compiler_options=flags), [jnp.asarray(x) for x in arrays_of(case)]
+
+    def make(way: str, case: str) -> Callable[[], Any]:
+        f, arrays = program(way, ALL[case])
+        return partial(f, *arrays)
+
+    def memory(way: str, case: str) -> int:
+        """Temporary bytes that XLA plans."""
+        f, arrays = program(way, ALL[case])
+        return f.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    harness.serve(make, check=numbers, others={"memory": memory})
 
 
-def _by_jax_nn() -> None:
-    import jax
-
-    importlib.import_module("funcnet")  # sets the guard's flag, unless it is off
-
-    _by_jax(lambda case: partial(jax.nn.dot_product_attention, is_causal=case.causal))
+# ---- the process of PyTorch -------------------------------------------------------------------------------
 
 
-def _by_torch() -> None:
-    torch: Any = importlib.import_module("torch")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+def _serve_torch() -> None:
+    from benchmarks.peers.torch import torch  # with as many threads as it is given cores
+
     attend = torch.nn.functional.scaled_dot_product_attention
 
-    def make(case: Case) -> Callable[[], object]:
+    def make(way: str, name: str) -> Callable[[], Any]:
+        del way
+        case = ALL[name]
         q, k, v, do = (torch.from_numpy(x).transpose(1, 2).contiguous() for x in arrays_of(case))
         q, k, v = (x.requires_grad_() for x in (q, k, v))
 
-        def call() -> object:
+        def call() -> Any:
             o = attend(q, k, v, is_causal=case.causal, enable_gqa=case.h != case.h_kv)
-            return o, torch.autograd.grad(o, (q, k, v), do)
+            return o, *torch.autograd.grad(o, (q, k, v), do)
 
         return call
 
-    harness.answer({name: partial(make, case) for name, case in CASES.items()}, wait=lambda result: result)
+    def check(result: Sequence[Any]) -> list[float]:
+        return numbers(x.detach().transpose(1, 2) for x in result)
+
+    harness.serve(make, check=check, wait=lambda result: result)
 
 
 if __name__ == "__main__":
-    {"funcnet": _by_funcnet, "jax": _by_jax_nn, "torch": _by_torch}[sys.argv[1]]()
+    {"jax": _serve_jax, "torch": _serve_torch}[sys.argv[1]]()

@@ -1,23 +1,20 @@
-"""Convolution training beside lax and PyTorch: forward and both gradients, one process each, in turn.
+"""Convolution beside lax and PyTorch: forward and both gradients.
 
-lax is what Flax, Equinox and Haiku run: `jax.lax.conv_general_dilated` under `jax.vjp`, once with XLA's
-default flags and once with the flag that funcnet's guard sets. PyTorch runs channels-last, with as many
-threads as there are cores. All compute y, dx and dw from x, w and dy, in float32.
+lax is what Flax, Equinox and Haiku run: `jax.lax.conv_general_dilated` under `jax.vjp`, with XLA's default
+flags (`compiler_options`) and with the flag that funcnet's guard sets, in the process where funcnet lives.
+PyTorch runs channels-last. All compute y, dx and dw from x, w and dy, in float32, and must give the same.
 
-Further tables: float64; the temporary memory that XLA plans; all singular values of a circular convolution.
+Further tables: float64; all singular values of a circular convolution.
 """
 
-import importlib.util
 import math
-import os
-import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks import harness
-from benchmarks.harness import Table, Timing
+from benchmarks.harness import QUICK, SMOKE, Entrant, Measure, Process, Scale, Table
 
 
 class Case(NamedTuple):
@@ -83,88 +80,68 @@ CASES = {
     "1-D causal, k 64, 256, t 4096, b 1": Case((64,), 256, 256, (4096,), 1),
     "3-D 3×3×3, 16→32, 16 px, b 8": Case((3, 3, 3), 16, 32, (16, 16, 16), 8),
 }
-
-
 DOUBLE = {
     "float64, 3×3, 3→64, 32 px, b 16": CASES["3×3, 3→64, 32 px, b 64"]._replace(batch=16),
     "float64, 3×3, 64→64, 32 px, b 4": CASES["3×3, 64→64, 32 px, b 32"]._replace(batch=4),
     "float64, 3×3, 16→16, 32 px, b 16": CASES["3×3, 16→16, 32 px, b 128"]._replace(batch=16),
     "float64, 5×5, 32→64, 14 px, b 16": CASES["5×5, 32→64, 14 px, b 128"]._replace(batch=16),
 }
-# Freed memory stays with the process. Else every call returns its results to the system and faults them in
-# again, page by page: on the machine of the results 5 to 15 ms a call, at random, for all of them alike.
-KEEP_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "MALLOC_TOP_PAD_": "500000000",
-    "MALLOC_MMAP_MAX_": "0",
+TINY = {  # for a smoke test
+    "tiny depthwise 3×3, stride 2": Case((3, 3), 6, 6, (10, 10), 2, stride=2, groups=6),
+    "tiny transposed 4×4, stride 2": Case((4, 4), 3, 5, (6, 6), 2, stride=2, transposed=True),
 }
-PRODUCT, SPECTRUM = "matrix product 2048³", "singular values"
+ALL = CASES | DOUBLE | TINY
+PRODUCT, SPECTRUM = "matrix product 2048³", "65,536 of 3×3, 64→64, 32 px"
+
+JAX = Process("benchmarks.conv", ("jax",))
+JAX_DOUBLE = Process("benchmarks.conv", ("jax",), (("JAX_ENABLE_X64", "1"),))
+WAYS = {
+    "funcnet": Entrant(JAX, "funcnet", "funcnet"),
+    "lax": Entrant(JAX, "lax_default_flags"),
+    "lax, guard's flag": Entrant(JAX, "lax"),
+}
+ENTRANTS = {**WAYS, "PyTorch": Entrant(Process("benchmarks.conv", ("torch",)), "torch", "torch")}
+ENTRANTS_DOUBLE = {name: entrant._replace(process=JAX_DOUBLE) for name, entrant in WAYS.items()}
+SPECTRA = {"funcnet": Entrant(JAX, "spectrum", "funcnet"), "NumPy": Entrant(JAX, "spectrum_numpy", "numpy")}
 
 
-def run(quick: bool) -> list[Table]:
-    """One row per case; this process imports neither jax nor torch."""
-    settings = {
-        "funcnet": ("funcnet", {}),
-        "lax, default flags": ("lax", {"FUNCNET_XLA_GUARD": "off"}),
-        "lax, guard's flag": ("lax", {}),
-        "torch": ("torch", {}),
-    }
-    if importlib.util.find_spec("torch") is None:
-        del settings["torch"]
-    workers = {
-        name: harness.Worker("benchmarks.conv", {**KEEP_MEMORY, **environment}, way)
-        for name, (way, environment) in settings.items()
-    }
-    every, rounds = (8, 2) if quick else (1, 9)
-    timings = _timings(workers, list(CASES)[::every], rounds)
-    by_jax = {name: worker for name, worker in workers.items() if name != "torch"}
-    double = _timings(by_jax, list(DOUBLE)[::every], rounds)
-    product = _timings({"funcnet": workers["funcnet"]}, [PRODUCT], rounds)[PRODUCT]["funcnet"]
-    spectrum = _timings({"funcnet": workers["funcnet"]}, [SPECTRUM, f"{SPECTRUM}, NumPy"], rounds)
-    memory = [
-        {
-            "case": case,
-            "funcnet MiB": (ours := workers["funcnet"].ask("memory", case)) / 2**20,
-            "lax MiB": (theirs := workers["lax, guard's flag"].ask("memory", case)) / 2**20,
-            "ratio": ours / max(theirs, 1),
-        }
-        for case in timings
-    ]
-    for worker in workers.values():
-        worker.close()
-    peak = 2 * 2048**3 / product.median / 1e9
-    rates = {case: CASES[case].flops / row["funcnet"].median / 1e9 for case, row in timings.items()}
-    rows = [
-        {"case": case, **row, "GF/s": rates[case], "of the product's": rates[case] / peak}
-        for case, row in timings.items()
-    ]
+def run(scale: Scale) -> list[Table]:
+    """One row per case."""
+    if scale == SMOKE:
+        return [_table("Forward and both gradients", harness.race(ENTRANTS, TINY, scale))]
+    some = slice(None, None, 6 if scale == QUICK else 1)
+    product = harness.race({"funcnet": Entrant(JAX, "product", "funcnet")}, [PRODUCT], scale)[PRODUCT]
+    peak = _rate(product, 2 * 2048**3)
+    timed = harness.race(ENTRANTS, list(CASES)[some], scale)
+    rates = {case: _rate(row, CASES[case].flops) for case, row in timed.items()}
+    shares = {case: {"GF/s": rate, "of the product's": rate / peak} for case, rate in rates.items()}
     note = (
         "Ratios are to funcnet: above 1, funcnet is faster. GF/s are funcnet's, by the formula of the "
         "convolution. All processes keep freed memory (`MALLOC_TRIM_THRESHOLD_` and its kin). "
-        f"A 2048³ matrix product in the same process runs at {peak:.0f} GF/s ({product}) in funcnet's."
+        f"A 2048³ matrix product runs at {peak:.0f} GF/s ({product['funcnet']}) in funcnet's."
     )
-    values = [{"how": name, "time": row["funcnet"]} for name, row in spectrum.items()]
+    double = harness.race(ENTRANTS_DOUBLE, list(DOUBLE)[some], scale)
+    spectrum = harness.race(SPECTRA, [SPECTRUM], scale)
     return [
-        Table("Forward and both gradients", rows, note, chart=True),
-        Table("Geometric means", [_means(timings)]),
+        _table("Forward and both gradients", {case: timed[case] | shares[case] for case in timed}, note),
         Table("float64", [{"case": case, **row} for case, row in double.items()]),
-        Table("Temporary memory", memory, "What XLA plans for y, dx and dw together, besides arguments."),
-        Table("All 65,536 singular values, 3×3, 64→64, circular, 32 px", values),
+        Table(
+            "All singular values of a circular convolution",
+            [{"singular values": case, **row} for case, row in spectrum.items()],
+            "NumPy: the singular values of `numpy.fft.fft2` of the kernel at every frequency. A real kernel "
+            "has the same ones at a frequency and at its negative, which funcnet decomposes once.",
+        ),
     ]
 
 
-def _timings(
-    workers: dict[str, harness.Worker], cases: list[str], rounds: int
-) -> dict[str, dict[str, Timing]]:
-    return {case: harness.take_turns(workers, case, rounds) for case in cases}
+def _table(title: str, rows: dict[str, dict[str, object]], note: str = "") -> Table:
+    return Table(title, [{"case": case, **row} for case, row in rows.items()], note, chart=True)
 
 
-def _means(timings: dict[str, dict[str, Timing]]) -> dict[str, object]:
-    peers = [name for name in next(iter(timings.values())) if name != "funcnet"]
-    return {
-        f"{name} ÷ funcnet": statistics.geometric_mean([row[name].ratio for row in timings.values()])
-        for name in peers
-    }
+def _rate(row: dict[str, object], flops: float) -> float:
+    """GF/s of funcnet; not a number where it was not timed."""
+    own = row.get("funcnet")
+    return flops / own.median / 1e9 if isinstance(own, Measure) else math.nan
 
 
 def drawn(case: Case) -> tuple[Any, Any, Any]:
@@ -183,47 +160,73 @@ def drawn(case: Case) -> tuple[Any, Any, Any]:
     return (dy, w, x) if case.transposed else (x, w, dy)
 
 
-def _by_jax(product: Callable[..., Any]) -> None:
+def numbers(arrays: Iterable[Any]) -> list[float]:
+    """The norm of each array, and twice that plus a projection, which sees order and sign.
+
+    The projection on a random vector is as large as the norm, give or take: the sum is not near zero.
+    """
+    import numpy as np
+
+    found = []
+    for array in arrays:
+        flat = np.asarray(array, np.float64).ravel()
+        norm = float(np.linalg.norm(flat))
+        along = float(flat @ np.random.default_rng(1).standard_normal(flat.size, np.float32))
+        found += [norm, 2 * norm + along]
+    return found
+
+
+# ---- the process of funcnet and lax -----------------------------------------------------------------------
+
+
+def _serve_jax() -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    import funcnet as fn  # its guard, unless the environment says no
+    import funcnet as fn
+    from benchmarks.peers.plain import DEFAULT_FLAGS
 
-    jax.config.update("jax_enable_x64", True)
+    def program(way: str, case: Case) -> tuple[Any, list[Any]]:
+        product = partial(_funcnet if way == "funcnet" else _lax, case)
 
-    def program(case: Case, dtype: Any) -> tuple[Any, tuple[Any, ...]]:
         def both(x: Any, w: Any, dy: Any) -> Any:
-            y, pull = jax.vjp(lambda x, w: product(case, x, w), x, w)
-            return y, pull(dy)
+            y, pull = jax.vjp(product, x, w)
+            return y, *pull(dy)
 
-        return jax.jit(both), tuple(jnp.asarray(v, dtype) for v in drawn(case))
+        flags = DEFAULT_FLAGS if way == "lax_default_flags" else None
+        # float is float32, or in a process with JAX_ENABLE_X64 float64
+        return jax.jit(both, compiler_options=flags), [jnp.asarray(v, float) for v in drawn(case)]
 
-    def make(case: Case, dtype: Any) -> Callable[[], object]:
-        f, arguments = program(case, dtype)
-        return partial(f, *arguments)
-
-    def memory(name: str) -> int:
-        f, arguments = program(CASES[name], jnp.float32)
-        return f.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-
-    def spectrum() -> Callable[[], object]:
-        w = 0.05 * jax.random.normal(jax.random.key(0), (3, 3, 64, 64), jnp.float32)
+    def spectrum() -> Callable[[], Any]:
         values = lambda w: fn.conv.operator({"w": w}, (32, 32, 64), padding_mode="circular").singular_values()
-        return partial(jax.jit(values), w)
+        return partial(jax.jit(values), kernel())
 
-    def by_numpy() -> Callable[[], object]:
-        w = np.asarray(0.05 * jax.random.normal(jax.random.key(0), (3, 3, 64, 64), jnp.float32))
-        return lambda: np.linalg.svd(np.fft.fft2(w, (32, 32), axes=(0, 1)), compute_uv=False)
+    def spectrum_numpy() -> Callable[[], Any]:
+        w = np.asarray(kernel())
+        values = lambda: np.linalg.svd(np.fft.fft2(w, (32, 32), axes=(0, 1)), compute_uv=False)
+        return lambda: np.sort(values(), axis=None)[::-1]
 
-    def square() -> Callable[[], object]:
+    def kernel() -> Any:
+        return 0.05 * jax.random.normal(jax.random.key(0), (3, 3, 64, 64), jnp.float32)
+
+    def square() -> Callable[[], Any]:
         a = jax.random.normal(jax.random.key(0), (2048, 2048), jnp.float32)
         return partial(jax.jit(jnp.matmul), a, a)
 
-    cases = {name: partial(make, case, jnp.float32) for name, case in CASES.items()}
-    cases |= {name: partial(make, case, jnp.float64) for name, case in DOUBLE.items()}
-    cases |= {PRODUCT: square, SPECTRUM: spectrum, f"{SPECTRUM}, NumPy": by_numpy}
-    harness.answer(cases, {"memory": memory})
+    def make(way: str, case: str) -> Callable[[], Any]:
+        if way in others:
+            return others[way]()
+        f, arguments = program(way, ALL[case])
+        return partial(f, *arguments)
+
+    def memory(way: str, case: str) -> int:
+        """Temporary bytes that XLA plans."""
+        f, arguments = program(way, ALL[case])
+        return f.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    others = {"spectrum": spectrum, "spectrum_numpy": spectrum_numpy, "product": square}
+    harness.serve(make, check=lambda result: numbers(jax.tree.leaves(result)), others={"memory": memory})
 
 
 def _funcnet(case: Case, x: Any, w: Any) -> Any:
@@ -261,13 +264,16 @@ def _lax(case: Case, x: Any, w: Any) -> Any:
     )
 
 
-def _by_torch() -> dict[str, Callable[[], Callable[[], object]]]:
-    torch: Any = importlib.import_module("torch")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+# ---- the process of PyTorch -------------------------------------------------------------------------------
 
-    def make(case: Case) -> Callable[[], object]:
+
+def _serve_torch() -> None:
+    from benchmarks.peers.torch import torch  # with as many threads as it is given cores
+
+    def make(way: str, name: str) -> Callable[[], Any]:
+        del way
+        case = ALL[name]
         d = len(case.kernel)
-        conv = getattr(torch.nn.functional, f"conv{d}d")
         layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(d, torch.contiguous_format)
         x, w, dy = (torch.from_numpy(v) for v in drawn(case))
         first = lambda v: v.movedim(-1, 1).contiguous(memory_format=layout)
@@ -275,31 +281,24 @@ def _by_torch() -> dict[str, Callable[[], Callable[[], object]]]:
         w = w.movedim((-1, -2), (0, 1)).contiguous(memory_format=layout)
         x.requires_grad_()
         w.requires_grad_()
+        conv = getattr(torch.nn.functional, f"conv{'_transpose' * case.transposed}{d}d")
         symmetric = all(low == high for low, high in case.padding)
-        padding = [pair[0] for pair in case.padding] if symmetric else 0
+        padding = [low for low, _ in case.padding] if symmetric else 0
         flat = [n for pair in reversed(case.padding) for n in pair]
 
-        if case.transposed:
-            conv = getattr(torch.nn.functional, f"conv_transpose{d}d")
-
-            def transposed() -> object:
-                y = conv(x, w, None, case.stride, [low for low, _ in case.padding], groups=case.groups)
-                return y, torch.autograd.grad(y, (x, w), dy)
-
-            return transposed
-
-        def call() -> object:
+        def call() -> Any:
             padded = x if symmetric else torch.nn.functional.pad(x, flat)
             y = conv(padded, w, None, case.stride, padding, dilation=case.dilation, groups=case.groups)
-            return y, torch.autograd.grad(y, (x, w), dy)
+            return y, *torch.autograd.grad(y, (x, w), dy)
 
         return call
 
-    return {name: partial(make, case) for name, case in CASES.items()}
+    def check(result: Any) -> list[float]:
+        y, dx, dw = (v.detach() for v in result)
+        return numbers([y.movedim(1, -1), dx.movedim(1, -1), dw.movedim((0, 1), (-1, -2))])
+
+    harness.serve(make, check=check, wait=lambda result: result)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "torch":
-        harness.answer(_by_torch(), wait=lambda result: result)
-    else:
-        _by_jax({"funcnet": _funcnet, "lax": _lax}[sys.argv[1]])
+    {"jax": _serve_jax, "torch": _serve_torch}[sys.argv[1]]()

@@ -1,0 +1,134 @@
+"""Decoding with a cache beside PyTorch: the tokens that a GPT adds to a prompt, greedily.
+
+funcnet's `fn.generate` beside PyTorch in a loop: eager, under `inference_mode`, with a preallocated cache.
+Same weights, same prompts; the tokens must be the same.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from benchmarks import harness
+from benchmarks.harness import SMOKE, WHOLE, Entrant, Measure, Process, Scale, Table
+from benchmarks.models import ALL, Gpt
+
+
+class Case(NamedTuple):
+    """`batch` prompts of `prompt` tokens each, to which a model adds `new` ones."""
+
+    model: str
+    batch: int
+    prompt: int = 32
+    new: int = 200
+
+
+LARGE = "GPT 6 × 384, t = 256, batch 8"
+CASES = {"batch 1": Case(LARGE, 1), "batch 8": Case(LARGE, 8)}
+TINY = {"tiny, batch 2": Case("tiny GPT", 2, prompt=2, new=4)}  # for a smoke test
+
+JAX = Process("benchmarks.decoding", ("jax",))
+ENTRANTS = {
+    "funcnet": Entrant(JAX, "funcnet", "funcnet"),
+    "PyTorch": Entrant(Process("benchmarks.decoding", ("torch",)), "torch", "torch"),
+}
+
+
+def run(scale: Scale) -> list[Table]:
+    """One row per number of prompts."""
+    cases = TINY if scale == SMOKE else CASES if scale == WHOLE else {"batch 1": CASES["batch 1"]}
+    with harness.running([JAX]) as workers:  # where nothing is compiled yet
+        compiled = {case: workers[JAX].ask("compilations", case) for case in cases}
+    timed = harness.race(ENTRANTS, cases, scale._replace(rounds=min(scale.rounds, 4)))
+    rows = []
+    for case, row in timed.items():
+        first, again = compiled[case]
+        tokens = cases[case].batch * cases[case].new
+        speeds = {
+            f"{name}, tokens/s": f"{tokens / cell.median:,.0f}"
+            for name, cell in row.items()
+            if isinstance(cell, Measure)
+        }
+        rows.append({"decoding": case, **row, **speeds, "programs compiled": first, "again": again})
+    size = next(iter(cases.values()))
+    note = (
+        f"{size.new} new tokens after a prompt of {size.prompt}, {size.model.partition(', ')[0]}, greedy. "
+        "Programs compiled: in the first call of `fn.generate` (the second row's after the first's, in the "
+        "same process), and again in a second one with other tokens."
+    )
+    return [Table("Decoding with a cache", rows, note, chart=True)]
+
+
+def _parts(case: str, seed: int = 2) -> tuple[Gpt, Case, Any]:
+    """The model, the case, and the prompts int32 [batch, prompt]."""
+    import numpy as np
+
+    own = (CASES | TINY)[case]
+    model = ALL[own.model]
+    assert isinstance(model, Gpt)
+    rng = np.random.default_rng(seed)
+    return model, own, rng.integers(0, model.vocabulary, (own.batch, own.prompt)).astype(np.int32)
+
+
+def _serve_jax() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    import funcnet as fn
+    from benchmarks.peers.ours import gpt_config
+
+    compiled: list[float] = []
+
+    def note(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+
+    def make(way: str, case: str, seed: int = 2) -> Callable[[], Any]:
+        del way
+        model, own, ids = _parts(case, seed)
+        params = jax.tree.map(jnp.asarray, model.weights())
+        return partial(fn.generate, params, jnp.asarray(ids), gpt_config(model), max_new_tokens=own.new)
+
+    def compilations(case: str) -> tuple[int, int]:
+        """Of a first call, and of a second one with other tokens."""
+        counts = []
+        for seed in (2, 3):
+            call = make("funcnet", case, seed)
+            before = len(compiled)
+            jax.block_until_ready(call())
+            counts.append(len(compiled) - before)
+        return counts[0], counts[1]
+
+    harness.serve(make, check=lambda tokens: tokens.ravel().tolist(), others={"compilations": compilations})
+
+
+def _serve_torch() -> None:
+    from benchmarks.peers import torch as peer
+
+    torch = peer.torch
+
+    def make(way: str, case: str) -> Callable[[], Any]:
+        del way
+        model, own, prompts = _parts(case)
+        net, ids = peer.gpt(model).eval(), torch.from_numpy(prompts).long()
+        shape = (own.batch, model.heads, own.prompt + own.new, model.d // model.heads)
+
+        @torch.inference_mode()
+        def call() -> Any:
+            cache = [(torch.empty(shape), torch.empty(shape)) for _ in range(model.layers)]
+            token = net(ids, cache).argmax(-1, keepdim=True)
+            tokens = [token]
+            for at in range(own.prompt, own.prompt + own.new - 1):
+                token = net(token, cache, at).argmax(-1, keepdim=True)
+                tokens.append(token)
+            return torch.cat(tokens, 1)
+
+        return call
+
+    harness.serve(make, check=lambda tokens: tokens.flatten().tolist(), wait=lambda tokens: tokens)
+
+
+if __name__ == "__main__":
+    {"jax": _serve_jax, "torch": _serve_torch}[sys.argv[1]]()
