@@ -67,7 +67,7 @@ def test_a_step_compiles_to_the_program_by_hand_and_a_count():
         Counter(re.findall(r" ([a-z\-]+)\(", computations(lowered.compile()).partition("\nENTRY")[2]))
         for lowered in (made, hand)
     )
-    # In: the count and the key. Out: the count, to which one was added, and the key as it came, without even a
+    # In: the count and the key. Out: the count, to which one was added, and the key as it came, without a
     # copy. Nothing of the fold_in, since the loss draws nothing.
     assert made - hand == Counter({"parameter": 2, "fusion": 1, "constant": 1})
     assert hand - made == Counter()
