@@ -31,7 +31,10 @@ def train(model: Model) -> Callable[[], Any]:
 
 
 def train_compiled(model: Model) -> Callable[[], Any]:
-    """The same with the forward and the backward pass compiled; the first call compiles."""
+    """The same with the forward and the backward pass compiled, in the default mode; the first call compiles.
+
+    The optimizer is not: compiled, it took as long as its fused form.
+    """
     net, loss, data = _parts(model)
     return _step(torch.compile(lambda x, y: loss(net(x), y)), _optimizer(model, net), data)
 
@@ -225,7 +228,7 @@ def _linear(leaves: Any) -> Any:
 
 
 def _conv(leaves: Any, stride: int = 1) -> Any:
-    """Padded as XLA's "same": at stride 2, an even side at its end alone. Weight [c_out, c_in, h, w]."""
+    """Padded as XLA's "same": at stride 2, an even side at its end alone; weight [c_out, c_in, h, w]."""
     size, _, c_in, c_out = leaves["w"].shape
     weight, bias = leaves["w"].transpose(3, 2, 0, 1), leaves.get("b")
     even = stride == 2 and size == 3
