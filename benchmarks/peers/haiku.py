@@ -1,4 +1,8 @@
-"""Haiku: functions of modules, made pure by `hk.transform_with_state`, in one donated `jax.jit`."""
+"""Haiku: functions of modules, made pure by `hk.transform_with_state`, in one donated `jax.jit`.
+
+`hk.BatchNorm` keeps its running statistics as means without bias towards zero, so they differ from the other
+peers'; nothing in training reads them.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -114,9 +118,8 @@ def _resnet(model: Resnet, x: Any) -> Any:
         return hk.Conv2D(c, size, stride, with_bias=False, name=name)
 
     def norm(name: str, x: Any) -> Any:
-        return hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.9, name=name)(
-            x, is_training=True
-        )
+        module = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.9, name=name)
+        return module(x, is_training=True)
 
     with hk.name_scope("stem"):
         x = jax.nn.relu(norm("norm", conv(model.channels[0], 3, 1, "conv")(x)))

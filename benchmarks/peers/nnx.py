@@ -44,7 +44,7 @@ def train_nnx_jit(model: Model) -> Callable[[], Any]:
 
 
 def train_nnx_jit_partial(model: Model) -> Callable[[], Any]:
-    """The same by `nnx.jit_partial`, which flattens the modules once: what Flax 0.12 adds for tree mode."""
+    """The same by `nnx.jit_partial`, which flattens the modules once: new in Flax 0.12, not in its guide."""
     network, optimizer, data = *_built(model), _data(model)
     update = partial(_update, _loss(model))
     step = nnx.jit_partial(update, network, optimizer, graph=False, donate_argnums=0)  # 0: all that is bound
