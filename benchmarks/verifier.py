@@ -41,8 +41,8 @@ def run(scale: Scale) -> list[Table]:
     rows = [_row(name, wrong[name], right[name]) if name in present else _gap(name) for name in CHECKERS]
     note = (
         f"Every {step}th of {counts[0]} wrong formulas (the exam's) and of {counts[1]} right ones; all at "
-        "their defaults, but in reverse mode alone. Seconds are those of a first check, with compilation; the "
-        "formulas are jitted for the others. funcnet.verify goes on to a diagnosis where a formula is wrong."
+        "their defaults, but in reverse mode alone. Seconds are those of a first check, with compilation; "
+        "the others are given jitted formulas. funcnet.verify goes on to a diagnosis of what is wrong."
     )
     return [Table("Checkers of gradients", rows, note)]
 
