@@ -41,7 +41,7 @@ def run(scale: Scale) -> list[Table]:
         cases = [BASE, LOOPS[-1]]
         answers, absent = measured(dict(itertools.islice(FIELD.items(), 3)), cases, loop=True, rounds=1)
         return [_by_depth(answers, absent, cases), _growth(answers, cases), _stages(answers, cases)]
-    answers, absent = measured(FIELD, LOOPS, loop=True, rounds=3)
+    answers, absent = measured(FIELD, LOOPS, loop=True, rounds=2)
     ours = {name: FIELD[name] for name in ("funcnet", "plain JAX")}
     unrolled, _ = measured(ours, UNROLLED, loop=False, rounds=1)
     return [
