@@ -28,7 +28,6 @@ SUITES = (
     "verifier",
     "gpu",
 )
-SUITES = tuple(name for name in SUITES if (HERE / f"{name}.py").exists())  # until all are there
 
 
 def studies() -> list[str]:
@@ -82,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.names:
             if name not in known:
                 raise ValueError(f'there is no "{name}"; there are: {", ".join(known)}')
-        if options.threads:
+        if options.threads is not None:
             _fix_threads(options.threads)
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)

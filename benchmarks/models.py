@@ -46,7 +46,7 @@ class Convnet:
     channels: tuple[int, ...]
     batch: int
     classes: int = 10
-    rate: float = 0.01
+    rate: float = 1e-3
 
     @property
     def side(self) -> tuple[int, int]:
