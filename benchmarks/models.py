@@ -210,6 +210,11 @@ DEEP: dict[str, Model] = {  # steps so small that the first one is compilation
 ALL = MODELS | TINY | NARROW | DEEP
 
 
+def one_block(blocks: Tree, i: int) -> Tree:
+    """The leaves of block i of a `Gpt`."""
+    return {name: one_block(part, i) if isinstance(part, dict) else part[i] for name, part in blocks.items()}
+
+
 def _labelled(shape: tuple[int, ...], classes: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     return rng.standard_normal(shape, np.float32), rng.integers(0, classes, shape[0]).astype(np.int32)

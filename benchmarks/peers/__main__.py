@@ -21,9 +21,10 @@ def first(way: str, model: str, loop: bool) -> dict[str, float]:
     """Seconds of each stage up to the end of the first step."""
     import jax
 
-    jax.clear_caches()
     times, result = {}, None
-    for stage, go in named(way)(models.ALL[model], loop).items():
+    stages = named(way)(models.ALL[model], loop)
+    jax.clear_caches()  # which building the model may have filled
+    for stage, go in stages.items():
         start = time.perf_counter()
         result = go(result)
         times[stage] = time.perf_counter() - start

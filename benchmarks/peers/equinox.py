@@ -224,8 +224,7 @@ class _Gpt(eqx.Module):
         if loop:
             self.blocks = eqx.filter_vmap(make)(weights["blocks"])
         else:
-            each = (jax.tree.map(lambda leaf, i=i: leaf[i], weights["blocks"]) for i in range(model.layers))
-            self.blocks = [make(leaves) for leaves in each]
+            self.blocks = [make(models.one_block(weights["blocks"], i)) for i in range(model.layers)]
         self.norm = _layer_norm(weights["norm"])
         self.loop = loop
 

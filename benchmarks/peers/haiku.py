@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.models import Convnet, Encoder, Gpt, Mlp, Model, Resnet
+from benchmarks.models import Convnet, Encoder, Gpt, Mlp, Model, Resnet, one_block
 from benchmarks.peers.plain import optimizer_of, planned, stages
 
 PACKAGE = "dm-haiku"
@@ -76,8 +76,7 @@ def _filled(params: Any, model: Model, loop: bool) -> Any:
     """The params with the model's weights; a module's name is that of its branch, `_` for an index."""
     weights = model.weights()
     if isinstance(model, Gpt) and not loop:
-        layers = range(model.layers)
-        weights["blocks"] = [jax.tree.map(lambda leaf, i=i: leaf[i], weights["blocks"]) for i in layers]
+        weights["blocks"] = [one_block(weights["blocks"], i) for i in range(model.layers)]
     short = {
         "query": "q",
         "key": "k",

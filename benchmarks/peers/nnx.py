@@ -102,8 +102,7 @@ def _built(model: Model, *, loop: bool = False) -> tuple[Any, Any]:
     if isinstance(model, models.Gpt):
         weights["positions"] = weights["positions"]["w"]
         if not loop:
-            layers = range(model.layers)
-            weights["blocks"] = [jax.tree.map(lambda leaf, i=i: leaf[i], weights["blocks"]) for i in layers]
+            weights["blocks"] = [models.one_block(weights["blocks"], i) for i in range(model.layers)]
     networks = {
         models.Mlp: _Mlp,
         models.Convnet: _Convnet,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax, nn
 
-from benchmarks.models import DECAY, MOMENTUM, Convnet, Encoder, Gpt, Mlp, Model, Resnet
+from benchmarks.models import DECAY, MOMENTUM, Convnet, Encoder, Gpt, Mlp, Model, Resnet, one_block
 
 PACKAGE = "jax"
 IDIOM = (
@@ -27,7 +27,7 @@ DEFAULT_FLAGS = {
 
 def train(model: Model, **jit: Any) -> Callable[[], Any]:
     """A step per call; gives the loss before it. Further options are those of `jax.jit`."""
-    step, state, data = _program(model, **jit)
+    step, state, data = program(model, **jit)
 
     def call() -> Any:
         nonlocal state
@@ -44,13 +44,13 @@ def train_default_flags(model: Model) -> Callable[[], Any]:
 
 def memory(model: Model) -> int:
     """Bytes that the compiled step plans."""
-    step, state, data = _program(model)
+    step, state, data = program(model)
     return planned(step.lower(*state, *data).compile())
 
 
 def first(model: Gpt, loop: bool) -> dict[str, Callable[[Any], Any]]:
     """The stages up to the end of the first step."""
-    step, state, data = _program(model, loop=loop)
+    step, state, data = program(model, loop=loop)
     return stages(step, *state, *data)
 
 
@@ -72,13 +72,12 @@ def stages(step: Any, *args: Any) -> dict[str, Callable[[Any], Any]]:
     }
 
 
-def _program(model: Model, *, loop: bool = False, **jit: Any) -> tuple[Any, Any, Any]:
+def program(model: Model, *, loop: bool = False, **jit: Any) -> tuple[Any, Any, Any]:
     """The jitted step, what it carries, and the batch."""
     loss, optimizer = _loss(model, loop), optimizer_of(model)
     params, data = jax.tree.map(jnp.asarray, (model.weights(), model.data()))
     if isinstance(model, Gpt) and not loop:
-        layers = range(model.layers)
-        params["blocks"] = [jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in layers]
+        params["blocks"] = [one_block(params["blocks"], i) for i in range(model.layers)]
 
     def step(params: Any, opt_state: Any, *carry_and_data: Any) -> tuple[Any, ...]:
         *carry, x, y = carry_and_data

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.models import DECAY, MOMENTUM, Convnet, Encoder, Gpt, Mlp, Model, Resnet
+from benchmarks.models import DECAY, MOMENTUM, Convnet, Encoder, Gpt, Mlp, Model, Resnet, one_block
 
 torch: Any = importlib.import_module("torch")
 nn, functional = torch.nn, torch.nn.functional
@@ -189,7 +189,7 @@ class _Gpt(nn.Module):
         weights = model.weights()
         self.tokens = nn.Embedding.from_pretrained(torch.from_numpy(weights["tokens"]["w"]), freeze=False)
         self.positions = nn.Parameter(torch.from_numpy(weights["positions"]["w"]))
-        layers = [_layer(weights["blocks"], i) for i in range(model.layers)]
+        layers = [one_block(weights["blocks"], i) for i in range(model.layers)]
         self.blocks = nn.ModuleList([_Block(model.heads, layer) for layer in layers])
         self.norm = _layer_norm(weights["norm"])
 
@@ -213,13 +213,6 @@ class _Encoder(nn.Module):
     def forward(self, x: Any) -> Any:
         x = self.norm1(x + self.attention(x, causal=False))
         return self.norm2(x + self.mlp(x))
-
-
-def _layer(tree: Any, i: int) -> Any:
-    """The leaves of layer i of a stack."""
-    if isinstance(tree, dict):
-        return {name: _layer(part, i) for name, part in tree.items()}
-    return tree[i]
 
 
 def _linear(leaves: Any) -> Any:
