@@ -56,12 +56,12 @@ TINY = {"tiny causal (2, 7, 6, 4), 3 key heads": Case(2, 7, 6, 4, 3)}  # for a s
 ALL = CASES | WINDOWS | LONG | TINY
 
 JAX = Process("benchmarks.attention", ("jax",))
-ENTRANTS = {
+MEMORY = {  # those that can tell the memory that they plan
     "funcnet": Entrant(JAX, "funcnet", "funcnet"),
     "jax.nn": Entrant(JAX, "jax.nn_default_flags"),
     "jax.nn, guard's flag": Entrant(JAX, "jax.nn"),
-    "PyTorch": Entrant(Process("benchmarks.attention", ("torch",)), "torch", "torch"),
 }
+ENTRANTS = {**MEMORY, "PyTorch": Entrant(Process("benchmarks.attention", ("torch",)), "torch", "torch")}
 
 
 def run(scale: Scale) -> list[Table]:
