@@ -34,11 +34,10 @@ def run(scale: Scale) -> list[Table]:
         return tables
     every = 1 if scale == WHOLE else 6
     temporary = f"Besides arguments and results. {note}"
-    for what, entrants, names in (
-        ("convolution and its gradients", conv.MEMORY, list(conv.CASES)[::every]),
-        ("attention and its gradients", attention.MEMORY, list(attention.CASES)[::every]),
-    ):
-        tables.append(Table(f"Temporary memory of {what}", _planned(entrants, "case", names), temporary))
+    for what, suite in ("a convolution", conv), ("attention", attention):
+        on_jax = {name: entrant for name, entrant in suite.ENTRANTS.items() if entrant.package != "torch"}
+        rows = _planned(on_jax, "case", list(suite.CASES)[::every])
+        tables.append(Table(f"Temporary memory of {what} and its gradients", rows, temporary))
     resident = [{"step of": case, **_resident(case)} for case in cases]
     return [*tables, Table("Rise of the resident memory of a fresh process", resident, note)]
 
