@@ -2,9 +2,9 @@
 PYTHON ?= python3
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: check lint types imports test slow doctest examples docs
+.PHONY: check lint types imports test slow doctest examples docs smoke
 
-check: lint types imports doctest examples docs test slow
+check: lint types imports doctest examples docs smoke test slow
 
 lint:
 	$(PYTHON) -m ruff format --check .
@@ -28,6 +28,9 @@ doctest:  ## the examples in docstrings; those in README.md and docs/ are run by
 
 examples:
 	for script in examples/*.py; do echo "== $$script" && $(PYTHON) "$$script" || exit 1; done
+
+smoke:  ## every suite of the benchmarks at tiny sizes, with all peers that are installed; losses must agree
+	$(PYTHON) -m benchmarks --smoke
 
 docs:
 	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
