@@ -149,6 +149,9 @@ def _compare(old: Run, new: Run) -> int:
     worse, better = report.compare(old, new)
     for heading, lines in (("slower or larger", worse), ("faster or smaller", better)):
         print(f"{heading}: {len(lines) or 'nothing'}", *lines, sep="\n  ")
+    apart, compared = report.disagreements(old, new)
+    heading = f"ratios that differ by more than 10 % and are not marked as noisy: {len(apart)} of {compared}"
+    print(heading, *apart, sep="\n  ")
     return 1 if worse else 0
 
 

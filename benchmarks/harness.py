@@ -27,6 +27,8 @@ from typing import Any, NamedTuple, TypeVar
 
 Sample = TypeVar("Sample")
 
+SAMPLE = 0.03  # seconds
+BUDGET, MOST = 8.0, 6  # seconds, times
 NOISY = 0.10  # a ratio that may differ by more in another run is marked
 # Freed memory stays with the process. Else every call returns its results to the system and faults them in
 # again, page by page: on the machine of the results 5 to 15 ms a call, at random, for all of them alike.
@@ -150,11 +152,13 @@ def seconds(
 
 
 def interleave(samplers: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[str, list[Sample]]:
-    """Ask samplers in turn; every round waits for a quiet machine, and starts with the next sampler."""
+    """Ask samplers in turn; every round starts with the next one, once a second after a wait for quiet."""
     samples: dict[str, list[Sample]] = {name: [] for name in samplers}
-    names = list(samplers)
+    names, waited = list(samplers), -math.inf
     for turn in range(rounds):
-        quiet.append(wait_for_quiet())
+        if time.monotonic() > waited + 1.0:
+            quiet.append(wait_for_quiet())
+            waited = time.monotonic()
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             samples[name].append(samplers[name]())
@@ -289,11 +293,9 @@ def serve(
             seconds(calls[way], 2, wait)
             lasts[way] = seconds(calls[way], 1, wait)
             return list(map(float, check(calls[way]())))
-        if question == "fill":  # how many calls fill a sample
-            again = (
-                lasts[arguments[0]] if lasts[arguments[0]] > 0.1 else seconds(calls[arguments[0]], 2, wait)
-            )
-            return max(1, round(0.03 / again))
+        if question == "seconds":  # of a call, at a first look
+            (way,) = arguments
+            return lasts[way] if lasts[way] > 0.1 else seconds(calls[way], 2, wait)
         if question == "sample":
             way, count, chained = arguments
             return seconds(calls[way], count, wait, chained)
@@ -384,8 +386,13 @@ def _prepare(field: Field, case: str, tolerance: float) -> dict[str, object]:
 
 
 def _sample(field: Field, rounds: int, chained: bool) -> dict[str, list[float]]:
-    """Seconds per call of each candidate, one per round, each of as many calls as suit the slowest."""
-    calls = min((worker.ask("fill", way) for worker, way in field.values()), default=1)
+    """Seconds per call of each candidate, one per round, each of the calls that fill SAMPLE for the slowest.
+
+    Short rounds are easily disturbed: there are up to MOST times as many of them, while they take BUDGET.
+    """
+    each = [worker.ask("seconds", way) for worker, way in field.values()] or [SAMPLE]
+    calls = max(1, round(SAMPLE / max(each)))
+    rounds = max(rounds, min(MOST * rounds, round(BUDGET / (calls * sum(each)))))
     samplers = {
         name: partial(worker.ask, "sample", way, calls, chained) for name, (worker, way) in field.items()
     }

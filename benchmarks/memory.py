@@ -22,6 +22,7 @@ PLANNED = {
     "Haiku": Entrant(peers.GUARDED, "haiku.memory", "dm-haiku"),
 }
 RESIDENT = {name: peers.TRAINING[name] for name in ("funcnet", "plain JAX, guard's flag", "PyTorch")}
+KIB = 2**10  # what is less is nothing
 QUICK_MODELS = ("two convolutions, 28×28×1, batch 128", "GPT 4 × 128, t = 64, batch 12")
 
 
@@ -83,6 +84,6 @@ def _row(entrants: Mapping[str, Entrant], case: str, ask: Callable[[Entrant, str
     return {
         name: found
         if isinstance(found, str)
-        else Measure(found, found, found, found / max(first, 1), unit="B")
+        else Measure(found, found, found, max(found, KIB) / max(first, KIB), unit="B")
         for name, found in sizes.items()
     }

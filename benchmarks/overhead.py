@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.harness import SMOKE, Entrant, Process, Scale, Table
+from benchmarks.harness import Entrant, Process, Scale, Table
 from benchmarks.models import ALL, DEPTHS, NARROW, WIDTH, Mlp
 from benchmarks.peers import TORCH
 
@@ -57,8 +57,6 @@ def run(scale: Scale) -> list[Table]:
         "smoke": ((1,), (), ()),
         "quick": ((1, 8, 64), (8,), (8,)),
     }.get(scale.name, (DEPTHS, (1, 16), (16,)))
-    # Short samples, many of them: a single one errs by more than the 5 % that are asked about.
-    many = scale if scale == SMOKE else scale._replace(rounds=3 * scale.rounds)
 
     def table(
         title: str, field: dict[str, Entrant], of: tuple[int, ...], how_many: Scale, note: str
@@ -71,7 +69,7 @@ def run(scale: Scale) -> list[Table]:
             "One step",
             STEPS,
             depths,
-            many,
+            scale,
             f"Width {WIDTH}, batch 32, Adam; ratios are to plain JAX. Target: at most 1.05 at every depth. "
             "`make_step` of plain JAX's own loss runs the same program but for the count: the ratio is what "
             "make_step adds; the second column has the same count and key by hand. funcnet's own operations "
@@ -98,7 +96,7 @@ def run(scale: Scale) -> list[Table]:
             "What one step hands over",
             BOUNDARY,
             (1,),
-            many,
+            scale,
             "Programs that compute nothing: the arrays of the step go in and come out, donated. That is the "
             "price of a State, of a key and of a count, in every step, whatever its size.",
         ),

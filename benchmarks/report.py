@@ -192,7 +192,7 @@ def page(run: Run) -> str:
 def text(run: Run) -> str:
     """A run as Markdown: the machine, then who is ahead where, then every table."""
     head = "\n".join(["```", f"command: {run.command}", *(f"{k}: {v}" for k, v in run.facts.items()), "```"])
-    parts = [head, *_warnings(run), *_ahead(run)]
+    parts = [head, *_warnings(run), *_ahead(run, "s", "time"), *_ahead(run, "B", "memory")]
     for suite in run.suites:
         parts += [f"## {suite.title}", f"`python -m benchmarks {suite.name}`, {suite.seconds:.0f} s."]
         for table in suite.tables:
@@ -220,22 +220,23 @@ def _warnings(run: Run) -> list[str]:
     return lines
 
 
-def _ratios(run: Run) -> list[tuple[str, str, str, Measure]]:
-    """(suite, case, peer, its measure) of every row that begins with funcnet."""
+def _ratios(run: Run, unit: str) -> list[tuple[str, str, str, Measure]]:
+    """(suite, case, peer, its measure) of the rows that begin with funcnet, of times ("s") or sizes ("B")."""
     found = []
     for suite in run.suites:
         for table in suite.tables:
             for row in table.rows:
                 cells = [(name, cell) for name, cell in row.items() if isinstance(cell, Measure)]
-                if len(cells) > 1 and cells[0][0] == "funcnet":
+                if len(cells) > 1 and cells[0][0] == "funcnet" and cells[0][1].unit == unit:
                     case = str(next(iter(row.values())))
-                    found += [(suite.name, case, name, cell) for name, cell in cells[1:]]
+                    peers = [(name, cell) for name, cell in cells if not name.startswith("funcnet")]
+                    found += [(suite.name, case, name, cell) for name, cell in peers]
     return found
 
 
-def _ahead(run: Run) -> list[str]:
+def _ahead(run: Run, unit: str, what: str) -> list[str]:
     """Every peer in one line; the rows where one is ahead; as many where funcnet is furthest ahead."""
-    ratios = _ratios(run)
+    ratios = _ratios(run, unit)
     if not ratios:
         return []
     peers: dict[str, list[float]] = {}
@@ -260,15 +261,15 @@ def _ahead(run: Run) -> list[str]:
         "suite": found[0],
         "case": found[1],
         "peer": found[2],
-        "its time or memory ÷ funcnet's": _ratio(found[3]),
+        f"its {what} ÷ funcnet's": _ratio(found[3]),
     }
     return [
-        "## Who is ahead",
-        "Time or memory of the peer, divided by funcnet's: above 1, funcnet is ahead.",
+        f"## Who is ahead in {what}",
+        f"The {what} of the peer, divided by funcnet's: above 1, funcnet is ahead.",
         _markdown(of_each),
-        f"### Where a peer is ahead: {len(behind)} of {len(ratios)}",
+        f"### Where a peer is ahead in {what}: {len(behind)} of {len(ratios)}",
         _markdown([line(found) for found in behind]),
-        "### Where funcnet is furthest ahead, as many",
+        f"### Where funcnet is furthest ahead in {what}",
         _markdown([line(found) for found in ordered[: -1 - max(len(behind), 5) : -1]]),
     ]
 
@@ -389,6 +390,24 @@ def compare(old: Run, new: Run) -> tuple[list[str], list[str]]:
         elif change < 1 / noise:
             better.append(line)
     return worse, better
+
+
+def disagreements(old: Run, new: Run) -> tuple[list[str], int]:
+    """The ratios that differ by more than 10 % though neither run marks them as noisy, and of how many.
+
+    It says whether a run can be repeated, if both are of the same code on the same machine.
+    """
+    before = {(place, name): cell for place, row in _rows(old) for name, cell in row.items()}
+    found, compared = [], 0
+    for place, row in _rows(new):
+        for name, cell in row.items():
+            was = before.get((place, name))
+            if isinstance(cell, Measure) and isinstance(was, Measure) and cell.unit == was.unit == "s":
+                compared += 1
+                apart = max(cell.ratio, was.ratio) / min(cell.ratio, was.ratio)
+                if apart > 1 + harness.NOISY and not (cell.noisy or was.noisy):
+                    found.append(f"{place}, {name}: {_ratio(was)} and {_ratio(cell)}")
+    return found, compared
 
 
 def _ours(run: Run) -> Iterator[tuple[str, tuple[Measure, dict[str, Measure]]]]:

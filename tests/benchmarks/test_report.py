@@ -62,7 +62,7 @@ def test_a_file_that_is_no_run_is_refused(tmp_path, text):
 def test_the_page_shows_the_rows_where_a_peer_is_ahead_before_those_where_funcnet_is():
     page = report.text(a_run())
     behind, ahead = (
-        page.index("### Where a peer is ahead: 1 of 4"),
+        page.index("### Where a peer is ahead in time: 1 of 3"),
         page.index("### Where funcnet is furthest"),
     )
     assert behind < page.index("| a | an MLP \\| wide | torch | ×0.80 |") < ahead
@@ -72,6 +72,7 @@ def test_the_page_shows_the_rows_where_a_peer_is_ahead_before_those_where_funcne
         < page.index("| a | an MLP \\| wide | NNX | ×1.30 |")
     )
     assert "| torch | 2 | 1 | 0 | 1 | 1.26 | 0.8 | 2 |" in page
+    assert "### Where a peer is ahead in memory: 0 of 1\n\nNone." in page
     assert "| an MLP \\| wide | ×1.00 | ×1.30 | ×0.80 | 12 |" in page
     assert "| an MLP \\| wide | 10 ms (9–12) | 13 ms (11.7–15.6) | 8 ms (7.2–9.6) |" in page
     assert "flax is not installed" in page
@@ -125,6 +126,14 @@ def test_a_slower_machine_is_no_slower_funcnet():
 def test_what_is_within_the_noise_is_not_reported():
     assert report.compare(a_run(spread=0.2), a_run(ours=0.013, spread=0.2)) == ([], [])
     assert report.compare(a_run(), a_run(ours=0.0108)) == ([], [])
+
+
+def test_ratios_that_do_not_repeat_are_told_unless_they_are_marked_as_noisy():
+    assert report.disagreements(a_run(), a_run()) == ([], 7)
+    assert report.disagreements(a_run(), a_run(ours=0.0102)) == ([], 7)
+    told, _ = report.disagreements(a_run(), a_run(torch=0.009))
+    assert told == ["a, Steps, an MLP | wide, torch: ×0.80 and ×0.90"]
+    assert report.disagreements(a_run(), a_run(torch=0.009, spread=0.2)) == ([], 7)
 
 
 def test_more_memory_and_a_slower_import_are_reported():
