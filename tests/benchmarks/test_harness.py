@@ -14,13 +14,16 @@ def race(**ways):
     return harness.race(ways, ["one", "three"], SCALE)
 
 
-def test_candidates_are_asked_in_turn_and_every_round_begins_with_the_next(monkeypatch):
+def test_candidates_are_asked_in_turn_and_follow_different_ones(monkeypatch):
     monkeypatch.setattr(harness, "wait_for_quiet", lambda: True)
     asked = []
     samplers = {name: lambda name=name: asked.append(name) or len(asked) for name in "abc"}
-    samples = harness.interleave(samplers, 4)
-    assert "".join(asked) == "abcbcacababc"
-    assert samples == {"a": [1, 6, 8, 10], "b": [2, 4, 9, 11], "c": [3, 5, 7, 12]}
+    samples = harness.interleave(samplers, 12)
+    rounds = ["".join(asked[i : i + 3]) for i in range(0, 36, 3)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    assert len({*rounds}) > 3
+    assert {each[each.index("c") - 1] for each in rounds if each[0] != "c"} == {"a", "b"}
+    assert samples["a"] == [i + 1 for i, name in enumerate(asked) if name == "a"]
 
 
 def test_the_ratio_is_that_within_a_round():
