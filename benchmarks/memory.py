@@ -41,7 +41,8 @@ def run(scale: Scale) -> list[Table]:
         on_jax = {name: entrant for name, entrant in suite.ENTRANTS.items() if entrant.package != "torch"}
         rows = _planned(on_jax, "case", list(suite.CASES)[::every])
         tables.append(Table(f"Temporary memory of {what} and its gradients", rows, temporary))
-    resident = [{"step of": case, **_resident(case)} for case in cases]
+    some = list(cases) if scale == WHOLE else list(cases)[:1]
+    resident = [{"step of": case, **_resident(case)} for case in some]
     return [*tables, Table("Rise of the resident memory of a fresh process", resident, note)]
 
 
