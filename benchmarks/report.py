@@ -353,6 +353,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
             axes.axvline(1.0, color="black", linewidth=1.0)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
             axes.set_yticks(range(len(labels)), labels)
             axes.invert_yaxis()
             axes.set(xlabel="÷ funcnet's: right of the line, funcnet is ahead", title=table.title)
