@@ -17,7 +17,7 @@ IDIOM = (
     "https://docs.jax.dev/en/latest/buffer_donation.html"
 )
 # What XLA gives YNNPACK by default, for one program in a process where funcnet's guard took some of it away;
-# tests/test_benchmarks.py holds the program equal to that of a process without the guard.
+# tests/benchmarks/test_peers.py holds the program equal to that of a process without the guard.
 DEFAULT_FLAGS = {
     "xla_cpu_experimental_ynn_fusion_type": ",".join(
         f"LIBRARY_FUSION_TYPE_{name}" for name in ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION", "REDUCE")
