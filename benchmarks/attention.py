@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks import harness
-from benchmarks.conv import numbers
+from benchmarks.conv import numbers, rates
 from benchmarks.harness import SMOKE, WHOLE, Entrant, Measure, Process, Scale, Table
 
 
@@ -72,7 +72,7 @@ def run(scale: Scale) -> list[Table]:
     timed = harness.race(ENTRANTS, fast, scale)
     if slow:  # where code lies is a small part of a second: one generation, to save minutes
         timed |= harness.race(ENTRANTS, slow, scale._replace(generations=1))
-    rows = [{"case": case, **timed[case], "GF/s": _rate(timed[case], cases[case])} for case in cases]
+    rows = [{"case": case, **timed[case], **rates(timed[case], cases[case].flops)} for case in cases]
     note = "Ratios are to funcnet: above 1, funcnet is faster. GF/s: the seven products, of what is seen."
     tables = [Table("Forward and three gradients", rows, note, chart=True)]
     return tables if scale != WHOLE else [*tables, _long()]
@@ -86,18 +86,12 @@ def _long() -> Table:
     for case, row in timed.items():
         own = row.get("funcnet")
         each = 1e6 * own.median / ALL[case].t if isinstance(own, Measure) else ""
-        rows.append({"case": case, **row, "µs a token": each, "GF/s": _rate(row, ALL[case])})
+        rows.append({"case": case, **row, "µs a token": each, **rates(row, ALL[case].flops)})
     note = (
         "One case after the other. With a window, the time of a token should not depend on t. GF/s count "
         "what is seen, not the rest of a block that a window's edge cuts."
     )
     return Table("Sliding windows and a long sequence, funcnet alone", rows, note)
-
-
-def _rate(row: dict[str, object], case: Case) -> object:
-    """GF/s of funcnet, if it was timed."""
-    own = row.get("funcnet")
-    return case.flops / own.median / 1e9 if isinstance(own, Measure) else ""
 
 
 def arrays_of(case: Case) -> tuple[Any, ...]:

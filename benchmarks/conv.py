@@ -111,10 +111,9 @@ def run(scale: Scale) -> list[Table]:
         return [_table("Forward and both gradients", harness.race(ENTRANTS, TINY, scale))]
     some = slice(None, None, 6 if scale == QUICK else 1)
     product = harness.race({"funcnet": Entrant(JAX, "product", "funcnet")}, [PRODUCT], scale)[PRODUCT]
-    peak = _rate(product, 2 * 2048**3)
+    peak = rates(product, 2 * 2048**3).get("GF/s", math.nan)
     timed = harness.race(ENTRANTS, list(CASES)[some], scale)
-    rates = {case: _rate(row, CASES[case].flops) for case, row in timed.items()}
-    shares = {case: {"GF/s": rate, "of the product's": rate / peak} for case, rate in rates.items()}
+    rows = {case: row | rates(row, CASES[case].flops, peak) for case, row in timed.items()}
     note = (
         "Ratios are to funcnet: above 1, funcnet is faster. GF/s are funcnet's, by the formula of the "
         "convolution. All processes keep freed memory (`MALLOC_TRIM_THRESHOLD_` and its kin). "
@@ -123,7 +122,7 @@ def run(scale: Scale) -> list[Table]:
     double = harness.race(ENTRANTS_DOUBLE, list(DOUBLE)[some], scale)
     spectrum = harness.race(SPECTRA, [SPECTRUM], scale)
     return [
-        _table("Forward and both gradients", {case: timed[case] | shares[case] for case in timed}, note),
+        _table("Forward and both gradients", rows, note),
         Table("float64", [{"case": case, **row} for case, row in double.items()]),
         Table(
             "All singular values of a circular convolution",
@@ -138,10 +137,13 @@ def _table(title: str, rows: dict[str, dict[str, object]], note: str = "") -> Ta
     return Table(title, [{"case": case, **row} for case, row in rows.items()], note, chart=True)
 
 
-def _rate(row: dict[str, object], flops: float) -> float:
-    """GF/s of funcnet; not a number where it was not timed."""
+def rates(row: dict[str, object], flops: float, peak: float | None = None) -> dict[str, float]:
+    """GF/s of funcnet, and its share of the product's if that is given; nothing where it was not timed."""
     own = row.get("funcnet")
-    return flops / own.median / 1e9 if isinstance(own, Measure) else math.nan
+    if not isinstance(own, Measure):
+        return {}
+    rate = flops / own.median / 1e9
+    return {"GF/s": rate} | ({} if peak is None else {"of the product's": rate / peak})
 
 
 def drawn(case: Case) -> tuple[Any, Any, Any]:

@@ -153,14 +153,7 @@ def by_funcnet(model: Gpt | Resnet, dtype: str) -> Cases:
     import funcnet as fn
 
     ours = importlib.import_module("benchmarks.peers.ours")
-    batch = jax.tree.map(jnp.asarray, model.data())
-
-    def params() -> Any:
-        tree = model.weights()
-        if isinstance(model, Resnet):
-            blocks = iter(tree.pop("blocks"))
-            tree["stages"] = [[next(blocks) for _ in range(count)] for count in model.blocks]
-        return jax.tree.map(jnp.asarray, tree)
+    batch, params = jax.tree.map(jnp.asarray, model.data()), partial(ours.params_of, model)
 
     def parts(objective: Callable[..., Any], optimizer: Any, state: Any = None) -> Cases:
         """Of objective(params, [model state,] batch)."""
@@ -170,13 +163,7 @@ def by_funcnet(model: Gpt | Resnet, dtype: str) -> Cases:
         def step() -> Callable[[], Any]:
             update = fn.train.make_step(lambda *args: objective(*args[:-1]), optimizer)  # without the key
             now = fn.train.init(params(), optimizer, key=jax.random.key(0), model_state=state)
-
-            def call() -> Any:
-                nonlocal now
-                now, metrics = update(now, batch)
-                return metrics["loss"]
-
-            return call
+            return ours.repeated(update, now, batch)
 
         return {
             "step": step,

@@ -303,9 +303,8 @@ def serve(
         if question == "sample":
             way, count, chained = arguments
             if lasts[way] < 0.1:
-                seconds(
-                    calls[way], 1, wait
-                )  # its arrays are in the caches again, and the others' threads asleep
+                # Its arrays are in the caches again, and the others' threads asleep.
+                seconds(calls[way], 1, wait)
             return seconds(calls[way], count, wait, chained)
         if question == "release":
             return calls.clear()

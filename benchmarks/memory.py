@@ -38,8 +38,7 @@ def run(scale: Scale) -> list[Table]:
     every = 1 if scale == WHOLE else 6
     temporary = f"Besides arguments and results. {note}"
     for what, suite in ("a convolution", conv), ("attention", attention):
-        on_jax = {name: entrant for name, entrant in suite.ENTRANTS.items() if entrant.package != "torch"}
-        rows = _planned(on_jax, "case", list(suite.CASES)[::every])
+        rows = _planned(suite.MEMORY, "case", list(suite.CASES)[::every])
         tables.append(Table(f"Temporary memory of {what} and its gradients", rows, temporary))
     some = list(cases) if scale == WHOLE else list(cases)[:1]
     resident = [{"step of": case, **_resident(case)} for case in some]

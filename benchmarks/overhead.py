@@ -121,14 +121,9 @@ def make(way: str, case: str) -> Callable[[], Any]:
 
 def make_step(model: Mlp) -> Callable[[], Any]:
     """A step by `fn.train.make_step` of the loss that plain JAX has."""
-    step, state, batch = _parts(model)
+    from benchmarks.peers import ours
 
-    def call() -> Any:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return metrics["loss"]
-
-    return call
+    return ours.repeated(*_parts(model))
 
 
 def counted(model: Mlp) -> Callable[[], Any]:
@@ -146,12 +141,7 @@ def counted(model: Mlp) -> Callable[[], Any]:
         return count + 1, key, *bare.__wrapped__(*others)
 
     jitted = jax.jit(step, donate_argnums=tuple(range(len(carry))))
-
-    def call() -> Any:
-        *carry[:], loss = jitted(*carry, *data)
-        return loss
-
-    return call
+    return plain.repeated(jitted, carry, data)
 
 
 def passed_on(form: str, model: Mlp) -> Callable[[], Any]:

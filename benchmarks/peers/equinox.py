@@ -24,14 +24,7 @@ KEY = jax.random.key(0)  # of layers whose weights are replaced at once
 
 def train(model: Model) -> Callable[[], Any]:
     """A step per call, from leaves to leaves; gives the loss before it."""
-    step, leaves, data = _program(model)
-
-    def call() -> Any:
-        nonlocal leaves
-        leaves, value = step(leaves, *data)
-        return value
-
-    return call
+    return plain.repeated(*_program(model))
 
 
 def train_filter_jit(model: Model) -> Callable[[], Any]:
@@ -52,18 +45,18 @@ def train_filter_jit(model: Model) -> Callable[[], Any]:
 
 def memory(model: Model) -> int:
     """Bytes that the compiled step plans."""
-    step, leaves, data = _program(model)
-    return plain.planned(step.lower(leaves, *data).compile())
+    step, carry, data = _program(model)
+    return plain.planned(step.lower(*carry, *data).compile())
 
 
 def first(model: models.Gpt, loop: bool) -> dict[str, Callable[[Any], Any]]:
     """The stages up to the end of the first step; a loop is the 'scan-over-layers' of the page of tricks."""
-    step, leaves, data = _program(model, loop)
-    return plain.stages(step, leaves, *data)
+    step, carry, data = _program(model, loop)
+    return plain.stages(step, *carry, *data)
 
 
 def _program(model: Model, loop: bool = False) -> tuple[Any, Any, Any]:
-    """The jitted step, the leaves that it carries, and the batch."""
+    """The jitted step, what it carries (a list of leaves), and the batch."""
     update, carry, data = _parts(model, loop)
     arrays, static = eqx.partition(carry, eqx.is_array)
     leaves, tree = jax.tree.flatten(arrays)
@@ -73,7 +66,7 @@ def _program(model: Model, loop: bool = False) -> tuple[Any, Any, Any]:
         carry, value = update(eqx.combine(jax.tree.unflatten(tree, leaves), static), x, y)
         return jax.tree.leaves(eqx.filter(carry, eqx.is_array)), value
 
-    return step, leaves, data
+    return step, (leaves,), data
 
 
 def _parts(model: Model, loop: bool = False) -> tuple[Any, Any, Any]:

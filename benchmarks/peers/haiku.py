@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from benchmarks.models import Convnet, Encoder, Gpt, Mlp, Model, Resnet, one_block
-from benchmarks.peers.plain import optimizer_of, planned, stages
+from benchmarks.peers.plain import optimizer_of, planned, repeated, stages
 
 PACKAGE = "dm-haiku"
 IDIOM = (
@@ -26,14 +26,7 @@ IDIOM = (
 
 def train(model: Model) -> Callable[[], Any]:
     """A step per call; gives the loss before it."""
-    step, carry, data = _program(model)
-
-    def call() -> Any:
-        nonlocal carry
-        *carry, loss = step(*carry, *data)
-        return loss
-
-    return call
+    return repeated(*_program(model))
 
 
 def memory(model: Model) -> int:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from benchmarks import models
 from benchmarks.models import Model
-from benchmarks.peers.plain import optimizer_of, planned, stages
+from benchmarks.peers.plain import optimizer_of, planned, repeated, stages
 
 PACKAGE = "flax"
 IDIOM = (
@@ -26,14 +26,7 @@ IDIOM = (
 
 def train(model: Model) -> Callable[[], Any]:
     """A step of the functional training loop per call; gives the loss before it."""
-    step, state, data = _program(model)
-
-    def call() -> Any:
-        nonlocal state
-        state, loss = step(state, *data)
-        return loss
-
-    return call
+    return repeated(*_program(model))
 
 
 def train_nnx_jit(model: Model) -> Callable[[], Any]:
@@ -53,18 +46,18 @@ def train_nnx_jit_partial(model: Model) -> Callable[[], Any]:
 
 def memory(model: Model) -> int:
     """Bytes that the compiled step plans."""
-    step, state, data = _program(model)
-    return planned(step.lower(state, *data).compile())
+    step, carry, data = _program(model)
+    return planned(step.lower(*carry, *data).compile())
 
 
 def first(model: models.Gpt, loop: bool) -> dict[str, Callable[[Any], Any]]:
     """The stages up to the end of the first step; loop: `nnx.scan` over blocks that `nnx.vmap` created."""
-    step, state, data = _program(model, loop=loop)
-    return stages(step, state, *data)
+    step, carry, data = _program(model, loop=loop)
+    return stages(step, *carry, *data)
 
 
 def _program(model: Model, *, loop: bool = False) -> tuple[Any, Any, Any]:
-    """The jitted step, the state of the network and of its optimizer, and the batch."""
+    """The jitted step, what it carries (the state of the network and of its optimizer), and the batch."""
     graphdef, state = nnx.split(_built(model, loop=loop))
     loss = _loss(model)
 
@@ -74,7 +67,7 @@ def _program(model: Model, *, loop: bool = False) -> tuple[Any, Any, Any]:
         value = _update(loss, network, optimizer, x, y)
         return nnx.state((network, optimizer)), value
 
-    return step, state, _data(model)
+    return step, (state,), _data(model)
 
 
 def _update(loss: Callable[..., Any], network: Any, optimizer: Any, x: Any, y: Any) -> Any:

@@ -14,16 +14,9 @@ PACKAGE = "funcnet"
 IDIOM = "`fn.train.make_step`, which is one `jax.jit` function with its state donated: docs/training.md"
 
 
-def train(model: Model) -> Callable[[], Any]:
-    """A step per call; gives the loss before it."""
-    step, state, data = _program(model)
-
-    def call() -> Any:
-        nonlocal state
-        state, metrics = step(state, data)
-        return metrics["loss"]
-
-    return call
+def train(model: Model, **options: Any) -> Callable[[], Any]:
+    """A step per call; gives the loss before it. Further options are those of a GPT's Config."""
+    return repeated(*_program(model, **options))
 
 
 def memory(model: Model) -> int:
@@ -44,14 +37,32 @@ def first(model: Gpt, loop: bool) -> dict[str, Callable[[Any], Any]]:
     return stages(step, state, data)
 
 
+def repeated(step: Any, state: Any, batch: Any) -> Callable[[], Any]:
+    """A step of `make_step` per call; gives the loss before it."""
+
+    def call() -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics["loss"]
+
+    return call
+
+
+def params_of(model: Model) -> Any:
+    """The weights, on the device; those of a residual network by stages."""
+    tree = model.weights()
+    if isinstance(model, Resnet):
+        blocks = iter(tree.pop("blocks"))
+        tree["stages"] = [[next(blocks) for _ in range(count)] for count in model.blocks]
+    return jax.tree.map(jnp.asarray, tree)
+
+
 def _program(model: Model, **options: Any) -> tuple[Any, Any, Any]:
     """The jitted step, its state, and the batch."""
-    params, data = jax.tree.map(jnp.asarray, (model.weights(), model.data()))
+    params, data = params_of(model), jax.tree.map(jnp.asarray, model.data())
     optimizer, model_state = optimizer_of(model), None
     if isinstance(model, Resnet):
         config = fn.nets.resnet.Config(model.image, model.channels, model.blocks, model.classes)
-        blocks = iter(params.pop("blocks"))
-        params["stages"] = [[next(blocks) for _ in range(count)] for count in model.blocks]
         loss, model_state = _stateful_loss(config), fn.nets.resnet.init_state(config)
     else:
         loss = _loss(_forward(model, **options), fn.mse if isinstance(model, Encoder) else fn.cross_entropy)

@@ -1,6 +1,6 @@
 """Plain JAX by hand: nested dicts, `jax.nn`, `jax.lax`, optax and `jax.jit`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,14 +27,7 @@ DEFAULT_FLAGS = {
 
 def train(model: Model, **jit: Any) -> Callable[[], Any]:
     """A step per call; gives the loss before it. Further options are those of `jax.jit`."""
-    step, state, data = program(model, **jit)
-
-    def call() -> Any:
-        nonlocal state
-        *state, loss = step(*state, *data)
-        return loss
-
-    return call
+    return repeated(*program(model, **jit))
 
 
 def train_default_flags(model: Model) -> Callable[[], Any]:
@@ -52,6 +45,17 @@ def first(model: Gpt, loop: bool) -> dict[str, Callable[[Any], Any]]:
     """The stages up to the end of the first step."""
     step, state, data = program(model, loop=loop)
     return stages(step, *state, *data)
+
+
+def repeated(step: Any, carry: Sequence[Any], data: Sequence[Any]) -> Callable[[], Any]:
+    """A step per call, of what it carries, which comes back first, and the batch; gives the loss."""
+
+    def call() -> Any:
+        nonlocal carry
+        *carry, loss = step(*carry, *data)
+        return loss
+
+    return call
 
 
 def planned(compiled: Any) -> int:

@@ -33,33 +33,11 @@ def run(scale: Scale) -> list[Table]:
 
 def make(form: str, case: str) -> Callable[[], Any]:
     """A training step with that form of loop; gives the loss before it."""
-    import jax
-    import jax.numpy as jnp
-
-    import funcnet as fn
-    from benchmarks.peers.ours import gpt_config
-    from benchmarks.peers.plain import optimizer_of
+    from benchmarks.peers import ours
 
     model = ALL[case]
     assert isinstance(model, Gpt)
-    config = gpt_config(model, unroll={"unrolled": model.layers, "unroll=3": 3, "unroll=1": 1}[form])
-
-    def loss(params: Any, batch: Any, key: Any) -> Any:
-        del key
-        ids, labels = batch
-        return fn.cross_entropy.apply(fn.nets.transformer.apply(params, ids, config), labels).mean()
-
-    params, batch = jax.tree.map(jnp.asarray, (model.weights(), model.data()))
-    optimizer = optimizer_of(model)
-    state = fn.train.init(params, optimizer, key=jax.random.key(0))
-    step = fn.train.make_step(loss, optimizer)
-
-    def call() -> Any:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return metrics["loss"]
-
-    return call
+    return ours.train(model, unroll={"unrolled": model.layers, "unroll=3": 3, "unroll=1": 1}[form])
 
 
 if __name__ == "__main__":
