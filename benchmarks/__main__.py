@@ -101,6 +101,9 @@ def _run(names: list[str], scale: harness.Scale, out: Path | None) -> int:
     words = ["python -m benchmarks", *([] if whole else names)]
     words += [] if scale == harness.WHOLE else [f"--{scale.name}"]
     before, suites, began = report.facts(), [], time.perf_counter()
+    committed = whole and scale == harness.WHOLE and not out
+    path = report.new_path(str(before["date"])[:10]) if committed else out
+    run = Run(" ".join(words), before, suites)
     for name in names:
         print(f"{name}: {title(name)}", file=sys.stderr, flush=True)
         start = time.perf_counter()
@@ -110,27 +113,24 @@ def _run(names: list[str], scale: harness.Scale, out: Path | None) -> int:
             traceback.print_exc()
             tables = [Table("Failed", [{"suite": name, "error": f"failed: {error}"}])]
         suites.append(Suite(name, title(name), time.perf_counter() - start, tables))
-    quiet = sum(harness.quiet) / max(len(harness.quiet), 1)
-    seconds = time.perf_counter() - began
-    facts = {
-        **before,
-        "load after": report.facts()["load"],
-        "rounds begun on a quiet machine": quiet,
-        "minutes": round(seconds / 60, 1),
-    }
-    run = Run(" ".join(words), facts, suites)
+        after = {
+            "load after": report.facts()["load"],
+            "rounds begun on a quiet machine": sum(harness.quiet) / max(len(harness.quiet), 1),
+            "minutes": round((time.perf_counter() - began) / 60, 1),
+        }
+        run = Run(" ".join(words), before | after, suites)
+        if path:  # after every suite: a run that is cut off has lost one
+            report.write(run, path)
     print(report.text(run))
-    if out:
-        print(f"wrote {report.write(run, out)}")
-    elif scale == harness.WHOLE:
-        if whole:
-            print(f"wrote {report.write(run, report.new_path(str(before['date'])[:10]))}")
+    if path:
+        print(f"wrote {path}")
+        if committed:
             _page(run)
-        else:
-            folder, version = report.RESULTS / report.machine_class(), metadata.version("jax")
-            for suite in suites:
-                path = folder / f"{suite.name}-jax{version}.json"
-                print(f"wrote {report.write(Run(run.command, facts, [suite]), path)}")
+    elif scale == harness.WHOLE:
+        folder, version = report.RESULTS / report.machine_class(), metadata.version("jax")
+        for suite in suites:
+            path = folder / f"{suite.name}-jax{version}.json"
+            print(f"wrote {report.write(Run(run.command, run.facts, [suite]), path)}")
     for line in [*run.refused, *run.failed]:
         print(f"benchmarks: {line}", file=sys.stderr)
     return 1 if run.refused or run.failed else 0

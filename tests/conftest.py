@@ -4,7 +4,9 @@ Most of their time is XLA's, so it is told not to optimise. `pytest --as-users` 
 laws the way users run: optimised, x64 off, annotations not checked.
 """
 
+import os
 import signal
+from pathlib import Path
 
 import jax
 import pytest
@@ -28,9 +30,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if not AS_USERS:
         import jaxtyping
 
+        if jax.__version_info__ < (0, 11):  # later ones have no emitters but MLIR's, which take twice as long
+            flags = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".lstrip()
         jax.config.update("jax_disable_most_optimizations", True)
         jax.config.update("jax_numpy_dtype_promotion", "strict")
         jaxtyping.install_import_hook("funcnet", "beartype.beartype")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """As users: import no file without such a test; they take longer to import than the others to run."""
+    is_test = collection_path.match("test_*.py")
+    return True if AS_USERS and is_test and "as_users" not in collection_path.read_text("utf-8") else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

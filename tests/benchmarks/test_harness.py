@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,12 +11,18 @@ THERE = Process("tests.benchmarks.a_worker", environment=(("A_FLAG", "on"),))
 SCALE = Scale("test", 3, 2)
 
 
+@pytest.fixture(autouse=True)
+def in_haste(monkeypatch):
+    """Neither a wait for a quiet machine nor as many rounds as a budget allows."""
+    monkeypatch.setattr(harness, "wait_for_quiet", lambda: True)
+    monkeypatch.setattr(harness, "BUDGET", 0.0)
+
+
 def race(**ways):
     return harness.race(ways, ["one", "three"], SCALE)
 
 
-def test_candidates_are_asked_in_turn_and_follow_different_ones(monkeypatch):
-    monkeypatch.setattr(harness, "wait_for_quiet", lambda: True)
+def test_candidates_are_asked_in_turn_and_follow_different_ones():
     asked = []
     samplers = {name: lambda name=name: asked.append(name) or len(asked) for name in "abc"}
     samples = harness.interleave(samplers, 12)
@@ -102,6 +109,16 @@ def test_processes_have_their_own_environment_and_equal_ones_are_one():
             workers[HERE].ask("unknown")
         processes = [worker.process for worker in workers.values()]
     assert all(process.poll() == 0 for process in processes)
+
+
+def test_short_rounds_are_repeated_while_there_is_time(monkeypatch):
+    rounds = []
+    monkeypatch.setattr(harness, "interleave", lambda _, count: rounds.append(count) or {})
+    worker = SimpleNamespace(ask=lambda *_: 0.01)
+    for budget in (0.0, 0.3, 8.0):
+        monkeypatch.setattr(harness, "BUDGET", budget)
+        harness._sample({"a": (worker, "a"), "b": (worker, "b")}, 3, chained=False)
+    assert rounds == [3, 5, 3 * harness.MOST]  # a round takes 2 × SAMPLE
 
 
 def test_chained_calls_are_waited_for_once():

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,6 +48,23 @@ def test_a_run_comes_back_from_its_file(tmp_path):
     assert dataclasses.asdict(again) == dataclasses.asdict(a_run())
     assert again.suites[0].tables[0].rows[0]["NNX"] == a_run().suites[0].tables[0].rows[0]["NNX"]
     assert json.loads(path.read_text())["suites"][0]["tables"][0]["rows"][0]["funcnet"]["median"] == 0.010
+
+
+def test_a_run_that_is_cut_off_keeps_the_suites_before(tmp_path, monkeypatch):
+    def imported(name):
+        if name == "benchmarks.depth":
+            raise KeyboardInterrupt
+        return SimpleNamespace(run=lambda scale: a_run().suites[0].tables)
+
+    monkeypatch.setattr(command.importlib, "import_module", imported)
+    monkeypatch.setattr(report, "facts", lambda: {"date": "2026-11-22", "load": [0.0]})
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")  # so that they are as before afterwards
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["overhead", "depth", "--out", str(tmp_path / "run.json")])
+    (suite,) = report.read(tmp_path / "run.json").suites
+    assert suite.name == "overhead"
+    assert [*suite.tables] == [*a_run().suites[0].tables]
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,19 @@ CONFIG = transformer.Config(
     bias=False,
     windows=(5,),
 )
-PARAMS = jax.tree.map(lambda leaf: 5 * leaf, transformer.init(jax.random.key(0), CONFIG))
 DATA = {"characters": "\nab "}
 
 
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda leaf: 5 * leaf, transformer.init(jax.random.key(0), CONFIG))
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, params):
     """A run folder of a model of characters."""
     _run.write_config(tmp_path, "chars", CONFIG, data=DATA)
-    fn.save(tmp_path / "params.safetensors", PARAMS)
+    fn.save(tmp_path / "params.safetensors", params)
     return tmp_path
 
 
@@ -39,11 +43,11 @@ def generate(folder, *options):
     return main(["generate", str(folder), *options])
 
 
-def test_it_prints_the_prompt_and_what_follows(folder, capsys):
+def test_it_prints_the_prompt_and_what_follows(folder, params, capsys):
     assert generate(folder, "--prompt", "ab a", "--tokens", "7", "--seed", "3") == 0
     out, err = capsys.readouterr()
     assert err == ""
-    saved = Saved("chars", CONFIG, PARAMS, DATA)
+    saved = Saved("chars", CONFIG, params, DATA)
     assert out == "ab a" + chars.generate(saved, "ab a", tokens=7, temperature=0.8, seed=3) + "\n"
     assert len(out) == 4 + 7 + 1
 

@@ -16,7 +16,7 @@ def test_identities(approximate):
     y = gelu.apply(X, approximate)
     np.testing.assert_allclose(y - gelu.apply(-X, approximate), X, atol=1e-6)  # Φ(x) + Φ(−x) = 1
     slope = jax.vmap(jax.grad(lambda x: gelu.apply(x, approximate)))
-    np.testing.assert_allclose(slope(X) + slope(-X), 1, atol=1e-6)
+    np.testing.assert_allclose(slope(X) + slope(-X), 1, atol=3e-6)
     assert gelu.apply(jnp.zeros(()), approximate) == 0
 
 
