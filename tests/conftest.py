@@ -74,7 +74,7 @@ def bounded_memory():
     global _tests_run
     yield
     _tests_run += 1
-    if _tests_run % 40 == 0:
+    if _tests_run % 100 == 0:
         jax.clear_caches()
 
 
