@@ -42,9 +42,9 @@ def run(scale: Scale) -> list[Table]:
         cases = [BASE, LOOPS[-1]]
         answers, absent = measured(dict(itertools.islice(FIELD.items(), 2)), cases, loop=True, rounds=1)
         return [_by_depth(answers, absent, cases), _growth(answers, cases), _stages(answers, cases)]
-    answers, absent = measured(FIELD, LOOPS, loop=True, rounds=2)
+    answers, absent = measured(FIELD, LOOPS, loop=True, rounds=3)
     ours = {name: FIELD[name] for name in ("funcnet", "plain JAX")}
-    unrolled, _ = measured(ours, UNROLLED, loop=False, rounds=1)
+    unrolled, _ = measured(ours, UNROLLED, loop=False, rounds=2)
     return [
         _by_depth(answers, absent, LOOPS),
         _growth(answers, LOOPS),

@@ -117,15 +117,24 @@ def summarise(generations: Sequence[Mapping[str, Sequence[float]]], unit: str = 
         pooled = [ratio for generation in ratios for ratio in generation]
         ratio = statistics.median(pooled)
         medians = [statistics.median(generation) for generation in ratios]
-        spread = max(_uncertainty(pooled), max(medians) - min(medians)) / ratio
+        between = max(medians) - min(medians)
+        spread = 0.0 if name == first else max(_uncertainty(pooled), between) / ratio
         measures[name] = Measure(statistics.median(values), min(values), max(values), ratio, spread, unit)
     return measures
 
 
+STUDENT = {2: 12.7, 3: 4.30, 4: 3.18}  # of how many values, the 97.5 % quantile of its distribution
+
+
 def _uncertainty(values: Sequence[float]) -> float:
-    """Of the median: half its 95 % interval (McGill, Tukey and Larsen 1978); of few values, their range."""
+    """Of the median: half its 95 % interval (McGill, Tukey and Larsen 1978); of few values, the mean's.
+
+    The range of two or three values is no bound: it is small by chance. A single one says nothing of itself.
+    """
+    if len(values) < 2:
+        return values[0]
     if len(values) < 5:
-        return max(values) - min(values)
+        return STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
     low, _, high = statistics.quantiles(values, n=4)
     return 1.57 * (high - low) / math.sqrt(len(values))
 

@@ -63,10 +63,12 @@ class Run:
 
     @property
     def noisy(self) -> tuple[int, int]:
-        """How many rows are marked as noisy, of how many with times."""
-        timed = [[c for c in row.values() if isinstance(c, Measure)] for _, row in _rows(self)]
-        timed = [cells for cells in timed if cells]
-        return sum(any(cell.noisy for cell in cells) for cells in timed), len(timed)
+        """How many ratios of times are marked as noisy, of how many; not those of the first to itself."""
+        cells = [
+            c for _, row in _rows(self) for c in row.values() if isinstance(c, Measure) and c.unit == "s"
+        ]
+        ratios = [cell for cell in cells if (cell.ratio, cell.spread) != (1.0, 0.0)]
+        return sum(cell.noisy for cell in ratios), len(ratios)
 
 
 def _rows(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -208,12 +210,12 @@ def _warnings(run: Run) -> list[str]:
     lines = []
     if timed and (noisy > 0.25 * timed or quiet < 0.5):
         lines.append(
-            f"**This run was too noisy to be relied on**: {noisy} of {timed} rows are noisy, and {quiet:.0%} "
-            "of the rounds began on a quiet machine."
+            f"**This run was too noisy to be relied on**: {noisy} of {timed} ratios are noisy, and "
+            f"{quiet:.0%} of the rounds began on a quiet machine."
         )
     elif timed:
         lines.append(
-            f"{noisy} of {timed} rows are noisy; {quiet:.0%} of the rounds began on a quiet machine. A "
+            f"{noisy} of {timed} ratios are noisy; {quiet:.0%} of the rounds began on a quiet machine. A "
             "ratio marked ~ may differ by more than 10 % in another run."
         )
     lines += [f"**Refused**, since the candidates do not compute the same: {place}." for place in run.refused]

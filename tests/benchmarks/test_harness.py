@@ -51,6 +51,18 @@ def test_a_ratio_that_differs_between_generations_or_rounds_is_noisy():
     assert harness.summarise([{"a": [1.0] * 3, "b": [1.0, 1.0, 1.2]}])["b"].noisy
 
 
+@pytest.mark.parametrize("values", [[1.0], [1.0, 1.02], [1.0, 1.05, 1.1], [1.0, 1.0, 1.15, 1.15]])
+def test_few_samples_that_lie_together_say_little(values):
+    measures = harness.summarise([{"a": [1.0] * len(values), "b": values}])
+    assert measures["b"].noisy
+    assert not measures["a"].noisy
+    assert not harness.summarise([{"a": [1.0] * 4, "b": [1.0, 1.0, 1.02, 1.02]}])["b"].noisy
+
+
+def test_the_same_every_time_is_not_noisy():
+    assert harness.summarise([{"a": [1.0] * 2, "b": [1.3] * 2}])["b"].spread == 0.0
+
+
 def test_a_measure_shows_its_unit_its_range_its_ratio_and_its_noise():
     assert str(Measure(0.0123, 0.012, 0.5, 1.234, 0.2)) == "12.3 ms (12–500) ×1.23~"
     assert str(Measure(3.2e-6, 3e-6, 4e-6)) == "3.2 µs (3–4) ×1"
