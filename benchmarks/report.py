@@ -25,6 +25,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "benchmark-figures.md"
 _PACKAGES = ("funcnet", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch", "chex")
 SLOWER = 1.10  # what is within the noise is not reported, nor what is less than this
+ALONE = 1.25  # without a peer beside it: the same program took up to 1.23 times as long in another hour
 LARGER = 1.02  # of memory, which has no noise if it is planned
 
 
@@ -374,7 +375,8 @@ def compare(old: Run, new: Run) -> tuple[list[str], list[str]]:
 
     A cell of funcnet is held against the peers' of its row (or of its column, where funcnet is a row), since
     the machine may be another or busier: what counts is by how much funcnet's time changed when that of the
-    median peer is taken as unchanged. Where there is no peer, the times themselves are compared.
+    median peer is taken as unchanged. Where there is no peer, the times themselves are compared. The noise is
+    twice the largest spread of the row in either run.
     """
     worse, better = [], []
     before = dict(_ours(old))
@@ -385,8 +387,8 @@ def compare(old: Run, new: Run) -> tuple[list[str], list[str]]:
         drifts = [others[name].median / were[name].median for name in others if name in were]
         drift = statistics.median(drifts) if drifts and cell.unit == "s" else 1.0
         change = cell.median / was.median / drift if was.median else 1.0
-        spreads = [each.spread for each in (cell, was, *others.values(), *were.values())]
-        noise = max(SLOWER if cell.unit == "s" else LARGER, 1 + 2 * statistics.median(spreads))
+        least = LARGER if cell.unit == "B" else SLOWER if drifts else ALONE
+        noise = max(least, 1 + 2 * max(each.spread for each in (cell, was, *others.values(), *were.values())))
         line = f"{place}: {_time(was)} → {_time(cell)}, ×{change:.2f} beside its peers (noise ×{noise:.2f})"
         if change > noise:
             worse.append(line)

@@ -144,6 +144,19 @@ def test_a_slower_machine_is_no_slower_funcnet():
 def test_what_is_within_the_noise_is_not_reported():
     assert report.compare(a_run(spread=0.2), a_run(ours=0.013, spread=0.2)) == ([], [])
     assert report.compare(a_run(), a_run(ours=0.0108)) == ([], [])
+    old, new = a_run(), a_run(ours=0.013)
+    new.suites[0].tables[0].rows[0]["torch"] = timed(0.008, 0.6, 0.2)  # one of the peers in one of the runs
+    assert report.compare(old, new) == ([], [])
+
+
+def test_a_row_without_peers_may_differ_as_much_as_the_machine():
+    def alone(seconds):
+        table = Table("Alone", [{"of": "a GPT", "funcnet": timed(seconds)}])
+        return dataclasses.replace(a_run(), suites=[Suite("a", "Alone", 1.0, [table])])
+
+    assert report.compare(alone(0.1), alone(0.12)) == ([], [])
+    assert [*map(len, report.compare(alone(0.1), alone(0.13)))] == [1, 0]
+    assert [*map(len, report.compare(alone(0.13), alone(0.1)))] == [0, 1]
 
 
 def test_ratios_that_do_not_repeat_are_told_unless_they_are_marked_as_noisy():
