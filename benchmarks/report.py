@@ -26,6 +26,7 @@ PAGE = DOCS / "benchmark-figures.md"
 _PACKAGES = ("funcnet", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch", "chex")
 SLOWER = 1.10  # what is within the noise is not reported, nor what is less than this
 ALONE = 1.25  # without a peer beside it: the same program took up to 1.23 times as long in another hour
+NOISY_SHARE = 0.25  # of a suite's ratios, or of the rounds: more are too many
 LARGER = 1.02  # of memory, which has no noise if it is planned
 
 
@@ -37,6 +38,15 @@ class Suite:
     title: str
     seconds: float
     tables: Sequence[Table]
+
+    @property
+    def noisy(self) -> tuple[int, int]:
+        """How many ratios of times are marked as noisy, of how many; not those of the first to itself."""
+        cells = [cell for table in self.tables for row in table.rows for cell in row.values()]
+        ratios = [
+            c for c in cells if isinstance(c, Measure) and c.unit == "s" and (c.ratio, c.spread) != (1, 0)
+        ]
+        return sum(ratio.noisy for ratio in ratios), len(ratios)
 
 
 @dataclass(frozen=True)
@@ -209,16 +219,17 @@ def _warnings(run: Run) -> list[str]:
     noisy, timed = run.noisy
     quiet = run.facts.get("rounds begun on a quiet machine", 1.0)
     lines = []
-    if timed and (noisy > 0.25 * timed or quiet < 0.5):
-        lines.append(
-            f"**This run was too noisy to be relied on**: {noisy} of {timed} ratios are noisy, and "
-            f"{quiet:.0%} of the rounds began on a quiet machine."
-        )
-    elif timed:
+    if timed:
         lines.append(
             f"{noisy} of {timed} ratios are noisy; {quiet:.0%} of the rounds began on a quiet machine. A "
             "ratio marked ~ may differ by more than 10 % in another run."
         )
+    counts = [(suite.name, *suite.noisy) for suite in run.suites]
+    too_noisy = [f"{name} ({count} of {of} ratios)" for name, count, of in counts if count > NOISY_SHARE * of]
+    if quiet < 1 - NOISY_SHARE:
+        lines.append("**This run was too noisy to be relied on**: the machine was busy with something else.")
+    elif too_noisy:
+        lines.append(f"**Too noisy to be relied on**: {', '.join(too_noisy)}.")
     lines += [f"**Refused**, since the candidates do not compute the same: {place}." for place in run.refused]
     return lines
 
