@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not AS_USERS:
         import jaxtyping
 
-        if jax.__version_info__ < (0, 11):  # MLIR's emitters take half of the time; later versions have no others
+        if jax.__version_info__ < (0, 11):  # MLIR's emitters take half of the time; later ones must
             flags = os.environ.get("XLA_FLAGS", "")
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".lstrip()
         jax.config.update("jax_disable_most_optimizations", True)
