@@ -74,12 +74,9 @@ class Run:
 
     @property
     def noisy(self) -> tuple[int, int]:
-        """How many ratios of times are marked as noisy, of how many; not those of the first to itself."""
-        cells = [
-            c for _, row in _rows(self) for c in row.values() if isinstance(c, Measure) and c.unit == "s"
-        ]
-        ratios = [cell for cell in cells if (cell.ratio, cell.spread) != (1.0, 0.0)]
-        return sum(cell.noisy for cell in ratios), len(ratios)
+        """How many ratios of times are marked as noisy, of how many."""
+        counts = [suite.noisy for suite in self.suites]
+        return sum(noisy for noisy, _ in counts), sum(of for _, of in counts)
 
 
 def _rows(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
