@@ -16,47 +16,29 @@ from funcnet import backend as _backend
 if TYPE_CHECKING:
     from funcnet import backend, errors, hub, linalg, nets, ops, rules, store, tasks, train, verifier
     from funcnet.nets.generate import generate
-    from funcnet.ops import (
-        alibi,
-        attention,
-        avg_pool,
-        batch_norm,
-        binary_cross_entropy,
-        conv,
-        conv_transpose,
-        cross_entropy,
-        dropout,
-        embedding,
-        gelu,
-        group_norm,
-        layer_norm,
-        linear,
-        linear_cross_entropy,
-        matmul,
-        max_pool,
-        mse,
-        multihead,
-        relu,
-        rms_norm,
-        rope,
-        sigmoid,
-        silu,
-        softmax,
-        swiglu,
-        tanh,
-    )
+    from funcnet.ops.attention import alibi, attention, multihead, rope
+    from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
+    from funcnet.ops.dense import embedding, linear, matmul
+    from funcnet.ops.elementwise import gelu, relu, sigmoid, silu, swiglu, tanh
+    from funcnet.ops.loss import binary_cross_entropy, cross_entropy, linear_cross_entropy, mse
+    from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
+    from funcnet.ops.random import dropout
     from funcnet.rules import autodiff
     from funcnet.store import load, save
     from funcnet.verifier import verify, verify_model
 
 __version__ = "0.1.0"
 
-_OPERATIONS = (
-    "alibi", "attention", "avg_pool", "batch_norm", "binary_cross_entropy", "conv", "conv_transpose",
-    "cross_entropy", "dropout", "embedding", "gelu", "group_norm", "layer_norm", "linear",
-    "linear_cross_entropy", "matmul", "max_pool", "mse", "multihead", "relu", "rms_norm", "rope", "sigmoid",
-    "silu", "softmax", "swiglu", "tanh",
-)  # fmt: skip
+_FAMILIES = {
+    "attention": ("alibi", "attention", "multihead", "rope"),
+    "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
+    "dense": ("embedding", "linear", "matmul"),
+    "elementwise": ("gelu", "relu", "sigmoid", "silu", "swiglu", "tanh"),
+    "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
+    "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
+    "random": ("dropout",),
+}  # fmt: skip
+_OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _PACKAGES = (
     "backend", "errors", "hub", "linalg", "nets", "ops", "rules", "store", "tasks", "train", "verifier",
 )  # fmt: skip
@@ -75,7 +57,7 @@ _backend.guard()
 
 def __getattr__(name: str) -> Any:
     if name in _OPERATIONS:
-        value = importlib.import_module(f"funcnet.ops.{name}")
+        value = importlib.import_module(f"funcnet.ops.{_OPERATIONS[name]}.{name}")
     elif name in _PACKAGES:
         value = importlib.import_module(f"funcnet.{name}")
     elif name in _FUNCTIONS:

@@ -7,7 +7,6 @@ Sizes are distinct primes, so that a factor names itself; then all-square, a sec
 """
 
 import dataclasses
-import importlib
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.ops import rope
+import funcnet as fn
+from funcnet.ops.attention import rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Case:
 
     @property
     def module(self) -> ModuleType:
-        return importlib.import_module(f"funcnet.ops.{self.op}")
+        return getattr(fn, self.op)
 
     def draw(self, seed: int = 0, dtype: str = "float64") -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments and options, with every Draw replaced by an array."""

@@ -31,7 +31,8 @@ def test_lazy_names_are_those_that_type_checkers_see():
 
 
 def test_operations_are_the_files_of_ops():
-    assert set(fn._OPERATIONS) == {p.stem for p in (ROOT / "funcnet/ops").glob("[a-z]*.py")}
+    files = {(p.stem, p.parent.name) for p in (ROOT / "funcnet/ops").glob("[a-z]*/[a-z]*.py")}
+    assert set(fn._OPERATIONS.items()) == files
 
 
 def test_every_operation_has_the_names_of_the_contract():
@@ -92,4 +93,4 @@ def test_import_linter_knows_every_operation():
     contracts = configparser.ConfigParser()
     contracts.read(ROOT / ".importlinter")
     modules = contracts["importlinter:contract:operations"]["modules"].split()
-    assert modules == [f"funcnet.ops.{name}" for name in sorted(fn._OPERATIONS)]
+    assert modules == [f"funcnet.ops.{family}.{name}" for name, family in fn._OPERATIONS.items()]

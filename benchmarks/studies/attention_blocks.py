@@ -1,7 +1,7 @@
 """The blocks of attention: what `fn.attention` chooses by itself, beside blocks of fixed sizes.
 
 Forward and three gradients, float32, in one process: the reason for the sizes in
-`funcnet/ops/_attention_blocks.py`.
+`funcnet/ops/attention/_blocks.py`.
 """
 
 from functools import partial

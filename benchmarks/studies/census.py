@@ -1,6 +1,6 @@
 """What a census of gradient formulas is made of: right and wrong ones, with the names of their mistakes.
 
-Every wrong formula carries the names of its mistake, from `funcnet.verifier.report.KINDS`: the label first,
+Every wrong formula carries the names of its mistake, from `funcnet.verifier.finding.KINDS`: the label first,
 then names that would be as true.
 """
 

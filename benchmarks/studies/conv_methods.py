@@ -1,6 +1,6 @@
 """Every method of every product of a convolution, in one process: the reason for the choice on CPU.
 
-`auto` is what `funcnet.ops._toeplitz_forms.on_cpu` chooses. A method that takes over four times as long
+`auto` is what `funcnet.ops.conv._toeplitz_forms.on_cpu` chooses. A method that takes over four times as long
 as the best in a first trial is not timed again, so that its memory does not disturb the others.
 """
 
@@ -45,7 +45,7 @@ def _answer() -> None:
     import jax.numpy as jnp
 
     from benchmarks.harness import seconds
-    from funcnet.ops import _toeplitz, _toeplitz_forms
+    from funcnet.ops.conv import _toeplitz, _toeplitz_forms
 
     compiled: dict[str, Any] = {}  # by method, of one case and product at a time
 

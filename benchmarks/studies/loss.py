@@ -16,7 +16,7 @@ import optax
 
 import funcnet as fn
 from benchmarks.harness import WHOLE, Scale, Table, compare
-from funcnet.ops import embedding
+from funcnet.ops.dense import embedding
 
 SIZES = {
     "4096 tokens × 50304 × 256": (4096, 50304, 256),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from funcnet.ops import rope
+from funcnet.ops.attention import rope
 
 __all__ = ["CASES", "DTYPES", "EXACT", "LAWS", "Measured", "draw", "measure"]
 

@@ -10,7 +10,7 @@ from funcnet.errors import ValueRangeError
 from funcnet.hub.fields import chosen, fixed, need
 from funcnet.hub.names import Names, Tensor, heads, linear, norm, output
 from funcnet.nets import transformer
-from funcnet.ops import rope
+from funcnet.ops.attention import rope
 
 __all__ = ["NET", "config", "json", "names"]
 

@@ -10,7 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet.errors import ShapeError
 from funcnet.nets import _images
 from funcnet.nets.spec import describe
-from funcnet.ops import conv, dropout, linear, max_pool, relu
+from funcnet.ops.conv import conv, max_pool
+from funcnet.ops.dense import linear
+from funcnet.ops.elementwise import relu
+from funcnet.ops.random import dropout
 
 __all__ = ["Config", "apply", "init", "specs"]
 

@@ -19,8 +19,12 @@ from funcnet.errors import DTypeError, ShapeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
 from funcnet.nets.spec import describe
-from funcnet.ops import dropout, embedding, gelu, layer_norm, linear, multihead, tanh
 from funcnet.ops._dtype import wide
+from funcnet.ops.attention import multihead
+from funcnet.ops.dense import embedding, linear
+from funcnet.ops.elementwise import gelu, tanh
+from funcnet.ops.norm import layer_norm
+from funcnet.ops.random import dropout
 
 __all__ = ["Config", "apply", "init", "pool", "pool_first", "specs"]
 

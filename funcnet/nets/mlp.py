@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.errors import ValueRangeError
 from funcnet.nets.spec import describe
-from funcnet.ops import linear, relu
+from funcnet.ops.dense import linear
+from funcnet.ops.elementwise import relu
 
 __all__ = ["Config", "apply", "init", "specs"]
 

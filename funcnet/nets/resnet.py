@@ -17,8 +17,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet.errors import ValueRangeError
 from funcnet.nets import _images
 from funcnet.nets.spec import describe
-from funcnet.ops import _check, batch_norm, conv, linear, max_pool, relu
-from funcnet.ops._window import Padding
+from funcnet.ops import _check
+from funcnet.ops.conv import conv, max_pool
+from funcnet.ops.conv._window import Padding
+from funcnet.ops.dense import linear
+from funcnet.ops.elementwise import relu
+from funcnet.ops.norm import batch_norm
 
 __all__ = ["Config", "apply", "init", "init_state", "specs"]
 

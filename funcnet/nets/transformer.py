@@ -23,19 +23,12 @@ from funcnet.errors import ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
 from funcnet.nets.spec import describe
-from funcnet.ops import (
-    alibi,
-    dropout,
-    embedding,
-    gelu,
-    layer_norm,
-    linear,
-    matmul,
-    multihead,
-    rms_norm,
-    swiglu,
-)
-from funcnet.ops import rope as rotary
+from funcnet.ops.attention import alibi, multihead
+from funcnet.ops.attention import rope as rotary
+from funcnet.ops.dense import embedding, linear, matmul
+from funcnet.ops.elementwise import gelu, swiglu
+from funcnet.ops.norm import layer_norm, rms_norm
+from funcnet.ops.random import dropout
 
 __all__ = [
     "PRESETS",

@@ -19,7 +19,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet.errors import ValueRangeError
 from funcnet.nets import _images, stack
 from funcnet.nets.spec import describe
-from funcnet.ops import _check, dropout, embedding, gelu, layer_norm, linear, multihead
+from funcnet.ops import _check
+from funcnet.ops.attention import multihead
+from funcnet.ops.dense import embedding, linear
+from funcnet.ops.elementwise import gelu
+from funcnet.ops.norm import layer_norm
+from funcnet.ops.random import dropout
 
 __all__ = ["Config", "apply", "hidden", "init", "patches", "specs"]
 

@@ -24,7 +24,7 @@ from funcnet.errors import FileFormatError, StructureError, ValueRangeError, des
 from funcnet.nets import transformer
 from funcnet.nets.generate import generate as next_tokens
 from funcnet.nets.spec import decay_mask
-from funcnet.ops import cross_entropy
+from funcnet.ops.loss import cross_entropy
 from funcnet.tasks._task import Prediction, Saved, Task, check_range, correct, fingerprint
 
 NET = transformer

@@ -18,7 +18,7 @@ from funcnet import train
 from funcnet.errors import FileFormatError
 from funcnet.nets import convnet
 from funcnet.nets.spec import decay_mask
-from funcnet.ops import cross_entropy
+from funcnet.ops.loss import cross_entropy
 from funcnet.tasks import _idx, _images
 from funcnet.tasks._task import Prediction, Saved, Task, check_range, correct, fingerprint
 

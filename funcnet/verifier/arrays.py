@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from funcnet.verifier.report import Finding
+from funcnet.verifier.finding import Finding
 
 __all__ = ["Sizes", "at_border", "is_mask", "name_constant", "named", "ratio", "scaled", "support"]
 

@@ -14,9 +14,10 @@ import numpy as np
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.verifier import judge, laws, trace
 from funcnet.verifier.diagnose import diagnose
+from funcnet.verifier.finding import Finding, Row
 from funcnet.verifier.judge import Judge, Point, judge_of
 from funcnet.verifier.problem import SMALL, Problem, elsewhere, fresh, pose, wide
-from funcnet.verifier.report import Finding, Report, Row
+from funcnet.verifier.report import Report
 
 __all__ = ["verify"]
 

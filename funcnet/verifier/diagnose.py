@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from funcnet.verifier import arrays, edits, inputs, paths
+from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Judge, Point, largest, measure
 from funcnet.verifier.problem import SMALL, Problem, elsewhere
-from funcnet.verifier.report import Finding
 
 __all__ = ["diagnose"]
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from funcnet.verifier import terms, trace
 from funcnet.verifier.arrays import SAME, Sizes, name_constant
+from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Point
 from funcnet.verifier.problem import Problem
-from funcnet.verifier.report import Finding
 from funcnet.verifier.slips import Changed, Edit, Scope, slips
 
 __all__ = ["search"]

@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from funcnet.verifier.report import KINDS, Finding, Report, Row
+from funcnet.verifier.finding import KINDS, Finding, Row
 
 __all__ = ["page"]
 
@@ -88,27 +88,37 @@ footer { margin-top: 4rem; }
 """
 
 
-def page(report: Report) -> str:
-    """The report as a page of its own: verdict, gradients, findings, heat maps, formulas and notes.
+def page(
+    verdict: str,
+    ok: bool,
+    rows: tuple[Row, ...],
+    findings: tuple[Finding, ...],
+    notes: tuple[str, ...],
+    sources: dict[str, str],
+) -> str:
+    """A report as a page of its own: verdict, gradients, findings, heat maps, formulas and notes.
 
     Args:
-        report: of `verify` or `verify_model`; its texts are escaped, whatever they hold.
+        verdict: of the `Report`, and so the rest; its texts are escaped, whatever they hold.
+        ok: whether every formula is right.
+        rows: one per gradient.
+        findings: the mistakes.
+        notes: what else is worth knowing.
+        sources: the text of the formulas, by name.
 
     Returns:
         HTML that opens from a file: it has no script, and its own policy forbids every one, and every load.
     """
     parts = [
-        _header(report),
-        _section("Findings", *map(_finding, report.findings)),
-        _section("Gradients", _table(report.rows) if report.rows else ""),
-        _section("Where the errors are", _maps(report.rows)),
-        _section(
-            "Formulas", *(f"<h3>{escape(k)}</h3>\n<pre>{escape(v)}</pre>" for k, v in report.sources.items())
-        ),
-        _section("Notes", _notes(report.notes)),
+        _header(verdict, ok, rows),
+        _section("Findings", *map(_finding, findings)),
+        _section("Gradients", _table(rows) if rows else ""),
+        _section("Where the errors are", _maps(rows)),
+        _section("Formulas", *(f"<h3>{escape(k)}</h3>\n<pre>{escape(v)}</pre>" for k, v in sources.items())),
+        _section("Notes", _notes(notes)),
     ]
     return _PAGE.format(
-        title=escape(f"{report.verdict} · funcnet"), style=_STYLE, body="\n".join(filter(None, parts))
+        title=escape(f"{verdict} · funcnet"), style=_STYLE, body="\n".join(filter(None, parts))
     )
 
 
@@ -117,12 +127,12 @@ def _section(title: str, *parts: str) -> str:
     return f"<section>\n<h2>{title}</h2>\n{inside}\n</section>" if inside else ""
 
 
-def _header(report: Report) -> str:
-    operations = {row.operation for row in report.rows}
+def _header(verdict: str, ok: bool, rows: tuple[Row, ...]) -> str:
+    operations = {row.operation for row in rows}
     names = f"{len(operations)} operations" if len(operations) > 1 else escape("".join(operations))
     return (
         f'<header>\n<p class="soft small">funcnet verify · <code>{names}</code></p>\n'
-        f'<h1 class="{_mood(report.ok)}">{escape(report.verdict)}</h1>\n'
+        f'<h1 class="{_mood(ok)}">{escape(verdict)}</h1>\n'
         '<p class="soft">Every gradient formula, element by element, against autodiff of its definition.</p>'
         "\n</header>"
     )

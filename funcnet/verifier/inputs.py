@@ -12,9 +12,9 @@ import numpy as np
 
 from funcnet.verifier import judge
 from funcnet.verifier.arrays import SAME
+from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Judge, Point, largest
 from funcnet.verifier.problem import is_float
-from funcnet.verifier.report import Finding
 
 __all__ = ["on_cotangent", "search"]
 

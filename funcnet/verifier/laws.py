@@ -11,9 +11,9 @@ import numpy as np
 from funcnet.errors import describe
 from funcnet.verifier import judge
 from funcnet.verifier.arrays import support
+from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Judge, Point, largest
 from funcnet.verifier.problem import SMALL, Problem, fresh, is_float
-from funcnet.verifier.report import Finding
 
 __all__ = ["disputes", "in_own_dtypes", "of_the_formula", "unused_residuals"]
 

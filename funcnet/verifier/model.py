@@ -10,8 +10,9 @@ import numpy as np
 from funcnet import rules
 from funcnet.verifier import judge
 from funcnet.verifier.compare import verify
+from funcnet.verifier.finding import Finding, Row
 from funcnet.verifier.problem import pose, wide
-from funcnet.verifier.report import Finding, Report, Row
+from funcnet.verifier.report import Report
 
 __all__ = ["verify_model"]
 

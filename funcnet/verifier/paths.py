@@ -17,9 +17,9 @@ import numpy as np
 
 from funcnet.verifier import trace
 from funcnet.verifier.arrays import SAME, is_mask
+from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Point, differs, largest
 from funcnet.verifier.problem import Problem, is_float
-from funcnet.verifier.report import Finding
 
 __all__ = ["search"]
 

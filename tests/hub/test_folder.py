@@ -12,7 +12,7 @@ import funcnet as fn
 from funcnet import hub
 from funcnet.errors import DTypeError, FileFormatError, StructureError, ValueRangeError
 from funcnet.nets import encoder, mlp, transformer, vit
-from funcnet.ops import rope
+from funcnet.ops.attention import rope
 from tests.errors import golden
 
 BERT = encoder.Config(vocabulary=11, context=7, layers=2, heads=2, d=6, d_hidden=5, dropout=0.1)

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 
-from funcnet.ops.rope import Config
+from funcnet.ops.attention.rope import Config
 
 PLAIN = Config()
 

@@ -10,7 +10,7 @@ import pytest
 import funcnet as fn
 from funcnet.errors import ShapeError, ValueRangeError
 from funcnet.nets import transformer
-from funcnet.ops import rope
+from funcnet.ops.attention import rope
 
 SMALL = transformer.Config(vocabulary=11, context=13, layers=3, heads=2, d=6, dropout=0.5)
 LLAMA = transformer.Config(

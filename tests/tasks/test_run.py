@@ -10,7 +10,7 @@ import pytest
 import funcnet as fn
 from funcnet.errors import FileFormatError, StructureError, ValueRangeError
 from funcnet.nets import convnet, transformer
-from funcnet.ops import rope
+from funcnet.ops.attention import rope
 from funcnet.tasks import _run
 
 CONFIG = convnet.Config((8, 8, 1), channels=(2, 3), hidden=3, dropout=0.25)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from funcnet.verifier import html as module
-from funcnet.verifier.html import page
-from funcnet.verifier.report import KINDS, Finding, Report, Row
+from funcnet.verifier.finding import KINDS, Finding, Row
+from funcnet.verifier.report import Report
 
 HOSTILE = """</title></pre><script>alert("1")</script><img src='x' onerror=alert(1)>&amp;"""
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -66,7 +66,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def test_everything_is_there():
-    read = Reader(page(REPORT))
+    read = Reader(REPORT.to_html())
     for text in (
         REPORT.verdict, "affine", 'params["w"]', "w stands for w.T", "write dy @ w.T", "model.py:57", "row 6",
         KINDS["transpose"], KINDS["convention"], "linear in dy", "return x < 1", "dy @ w", "inf", "2.5e-01",
@@ -77,7 +77,7 @@ def test_everything_is_there():
 
 
 def test_nothing_is_loaded_or_run():
-    text = page(REPORT)
+    text = REPORT.to_html()
     assert not {"script", "link", "img", "iframe", "base", "object"} & {tag for tag, _ in Reader(text).tags}
     assert "default-src 'none'" in text
     assert "url(" not in text
@@ -90,7 +90,7 @@ def test_hostile_names_stay_text():
     bad = row(HOSTILE, np.ones((2, 2)), operation=HOSTILE, shapes=HOSTILE, note=HOSTILE)
     report = Report((bad, row("x", None)), (finding,), (HOSTILE,), {HOSTILE: HOSTILE})
     for given in (report, dataclasses.replace(report, rows=(bad,))):
-        read = Reader(page(given))
+        read = Reader(given.to_html())
         assert not {"script", "img"} & {tag for tag, _ in read.tags}
         assert not any(name.startswith("on") for _, attributes in read.tags for name in attributes)
         assert read.text.count(HOSTILE) >= 13
@@ -98,7 +98,7 @@ def test_hostile_names_stay_text():
 
 @pytest.mark.parametrize("report", [Report(()), Report((row("x", np.zeros((0, 3)), ok=True),))])
 def test_what_is_empty_has_no_section(report):
-    read = Reader(page(report))
+    read = Reader(report.to_html())
     assert report.verdict in read.text
     assert not {"Findings", "Where the errors are", "Formulas", "Notes"} & set(read.text.splitlines())
 
@@ -111,7 +111,7 @@ def test_every_shape_becomes_a_grid_that_loses_no_error(shape):
     errors = np.asarray(10.0 ** rng.uniform(-12, -1, shape))
     at = tuple(int(rng.integers(size)) for size in shape)
     errors[at] = 0.875
-    text = page(Report((row("x", errors),)))
+    text = Report((row("x", errors),)).to_html()
     width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', text).groups())
     assert text.count("<rect ") == width * height <= errors.size
     assert max(width, height) <= 48
@@ -122,7 +122,7 @@ def test_pooling_keeps_what_is_not_finite():
     errors = np.zeros((100, 100))
     errors[50, 50] = -math.inf
     errors[50, 51] = 0.5
-    assert page(Report((row("x", errors),))).count('<rect class="nan"') == 1
+    assert Report((row("x", errors),)).to_html().count('<rect class="nan"') == 1
 
 
 def test_colours():
@@ -139,7 +139,7 @@ def test_colours():
 def test_a_browser_shows_it(tmp_path):
     finding = Finding(HOSTILE, "sign", "dw has the opposite sign")
     report = dataclasses.replace(REPORT, findings=(*REPORT.findings, finding))
-    (tmp_path / "page.html").write_text(page(report), "utf-8")
+    (tmp_path / "page.html").write_text(report.to_html(), "utf-8")
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
         f"--dump-dom --user-data-dir={tmp_path / 'profile'}"

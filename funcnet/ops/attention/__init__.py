@@ -1,0 +1,1 @@
+"""Attention, the layer around it, and what it is told of positions."""

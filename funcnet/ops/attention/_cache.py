@@ -1,0 +1,257 @@
+"""Multi-head attention for a sequence that comes in pieces: its keys and values are kept in a cache."""
+
+import math
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from funcnet.errors import ShapeError, ValueRangeError, describe
+from funcnet.ops import _check
+from funcnet.ops._dtype import common, wide
+from funcnet.ops.attention import _projections, attention
+from funcnet.ops.attention import rope as rotary
+from funcnet.ops.attention._projections import Params
+
+__all__ = ["Cache", "decode", "init_cache"]
+
+
+class Cache(TypedDict):
+    """The keys and values of what came before, without gradient.
+
+    Position p lies in slot p; with a window, in slot p modulo s. Heads come before slots, so that attention
+    over the cache is made of plain products of matrices.
+
+    Attributes:
+        k: keys as they attend, normalised and turned, [*n, h_kv, s, e]. What lies in a free slot is not seen.
+        v: values [*n, h_kv, s, e].
+        length: int32 [*n], positions that each sequence has had.
+    """
+
+    k: Float[Array, "*n h_kv s e"]
+    v: Float[Array, "*n h_kv s e"]
+    length: Int[Array, "*n"]
+
+
+def init_cache(
+    params: Params,
+    n: int | tuple[int, ...],
+    length: int,
+    *,
+    window: int | None = None,
+    dtype: Any = None,
+) -> Cache:
+    """An empty cache for `length` positions; with a window, for the last `window` of any number.
+
+    Args:
+        params: of the operation; their shapes are read.
+        n: sequences, or the leading axes of x.
+        length: positions of the longest sequence, prompt and all.
+        window: of `decode`.
+        dtype: of keys and values; None is that of params.
+
+    Raises:
+        ValueRangeError: a size is not positive.
+    """
+    where = "multihead.init_cache"
+    w = params["k"]["w"]
+    slots = _check.positive(where, "length", length)
+    if window is not None:
+        slots = min(slots, _check.positive(where, "window", window))
+    lead = tuple(n) if isinstance(n, tuple) else (n,)
+    empty = jnp.zeros((*lead, w.shape[1], slots, w.shape[2]), w.dtype if dtype is None else dtype)
+    return {"k": empty, "v": empty, "length": jnp.zeros(lead, jnp.int32)}
+
+
+def decode(
+    params: Params,
+    x: Float[Array, "*n t d"],
+    cache: Cache,
+    *,
+    lengths: Int[Array, "*n"] | None = None,
+    slopes: Float[Array, " h"] | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    rope: rotary.Config | None = None,
+    norm_eps: float = 1e-6,
+) -> tuple[Float[Array, "*n t d"], Cache]:
+    """`apply`, causal, for the next t positions of sequences whose earlier positions are in the cache.
+
+    Fed to it piece by piece, a sequence has the outputs that `apply` gives it whole, up to rounding. Shapes
+    depend on t and the cache alone, so a program is compiled once, however long the sequence grows. With the
+    cache donated, or carried by a loop, one new position is written in place.
+
+    Args:
+        params: as of `apply`.
+        x: [*n, t, d], one position or more.
+        cache: from `init_cache`, or from the call before.
+        lengths: int [*n]: how many of the t positions of each sequence are real; None: all. The others, at
+            the end, are padding: they are not stored, and their outputs mean nothing.
+        slopes: [h], of ALiBi (Press et al., arXiv 2108.12409): logits fall by slope · distance.
+        window: how many positions are seen, the own included.
+        scale: as of `apply`.
+        softcap: as of `apply`.
+        rope: as of `apply`.
+        norm_eps: as of `apply`.
+
+    Returns:
+        y [*n, t, d], and the cache with the new positions in it. A cache without window that is full keeps
+        what it has: where lengths are traced, further positions are lost.
+
+    Raises:
+        ShapeError: x, lengths or the cache do not fit params.
+        ValueRangeError: the cache is too small (when lengths are concrete).
+    """
+    where = "multihead.decode"
+    x = _projections.check(where, params, x)
+    n, t = x.shape[:-2], x.shape[-2]
+    _check_cache(where, params, n, cache)
+    new = _check_lengths(where, n, t, lengths)
+    before, slots = cache["length"], cache["k"].shape[-2]
+    ring = window is not None and window <= slots  # slots are used again
+    if not ring:
+        _check_room(where, before + new, slots, window)
+    positions = before[..., None] + jnp.arange(t, dtype=jnp.int32)
+    q, k, v = _projections.heads(params, x, rope, positions, norm_eps)
+    k, v = (z.swapaxes(-3, -2).astype(cache["k"].dtype) for z in (k, v))
+    after = before + new
+    written = [_write(old, z, before, after, ring) for old, z in ((cache["k"], k), (cache["v"], v))]
+    now: Cache = {"k": written[0], "v": written[1], "length": after}
+    if ring and t > 1:  # a new position may overwrite one that an earlier new position sees
+        order = (before[..., None] + jnp.arange(slots, dtype=jnp.int32)) % slots  # oldest first
+        old = [jnp.take_along_axis(cache[name], order[..., None, :, None], -2) for name in ("k", "v")]
+        k, v = (jnp.concatenate(pair, -2) for pair in zip(old, (k, v), strict=True))
+        held = before[..., None] + jnp.arange(-slots, t, dtype=jnp.int32)
+    else:
+        k, v = now["k"], now["v"]
+        held = _held(after, slots) if ring else jnp.arange(slots, dtype=jnp.int32)
+    bias, sinks = None, params.get("sinks")
+    if slopes is not None:
+        # The distance to the first new position adds the same to all keys of a query, but not to a sink.
+        origin = before[..., None] if sinks is None else positions
+        distance = origin[..., :, None] - held[..., None, :]
+        bias = slopes[:, None, None] * -distance[..., None, :, :].astype(slopes.dtype)
+    if t == 1:
+        seen = (held >= 0) & (held <= positions) & (held > positions - (window or slots))
+        o = _attend(q, k, v, bias, sinks, seen, scale, softcap)
+    else:
+        options: dict[str, Any] = {"causal": True, "window": window, "scale": scale, "softcap": softcap}
+        options["mask"] = (held >= 0)[..., None, None, :] if ring else None
+        k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
+        o = attention.apply(q, k, v, bias, sinks, q_offset=slots if ring else before, **options)
+    return _projections.project(params["o"], o.astype(q.dtype), 2), now
+
+
+def _attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    sinks: Array | None,
+    seen: Array,
+    scale: float | None,
+    softcap: float | None,
+) -> Array:
+    """`attention` of one query q [*n, 1, h, e] over the cache as it lies, of which seen [*n, s] is seen.
+
+    Nothing of the cache's size is moved or made: there are two products, whose results are small.
+    """
+    q, k, v = common(q, k, v)
+    (*n, _, h, e), h_kv = q.shape, k.shape[-3]
+    logits = jnp.einsum(
+        "...kge,...kse->...kgs", q.reshape(*n, h_kv, h // h_kv, e), k, preferred_element_type=wide(q.dtype)
+    )
+    logits = logits.reshape(*n, h, -1) * (1 / math.sqrt(e) if scale is None else scale)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if bias is not None:
+        logits = logits + bias[..., 0, :].astype(logits.dtype)
+    logits = jnp.where(seen[..., None, :], logits, jnp.finfo(logits.dtype).min)
+    if sinks is not None:
+        sinks = jnp.broadcast_to(sinks.astype(logits.dtype)[:, None], (*n, h, 1))
+        logits = jnp.concatenate([logits, sinks], -1)
+    p = jax.nn.softmax(logits)[..., : k.shape[-2]].astype(v.dtype).reshape(*n, h_kv, h // h_kv, -1)
+    o = jnp.einsum("...kgs,...kse->...kge", p, v, preferred_element_type=logits.dtype)
+    return o.reshape(*n, 1, h, e)
+
+
+def _held(length: Array, slots: int) -> Array:
+    """The position in each slot [*n, slots] of a ring that has had `length` positions; negative: none."""
+    last = length[..., None] - 1
+    return last - (last - jnp.arange(slots, dtype=jnp.int32)) % slots
+
+
+def _write(old: Array, new: Array, before: Array, after: Array, ring: bool) -> Array:
+    """The cache [*n, h_kv, s, e] with the positions from `before` to `after`, the first of `new`, in it."""
+    slots = old.shape[-2]
+    if new.shape[-2] == 1:
+        slot = before % slots if ring else before
+        slot = jnp.where(after > before, slot, slots)  # beyond the end: dropped
+
+        def put(old: Array, new: Array, slot: Array) -> Array:
+            return old.at[:, slot].set(new[:, 0], mode="drop")
+
+        for _ in before.shape:
+            put = jax.vmap(put)
+        return put(old, new, slot)
+    held = (
+        _held(after, slots)
+        if ring
+        else jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (*before.shape, slots))
+    )
+    i = held - before[..., None]  # which of the new positions comes into each slot
+    taken = jnp.take_along_axis(new, jnp.clip(i, 0, new.shape[-2] - 1)[..., None, :, None], -2)
+    fresh = (i >= 0) & (held < after[..., None])
+    return jnp.where(fresh[..., None, :, None], taken, old)
+
+
+# ---- checks -----------------------------------------------------------------------------------------------
+
+
+def _check_cache(where: str, params: Params, n: tuple[int, ...], cache: Any) -> None:
+    _, h_kv, e = params["k"]["w"].shape
+    lead = "".join(f"{size}, " for size in n)
+    shapes = {name: getattr(value, "shape", None) for name, value in cache.items()}
+    slots = (shapes.get("k") or (0,) * 2)[-2]
+    if shapes != {"k": (*n, h_kv, slots, e), "v": (*n, h_kv, slots, e), "length": n}:
+        raise ShapeError(
+            f"{where}: the cache does not fit x and params.",
+            path="cache",
+            expected=f"k, v: float[{lead}{h_kv}, s, {e}], length: int32[{lead.rstrip(', ')}]     "
+            f'(params["k"]["w"]: {describe(params["k"]["w"])})',
+            actual=", ".join(f"{name}: {describe(value)}" for name, value in cache.items()),
+            hint="init_cache(params, n, length), n the leading axes of x, makes one that fits.",
+        )
+
+
+def _check_lengths(where: str, n: tuple[int, ...], t: int, lengths: Any) -> Array:
+    """How many of the new positions are real, int32 [*n]."""
+    if lengths is None:
+        return jnp.full(n, t, jnp.int32)
+    if getattr(lengths, "shape", None) != n or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ShapeError(
+            f"{where}: lengths are not one integer for each sequence.",
+            path="lengths",
+            expected=f"lengths: int[{', '.join(map(str, n))}]     (the leading axes of x)",
+            actual=f"lengths: {describe(lengths)}",
+        )
+    if _check.concrete(lengths) and lengths.size and not (lengths.min() >= 0 and lengths.max() <= t):
+        raise ValueRangeError(
+            f"{where}: lengths are from {lengths.min()} to {lengths.max()}, but x has {t} positions.",
+            path="lengths",
+            expected=f"0 ≤ lengths ≤ {t}",
+            actual=f"lengths: {describe(lengths)}",
+        )
+    return jnp.asarray(lengths, jnp.int32)
+
+
+def _check_room(where: str, after: Array, slots: int, window: int | None) -> None:
+    if _check.concrete(after) and after.size and after.max() > slots:
+        raise ValueRangeError(
+            f"{where}: the cache has {slots} slots, too few for {after.max()} positions.",
+            path="cache",
+            expected=f"cache of length {after.max()}" + (f", or of window = {window}" if window else ""),
+            actual=f"cache of length {slots}",
+        )

@@ -1,0 +1,127 @@
+"""The four projections of multihead: what attends, ready to attend, from x; checks of params and x.
+
+Below `multihead` and its cache, which both need them.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from funcnet.errors import ShapeError, StructureError, describe
+from funcnet.ops import _bias, _check
+from funcnet.ops._dtype import common, wide
+from funcnet.ops.attention import rope as rotary
+from funcnet.ops.norm import rms_norm
+
+__all__ = ["Params", "Projection", "check", "heads", "matrices", "project"]
+
+
+class Projection(TypedDict):
+    """One linear map; w and b have the head axes among theirs. b may be absent."""
+
+    w: Float[Array, "..."]
+    b: NotRequired[Float[Array, "..."]]
+
+
+class Params(TypedDict):
+    """q.w [d, h, e], q.b [h, e]; k and v the same with h_kv heads; o.w [h, e, d], o.b [d].
+
+    q_norm.w and k_norm.w [e] where queries and keys are normalised; sinks [h] where the softmax has a logit
+    for nothing (see `attention`).
+    """
+
+    q: Projection
+    k: Projection
+    v: Projection
+    o: Projection
+    q_norm: NotRequired[rms_norm.Params]
+    k_norm: NotRequired[rms_norm.Params]
+    sinks: NotRequired[Float[Array, " h"]]
+
+
+def heads(
+    params: Params, x: Array, rope: rotary.Config | None, positions: Array | None, norm_eps: float
+) -> tuple[Array, Array, Array]:
+    """q, k and v, ready to attend."""
+
+    def ready(name: str, z: Array) -> Array:
+        norm = params.get(f"{name}_norm")
+        z = z if norm is None else rms_norm.apply(norm, z, norm_eps)
+        return z if rope is None else rotary.apply(z, rope, positions=positions)
+
+    q, k, v = (project(params[name], x, 1) for name in "qkv")
+    return ready("q", q), ready("k", k), v
+
+
+def project(p: Projection, x: Array, axes: int) -> Array:
+    """x W + b: W takes the last `axes` axes of x."""
+    w, x = common(p["w"], x)
+    rows, w_ = matrices(x, w, axes)
+    y = jnp.matmul(rows, w_, preferred_element_type=wide(x.dtype))
+    return _bias.add(y.reshape(*x.shape[: x.ndim - axes], *w.shape[axes:]), p).astype(x.dtype)
+
+
+def matrices(x: Array, w: Array, axes: int) -> tuple[Array, Array]:
+    """x as rows and w as one matrix: XLA:CPU cannot multiply every pair of bfloat16 tensors into float32."""
+    d_in = math.prod(w.shape[:axes])
+    return x.reshape(math.prod(x.shape[: x.ndim - axes]), d_in), w.reshape(d_in, math.prod(w.shape[axes:]))
+
+
+def check(where: str, params: Any, x: Any) -> Array:
+    _check_params(where, params)
+    x = _check.floating(where, "x", x)
+    w = params["q"]["w"]
+    _check.rank(where, "x", x, 2, f"*n, t, {w.shape[0]}")
+    _check.features(where, x, w.shape[0], f'params["q"]["w"] ({describe(w)})', dims="*n, t")
+    return x
+
+
+def _check_params(where: str, params: Any) -> None:
+    if not isinstance(params, Mapping) or any(
+        not isinstance(params.get(name), Mapping) or params[name].get("w") is None for name in "qkvo"
+    ):
+        keys = ", ".join(f'"{key}"' for key in params) if isinstance(params, Mapping) else describe(params)
+        raise StructureError(
+            f"{where}: params are not those of a multihead.",
+            path="params",
+            expected='params: a dict of "q", "k", "v" and "o", each a dict with "w"',
+            actual=f"params: {keys}",
+            hint="the parameters come first: apply(params, x)." if hasattr(params, "dtype") else None,
+        )
+    for name in "qkvo":
+        _check.floating(where, f'params["{name}"]["w"]', params[name]["w"])
+    w = params["q"]["w"]
+    if w.ndim != 3:
+        raise ShapeError(
+            f'{where}: params["q"]["w"] has rank {w.ndim}, but 3 is needed.',
+            path='params["q"]["w"]',
+            expected='params["q"]["w"]: float[d, h, e]',
+            actual=f'params["q"]["w"]: {describe(w)}',
+        )
+    d, h, e = w.shape
+    h_kv = params["k"]["w"].shape[1] if params["k"]["w"].ndim == 3 else "h_kv"
+    sizes: dict[str, dict[str, tuple[Any, ...]]] = {
+        "q": {"w": (d, h, e), "b": (h, e)},
+        "k": {"w": (d, h_kv, e), "b": (h_kv, e)},
+        "v": {"w": (d, h_kv, e), "b": (h_kv, e)},
+        "o": {"w": (h, e, d), "b": (d,)},
+        "q_norm": {"w": (e,)},
+        "k_norm": {"w": (e,)},
+    }
+    leaves = [
+        (f'params["{name}"]["{leaf}"]', (params.get(name) or {}).get(leaf), size)
+        for name, parts in sizes.items()
+        for leaf, size in parts.items()
+    ]
+    for path, value, expected in [*leaves, ('params["sinks"]', params.get("sinks"), (h,))]:
+        if value is not None and _check.floating(where, path, value).shape != expected:
+            raise ShapeError(
+                f"{where}: {path} does not fit the other parameters.",
+                path=path,
+                expected=f"{path}: float[{', '.join(map(str, expected))}]     "
+                f'(params["q"]["w"]: {describe(w)})',
+                actual=f"{path}: {describe(value)}",
+            )

@@ -1,0 +1,289 @@
+"""Multi-head self-attention: project x to queries, keys and values, attend, project back.
+
+    q = x Wq + bq,  k = x Wk + bk,  v = x Wv + bv,  y = Σ_h attention(q, k, v)[h] Wo[h] + bo
+
+Before they attend, q and k are normalised (rms_norm over the head width) where params have "q_norm" and
+"k_norm", then turned by their positions (rope) where that is asked for.
+
+Dimensions: *n any leading axes (batch), t positions, d features, h heads of the queries, h_kv heads of the
+keys and values, e head width: x, y [*n, t, d], q.w [d, h, e], k.w and v.w [d, h_kv, e], o.w [h, e, d]. The
+numbers of heads are read off these shapes. Sources: Vaswani et al., "Attention is all you need", arXiv
+1706.03762, §3.2.2; norms of queries and keys: Henry et al., arXiv 2010.04245, here as in Qwen3.
+
+`decode` does the same for a sequence that comes in pieces, and keeps the keys and values in a cache.
+"""
+
+import math
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from funcnet import rules
+from funcnet.errors import ValueRangeError
+from funcnet.ops import _bias, _check
+from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops.attention import _projections, attention
+from funcnet.ops.attention import rope as rotary
+from funcnet.ops.attention._cache import Cache, decode, init_cache
+from funcnet.ops.attention._projections import Params, Projection
+from funcnet.ops.norm import rms_norm
+
+__all__ = [
+    "Cache",
+    "Params",
+    "Projection",
+    "apply",
+    "cost",
+    "decode",
+    "init",
+    "init_cache",
+    "reference",
+    "vjp",
+]
+
+
+def init(
+    key: PRNGKeyArray,
+    d: int,
+    heads: int,
+    *,
+    kv_heads: int | None = None,
+    head_width: int | None = None,
+    bias: bool = True,
+    o_bias: bool | None = None,
+    qk_norm: bool = False,
+    sinks: bool = False,
+) -> Params:
+    """Draw every w from N(0, 1/fan_in), fan_in = d for q, k and v, and heads · head_width for o.
+
+    Every b and sink is 0, the gains of the norms are 1.
+
+    Args:
+        key: a random key.
+        d: features of x and y.
+        heads: heads of the queries.
+        kv_heads: heads of the keys and values, a divisor of heads; None is heads.
+        head_width: features of one head; None is d / heads.
+        bias: whether the projections have a "b".
+        o_bias: whether "o" has one; None is as the others. (Qwen2 has biases on q, k and v only.)
+        qk_norm: whether queries and keys are normalised. (Qwen3 does it.)
+        sinks: whether there is a sink for every head.
+
+    Raises:
+        ValueRangeError: a size is not positive, or a number of heads does not divide what it should.
+
+    >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 6, 4, kv_heads=2, head_width=5, bias=False))
+    {'k': {'w': (6, 2, 5)}, 'o': {'w': (4, 5, 6)}, 'q': {'w': (6, 4, 5)}, 'v': {'w': (6, 2, 5)}}
+    """
+    where = "multihead.init"
+    d, heads = _check.positive(where, "d", d), _check.positive(where, "heads", heads)
+    if head_width is None and d % heads:
+        raise ValueRangeError(
+            f"{where}: {heads} heads do not divide d = {d}.",
+            path="heads",
+            expected=f"a divisor of d = {d}, or a head_width",
+            actual=f"heads = {heads}",
+        )
+    e = d // heads if head_width is None else _check.positive(where, "head_width", head_width)
+    h_kv = heads if kv_heads is None else _check.positive(where, "kv_heads", kv_heads)
+    if heads % h_kv:
+        raise ValueRangeError(
+            f"{where}: {h_kv} kv_heads do not divide {heads} heads.",
+            path="kv_heads",
+            expected=f"a divisor of heads = {heads}",
+            actual=f"kv_heads = {h_kv}",
+        )
+    sizes = {"q": (d, heads, e), "k": (d, h_kv, e), "v": (d, h_kv, e), "o": (heads, e, d)}
+    keys = dict(zip(sizes, jax.random.split(key, 4), strict=True))
+    params: dict[str, Any] = {}
+    for name, size in sizes.items():
+        inputs = heads * e if name == "o" else d
+        params[name] = {"w": jax.random.normal(keys[name], size) / math.sqrt(inputs)}
+        if bias if name != "o" or o_bias is None else o_bias:
+            params[name]["b"] = jnp.zeros(size[2:] if name == "o" else size[1:])
+    if qk_norm:
+        params |= {"q_norm": rms_norm.init(key, e), "k_norm": rms_norm.init(key, e)}
+    if sinks:
+        params["sinks"] = jnp.zeros(heads)
+    return cast(Params, params)
+
+
+def reference(
+    params: Params,
+    x: Float[Array, "*n t d"],
+    bias: Float[Array, "..."] | None = None,
+    *,
+    rope: rotary.Config | None = None,
+    positions: Int[Array, "..."] | None = None,
+    norm_eps: float = 1e-6,
+    **attend: Any,
+) -> Float[Array, "*n t d"]:
+    """The projections, the definitions of what lies between, and the sum over heads, as they are written.
+
+    `attend` are the options of attention, here and in `vjp` and `cost`.
+    """
+
+    def heads(name: str) -> Array:
+        w, x_ = common(params[name]["w"], x)
+        z = _bias.add(jnp.einsum("...td,dhe->...the", x_, w), params[name])
+        norm = params.get(f"{name}_norm")
+        z = z if norm is None else rms_norm.reference(norm, z, norm_eps)
+        return z if rope is None or name == "v" else rotary.reference(z, rope, positions=positions)
+
+    q, k, v = heads("q"), heads("k"), heads("v")
+    o = attention.reference(q, k, v, bias, params.get("sinks"), **attend)
+    w, o = common(params["o"]["w"], o)
+    return _bias.add(jnp.einsum("...the,hed->...td", o, w), params["o"])
+
+
+@rules.operation
+def apply(
+    params: Params,
+    x: Float[Array, "*n t d"],
+    bias: Float[Array, "..."] | None = None,
+    *,
+    causal: bool = False,
+    window: int | tuple[int, int] | None = None,
+    segment_ids: Any = None,
+    mask: Bool[Array, "..."] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    rope: rotary.Config | None = None,
+    positions: Int[Array, "..."] | None = None,
+    norm_eps: float = 1e-6,
+    dropout_rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "*n t d"]:
+    """Let every position of x attend to every position of x.
+
+    Nothing is attached to the whole: `attention`, `rope` and `rms_norm` carry their own rules, and of the
+    projections XLA's own derivative is the formula of `vjp`.
+
+    Args:
+        params: {"q", "k", "v", "o"}, each a w and, unless absent, a b; "q_norm", "k_norm" and "sinks" where
+            they are wanted.
+        x: [*n, t, d].
+        bias: added to the logits, broadcastable to [*n, h, t, t].
+        causal: position i sees the positions j ≤ i only.
+        window: see only the nearest positions, as in attention.
+        segment_ids: integers [*n, t]; a position sees those of its own segment.
+        mask: boolean, True = attend, broadcastable to [*n, h, t, t].
+        scale: what the products of queries and keys are multiplied by; None is 1/√e.
+        softcap: bound of the logits, as in attention.
+        rope: how queries and keys are turned; None: they are not.
+        positions: integers [t] or [*n, t] that rope turns by; None is 0, 1 ... t − 1.
+        norm_eps: of the norms of queries and keys.
+        dropout_rate: of the attention weights.
+        key: for dropout; None in evaluation.
+
+    Returns:
+        y [*n, t, d], in the dtype that holds params and x.
+
+    Raises:
+        ShapeError: x does not have d features, or the parameters or other arrays do not fit together.
+        DTypeError: x or a parameter is not floating-point, or mask is not boolean.
+        StructureError: params lacks a part.
+        ValueRangeError: an option is out of its range.
+    """
+    x = _projections.check("multihead.apply", params, x)
+    q, k, v = _projections.heads(params, x, rope, positions, norm_eps)
+    o = attention.apply(
+        q,
+        k,
+        v,
+        bias,
+        params.get("sinks"),
+        causal=causal,
+        window=window,
+        segment_ids=segment_ids,
+        mask=mask,
+        scale=scale,
+        softcap=softcap,
+        dropout_rate=dropout_rate,
+        key=key,
+    )
+    return _projections.project(params["o"], o, 2)
+
+
+def vjp(
+    params: Params,
+    x: Float[Array, "*n t d"],
+    bias: Float[Array, "..."] | None = None,
+    *,
+    rope: rotary.Config | None = None,
+    positions: Int[Array, "..."] | None = None,
+    norm_eps: float = 1e-6,
+    **attend: Any,
+) -> tuple[Float[Array, "*n t d"], Partial]:
+    """y and its pullback: dO[h] = dY Wo[h]ᵀ, dWo[h] = O[h]ᵀ dY; then attention's own, of dO to dq, dk and dv.
+
+    Then those of rope and of the norms, of dq and dk. Last dWq = Xᵀ dq, so for k and v, and
+    dX = dq Wqᵀ + dk Wkᵀ + dv Wvᵀ; each db is the sum of its cotangent.
+    """
+
+    def ready(name: str, z: Array) -> tuple[Array, tuple[Partial | None, Partial | None]]:
+        """z, normalised and turned, and the pullbacks of both."""
+        norm, turn, p = None, None, params.get(f"{name}_norm")
+        if p is not None:
+            z, norm = rms_norm.vjp(p, z, norm_eps)
+        if rope is not None:
+            z, turn = rotary.vjp(z, rope, positions=positions)
+        return z, (norm, turn)
+
+    q, k, v = (_projections.project(params[name], x, 1) for name in "qkv")
+    (q, before_q), (k, before_k) = ready("q", q), ready("k", k)
+    o, pull = attention.vjp(q, k, v, bias, params.get("sinks"), **attend)
+    y = _projections.project(params["o"], o, 2)
+    return y, Partial(_pullback, params, x, o, pull, {"q": before_q, "k": before_k, "v": (None, None)})
+
+
+def _pullback(
+    params: Params, x: Array, o: Array, attend: Partial, before: dict[str, Any], dy: Array
+) -> tuple[dict, Array, Array | None]:
+    # What params hold as None has None for its gradient.
+    grads: dict[str, Any] = {name: None for name, value in params.items() if value is None}
+    grads["o"], do = _pull_projection(params["o"], o, dy, 2)
+    *dqkv, dbias, dsinks = attend(narrow(do, o))
+    if params.get("sinks") is not None:
+        grads["sinks"] = dsinks
+    dx = jnp.zeros(x.shape, wide(x.dtype))
+    for name, dz in zip("qkv", dqkv, strict=True):
+        norm, turn = before[name]
+        if turn is not None:
+            (dz,) = turn(dz)
+        if norm is not None:
+            grads[f"{name}_norm"], dz = norm(dz)
+        grads[name], dx_ = _pull_projection(params[name], x, dz, 1)
+        dx = dx + dx_.astype(dx.dtype)
+    return grads, narrow(dx, x), dbias
+
+
+def _pull_projection(p: Projection, x: Array, dy: Array, axes: int) -> tuple[dict, Array]:
+    """The cotangents of p and, not yet rounded, of x."""
+    w, x = common(p["w"], x)
+    n, sums = x.ndim - axes, wide(dy.dtype)
+    rows, w_ = _projections.matrices(x, w, axes)
+    dy_ = dy.reshape(rows.shape[0], w_.shape[1])
+    dw = jnp.matmul(rows.T, dy_, preferred_element_type=sums).reshape(w.shape)
+    dx = jnp.matmul(dy_, w_.T, preferred_element_type=sums).reshape(x.shape)
+    grads: dict[str, Any] = {"w": narrow(dw, p["w"])}
+    if "b" in p:
+        grads["b"] = None if p["b"] is None else narrow(dy.sum(range(n), dtype=sums), p["b"])
+    return grads, dx
+
+
+def cost(
+    params: Params,
+    x: Float[Abstract, "*n t d"],
+    bias: Float[Abstract, "..."] | None = None,
+    **options: Any,
+) -> Cost:
+    """2 · n · t · (d · e · (2 h + 2 h_kv) + 2 · t · h · e) flops: four projections and attention."""
+    t, (_, h, e) = x.shape[-2], params["q"]["w"].shape
+    projections = sum(math.prod(p["w"].shape) for p in (params["q"], params["k"], params["v"], params["o"]))
+    products = math.prod(x.shape[:-1]) * (projections + 2 * t * h * e)
+    return Cost(2 * products, traffic(reference, params, x, bias, **options))

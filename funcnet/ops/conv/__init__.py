@@ -1,0 +1,1 @@
+"""What slides over a grid: convolution, its transpose, pools."""

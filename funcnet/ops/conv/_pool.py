@@ -1,0 +1,123 @@
+"""What the two pools share: the windows along one axis, and the checks of kernel, stride and padding.
+
+A pool over a box is one pool after another along each axis: the largest of the largest, the mean of means.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.ops import _check
+from funcnet.ops.conv._window import Padding, out_size, pads, per_axis
+
+__all__ = ["Axis", "axes", "edges", "options", "slide", "windows"]
+
+
+class Axis(NamedTuple):
+    """The windows along one spatial axis of x: window o sees `kernel` positions, from o·stride − low on."""
+
+    at: int  # counted from the end: the channel axis is -1
+    size: int
+    kernel: int
+    stride: int
+    low: int
+    high: int
+
+    @property
+    def out(self) -> int:
+        """The number of windows."""
+        return out_size(self.size, self.kernel, self.stride, 1, (self.low, self.high))
+
+    def column(self, values: np.ndarray) -> np.ndarray:
+        """A vector along this axis, shaped to be broadcast against x."""
+        return values.reshape(-1, *[1] * (-1 - self.at))
+
+
+def axes(
+    where: str,
+    x: jax.Array | jax.ShapeDtypeStruct,
+    kernel: Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: Padding,
+) -> tuple[Axis, ...]:
+    """The spatial axes of x [*n, *size, c], one per entry of `kernel`, in order."""
+    if not isinstance(kernel, Sequence):
+        raise DTypeError(
+            f"{where}: kernel is not a tuple, so the number of spatial axes is open.",
+            path="kernel",
+            expected="kernel: one size per spatial axis",
+            actual=f"kernel: {describe(kernel)}",
+            hint=f"({kernel},) pools sequences, ({kernel}, {kernel}) images."
+            if hasattr(kernel, "__index__")
+            else None,
+        )
+    d = len(kernel)
+    if not 1 <= d <= 3:
+        raise ShapeError(
+            f"{where}: kernel has {d} axes.",
+            path="kernel",
+            expected="1, 2 or 3 sizes",
+            actual=f"kernel = {tuple(kernel)}",
+        )
+    kernel = per_axis(where, "kernel", kernel, d)
+    strides = kernel if stride is None else per_axis(where, "stride", stride, d)
+    _check.rank(where, "x", x, d + 1, "*n, " + ", ".join("dhw"[-d:]) + ", c")
+    sizes = x.shape[-d - 1 : -1]
+    pairs = pads(where, padding, sizes, kernel, strides, (1,) * d)
+    rows = zip(range(-d - 1, -1), sizes, kernel, strides, pairs, strict=True)
+    found = tuple(Axis(at, size, k, step, *pair) for at, size, k, step, pair in rows)
+    for i, axis in enumerate(found):
+        last = (axis.out - 1) * axis.stride - axis.low  # where the last window begins
+        if axis.out and (axis.low >= axis.kernel or last >= axis.size):
+            raise ValueRangeError(
+                f"{where}: along spatial axis {i}, a window would see nothing but padding.",
+                path="padding",
+                expected="at least one element of x in every window",
+                actual=f"{axis.size} elements, kernel {axis.kernel}, stride {axis.stride}, "
+                f"padding {(axis.low, axis.high)}",
+            )
+    return found
+
+
+def options(axes: tuple[Axis, ...]) -> dict[str, Any]:
+    """The options of a pool again, in full and hashable."""
+    return {
+        "kernel": tuple(axis.kernel for axis in axes),
+        "stride": tuple(axis.stride for axis in axes),
+        "padding": tuple((axis.low, axis.high) for axis in axes),
+    }
+
+
+def edges(x: jax.Array, axis: Axis, low: int, high: int, fill: float, between: int = 0) -> jax.Array:
+    """x with `low` and `high` elements more (negative: fewer) at its ends, `between` more between any two."""
+    rows = [(0, 0, 0)] * x.ndim
+    rows[axis.at] = (low, high, between)
+    return lax.pad(x, np.array(fill, x.dtype), rows)
+
+
+def slide(
+    x: jax.Array, axis: Axis, combine: Callable[[jax.Array, jax.Array], jax.Array], unit: float
+) -> jax.Array:
+    """`combine` the elements of each window along `axis`; beyond the border stands `unit`."""
+    if x.size == 0 or axis.out == 0:
+        return jnp.zeros([axis.out if i == axis.at % x.ndim else n for i, n in enumerate(x.shape)], x.dtype)
+    kernel, stride, pairs = [1] * x.ndim, [1] * x.ndim, [(0, 0)] * x.ndim
+    kernel[axis.at], stride[axis.at], pairs[axis.at] = axis.kernel, axis.stride, (axis.low, axis.high)
+    return lax.reduce_window(x, np.array(unit, x.dtype), combine, kernel, stride, pairs)
+
+
+def windows(x: jax.Array, axes: tuple[Axis, ...], fill: float) -> jax.Array:
+    """Every window of x [*n, *size, c] in C order, for the definitions: [*n, *out, c, Π kernel]."""
+    lead = [(0, 0)] * (x.ndim - len(axes) - 1)
+    x = jnp.pad(x, [*lead, *((a.low, a.high) for a in axes), (0, 0)], constant_values=fill)
+    seen = []
+    for tap in itertools.product(*(range(axis.kernel) for axis in axes)):
+        steps = [slice(k, k + a.out * a.stride, a.stride) for k, a in zip(tap, axes, strict=True)]
+        seen.append(x[(..., *steps, slice(None))])
+    return jnp.stack(seen, -1)
