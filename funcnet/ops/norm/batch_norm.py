@@ -122,7 +122,7 @@ def apply(
     x = _check.floating(where, "x", x)
     _check.channels(where, x, w.shape[0], f'params["w"] ({describe(w)})')
     train = bool(_check.static(where, "train", train))
-    momentum = float(_check.rate(where, "momentum", _check.static(where, "momentum", momentum)))
+    momentum = _check.rate(where, "momentum", momentum)
     if train:
         _check_count(where, x)
     return rules.call(vjp, params, state, x, train=train, momentum=momentum, eps=eps)
