@@ -66,9 +66,9 @@ class Problem(NamedTuple):
 class Products(NamedTuple):
     """One form of the three products."""
 
-    toeplitz: Callable[[Array, Array], Array]  # (w, x) -> y
-    transposed: Callable[[Array, Array], Array]  # (dy, w) -> dx
-    kernel_gradient: Callable[[Array, Array], Array]  # (x, dy) -> dw
+    toeplitz: Callable[[Any, Any], Any]  # (w, x) -> y
+    transposed: Callable[[Any, Any], Any]  # (dy, w) -> dx
+    kernel_gradient: Callable[[Any, Any], Any]  # (x, dy) -> dw
 
 
 # ---- the simple products ----------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def chunk_by_chunk(p: Problem, form: Callable[[Problem], Products], most: int) -
 
 # ---- bilinear algorithms: y = A [(G w) ⊙ (B x)] -----------------------------------------------------------
 
-Linear = Callable[[Array], Array]
+Linear = Callable[[Array], Any]  # its result may be several arrays
 
 
 def _bilinear_algorithm(
@@ -258,8 +258,8 @@ def _bilinear_algorithm(
     like = lambda shape: jax.ShapeDtypeStruct(shape, p.dtype)
     inner = jax.eval_shape(lambda w, x: product.toeplitz(kernel(w), image(x)), like(p.w), like(p.x)).shape
 
-    def back(linear: Linear, shape: tuple[int, ...], v: Array) -> Array:
-        at = rules.same_variance(jnp.zeros(shape, p.dtype), v)[0]
+    def back(linear: Linear, shape: tuple[int, ...], v: Any) -> Array:
+        at = rules.same_variance(jnp.zeros(shape, p.dtype), *jax.tree.leaves(v))[0]
         return jax.linear_transpose(linear, at)(v)[0]
 
     return Products(
@@ -330,36 +330,50 @@ def planes(p: Problem, then: Callable[[Problem], Products]) -> Products:
 
 
 def polyphase(p: Problem) -> Products:
-    """Stride s as stride 1: the s phases of x and of w along each axis become channels (space to depth)."""
-    window = p.window
-    d = len(window.kernel)
-    kernel_of_phase = tuple(-(-k // s) for k, s in zip(window.kernel, window.stride, strict=True))
-    sizes = tuple(o + k - 1 for o, k in zip(window.out, kernel_of_phase, strict=True))
-    phases = math.prod(window.stride)
+    """Stride s as stride 1: along each axis x and w have s phases, and each of x meets one of w.
 
-    def interleaved(v: Array, counts: tuple[int, ...], at: int) -> Array:
-        """[..., count · s, ..., (rest)] as [..., count, ..., (rest), s · c_in], the rest one axis: g."""
-        v = v.reshape(
-            *v.shape[:at],
-            *itertools.chain(*zip(counts, window.stride, strict=True)),
-            *v.shape[at + d :],
-        )
-        v = jnp.moveaxis(v, range(at + 1, at + 2 * d, 2), range(at + d + 1, at + 2 * d + 1))
-        return v.reshape(*v.shape[: at + d + 1], phases * p.c_in, *v.shape[at + 2 * d + 2 :])
+    Phases stand side by side as channels of one convolution (space to depth). Those of w have ⌈k / s⌉ taps or
+    one less; each length is a convolution of its own, since a tap of zeros would let a NaN reach outputs that
+    do not see it.
+    """
+    window, d = p.window, len(p.window.kernel)
+    longest = tuple(-(-k // s) for k, s in zip(window.kernel, window.stride, strict=True))
+    sizes = tuple(o + k - 1 for o, k in zip(window.out, longest, strict=True))  # of a phase of x
+    phases = list(itertools.product(*map(range, window.stride)))
+    alike: dict[tuple[int, ...], list[int]] = {}  # by the sizes of their kernels
+    for i, phase in enumerate(phases):
+        rows = zip(phase, window.kernel, window.stride, strict=True)
+        alike.setdefault(tuple(len(range(b, k, s)) for b, k, s in rows), []).append(i)
+    alike = {kernel: found for kernel, found in alike.items() if 0 not in kernel}  # a stride may be longer
+    windows = [plain(tuple(o + k - 1 for o, k in zip(window.out, k_, strict=True)), k_) for k_ in alike]
 
-    def image(x: Array) -> Array:
+    def image(x: Array) -> list[Array]:
         ends = [
             (low, m * s - size - low, 0)
             for (low, _), m, s, size in zip(window.padding, sizes, window.stride, window.sizes, strict=True)
         ]
-        return interleaved(lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, *[(0, 0, 0)] * 2]), sizes, 1)
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, *[(0, 0, 0)] * 2])
+        x = x.reshape(p.n, *itertools.chain(*zip(sizes, window.stride, strict=True)), p.groups, p.c_in)
+        x = jnp.moveaxis(x, range(2, 2 * d + 2, 2), range(d + 2, 2 * d + 2))  # [n, *sizes, g, *stride, c_in]
+        x = x.reshape(p.n, *sizes, p.groups, len(phases) * p.c_in)
+        of_phase = lax.split(x, [p.c_in] * len(phases), x.ndim - 1)
+        together = [jnp.concatenate([of_phase[i] for i in found], -1) for found in alike.values()]
+        return [v[(slice(None), *map(slice, w.sizes))] for v, w in zip(together, windows, strict=True)]
 
-    def kernel(w: Array) -> Array:
-        ends = [(0, m * s - k) for m, s, k in zip(kernel_of_phase, window.stride, window.kernel, strict=True)]
-        return interleaved(jnp.pad(w, [*ends, *[(0, 0)] * 3]), kernel_of_phase, 0)
+    def kernel(w: Array) -> list[Array]:
+        of_phase = [w[tuple(map(slice, phase, [None] * d, window.stride))] for phase in phases]
+        return [jnp.concatenate([of_phase[i] for i in found], -2) for found in alike.values()]
 
-    inner = plain(sizes, kernel_of_phase)
-    product = direct(p._replace(window=inner, c_in=phases * p.c_in))
+    forms = [
+        direct(p._replace(window=w, c_in=len(found) * p.c_in))
+        for w, found in zip(windows, alike.values(), strict=True)
+    ]
+    each = lambda *columns: zip(forms, *columns, strict=True)
+    product = Products(
+        lambda ws, xs: functools.reduce(jnp.add, [form.toeplitz(w, x) for form, w, x in each(ws, xs)]),
+        lambda dy, ws: [form.transposed(dy, w) for form, w in each(ws)],
+        lambda xs, dy: [form.kernel_gradient(x, dy) for form, x in each(xs)],
+    )
     return _bilinear_algorithm(p, image, kernel, lambda y: y, product)
 
 
@@ -547,7 +561,7 @@ NEEDS = {
     "fft": ("stride 1, dilation 1", lambda w: set(w.stride) | set(w.dilation) == {1}),
 }
 _FEW_CHANNELS, _FEW_COLUMNS, _FEW_TAPS = 4, 64, 32
-_MANY_TAPS, _MANY_GROUPS, _LONG = 128, 32, 2048
+_MANY_TAPS, _MANY_GROUPS = 128, 32
 _CHUNK = 2**20  # elements of the patches of a chunk of images
 
 
@@ -555,20 +569,19 @@ def on_cpu(p: Problem, product: str) -> Products:
     """The form that XLA's CPU backend runs fastest, for one of the three products (a field of `Products`).
 
     XLA:CPU is near the speed of a matrix product in float32, for one group of many channels in one or two
-    dimensions; this is about the rest.
+    dimensions; this is about the rest. Never winograd and fft, which mix the elements of a block: a NaN or a
+    large element changes outputs that do not see it.
     """
     window, again = p.window, functools.partial(on_cpu, product=product)
     fits = lambda method: NEEDS[method][1](window)
     if p.c_in == 1 and p.groups >= 8:  # every channel alone, and enough of them to fill a vector
-        return shifted(p) if p.taps <= _MANY_TAPS else fft(p) if fits("fft") else direct(p)
+        return shifted(p) if p.taps <= _MANY_TAPS else direct(p)
     if 1 < p.groups <= _MANY_GROUPS:
         return group_by_group(p, again)
     if p.groups > 1:
         return direct(p)
     if p.taps == 1 and set(window.stride) == {1} and window.padding == ((0, 0),) * len(window.kernel):
         return matmul(p)
-    if len(window.kernel) == 1 and fits("fft") and p.taps >= 16 and p.taps * min(p.c_in, p.c_out) >= _LONG:
-        return fft(p)
     if p.dtype == jnp.float64 and p.taps <= _MANY_TAPS:
         return chunk_by_chunk(p, unfold, _CHUNK // (math.prod(window.out) * p.taps * p.c_in))
     if (
@@ -584,7 +597,7 @@ def on_cpu(p: Problem, product: str) -> Products:
     if product == "transposed" and p.c_in <= _FEW_CHANNELS and p.taps * p.c_in <= _FEW_COLUMNS:
         return unfold(p)
     if product == "transposed" and set(window.stride) != {1} and fits("polyphase"):
-        phases = math.prod(-(-k // s) * s for k, s in zip(window.kernel, window.stride, strict=True))
-        if phases <= 1.4 * p.taps or p.c_in <= 32:
+        even = all(k % s == 0 for k, s in zip(window.kernel, window.stride, strict=True))
+        if even or _FEW_CHANNELS < p.c_in <= 32:
             return polyphase(p)
     return direct(p)
