@@ -1,0 +1,96 @@
+"""The table of hard inputs that the law of tests/test_numbers.py runs over: a case, and what is done to it.
+
+A row is a case of tests/cases.py, whose arguments may be NumPy arrays too, and changes, each of them one input
+of the same shapes: so a row costs three compiled programs, however many changes it has. A change names a leaf
+by its number among the float leaves of the arguments (dicts sorted by key; -1 is the last), or "dy", the
+cotangent, and says what it becomes; a tuple of changes is one input.
+
+- `add`, `times`, `put`: the operation sees it; the truth is `reference` of it in float64.
+- `poison`: NaN, an infinity, 1e6. What does not see it must not change: the truth is `reference` in float64
+  with an ordinary number in its place, wherever another ordinary number there changes nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.cases import Case, F, I, case
+
+INF, NAN = np.inf, np.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """`to` of what is at `index` of `leaf`."""
+
+    name: str
+    leaf: int | str
+    to: Callable[[np.ndarray], Any]
+    index: Any = ...
+    poison: bool = False
+
+    def __call__(self, leaves: list[np.ndarray], dy: np.ndarray, ordinary: float | None = None) -> None:
+        """Change them in place; a poison is `ordinary` if that is given."""
+        x = dy if isinstance(self.leaf, str) else leaves[self.leaf]
+        x[self.index] = ordinary if self.poison and ordinary is not None else self.to(x[self.index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Hard:
+    case: Case
+    changes: tuple[tuple[Change, ...], ...]
+    truth: Callable[..., Any] | None  # in place of a `reference` that overflows
+    products: bool  # results are measured against those of the absolute values
+
+    @property
+    def id(self) -> str:
+        shapes = ["x".join(map(str, getattr(a, "shape", ()))) for a in self.case.args]
+        return "-".join([self.case.op, *shapes, *(f"{k}={v}" for k, v in self.case.options.items())])
+
+
+def hard(
+    case: Case,
+    *changes: Change | tuple[Change, ...],
+    truth: Callable[..., Any] | None = None,
+    products: bool = False,
+) -> Hard:
+    every = tuple(c if isinstance(c, tuple) else (c,) for c in changes)
+    return Hard(case, every, truth, products)
+
+
+def add(leaf: int | str, by: Any, index: Any = ...) -> Change:
+    return Change(f"leaf {leaf}[{index}] + {by}", leaf, lambda x: x + by, index)
+
+
+def times(leaf: int | str, by: Any, index: Any = ...) -> Change:
+    return Change(f"leaf {leaf}[{index}] · {by}", leaf, lambda x: x * by, index)
+
+
+def put(leaf: int | str, index: Any, value: Any) -> Change:
+    return Change(f"leaf {leaf}[{index}] = {value}", leaf, lambda x: np.broadcast_to(value, x.shape), index)
+
+
+def poison(leaf: int | str, index: Any, value: float) -> Change:
+    return Change(f"poison {value} at leaf {leaf}[{index}]", leaf, lambda x: value, index, poison=True)
+
+
+def poisons(leaf: int | str, index: Any, *values: float) -> list[Change]:
+    return [poison(leaf, index, value) for value in values or (NAN, INF, -INF, 1e6)]
+
+
+PLAIN = times(0, 1)
+ROW = np.array([[35.0, 20.0, 20.0]])  # a confident one, far from the origin
+
+HARD = [
+    # cross_entropy
+    hard(case("cross_entropy", ROW, np.array([0])), PLAIN, add(0, 1e3), add(0, -1e3), times(0, 5)),
+    hard(
+        case("cross_entropy", F(3, 5), I(5, 3)),
+        *(add(0, by) for by in (1e3, 1e8, -1e9)),
+        times(0, 100),
+        *poisons(0, 1),
+        poison("dy", 1, NAN),
+    ),
+]
