@@ -1,9 +1,9 @@
 """The table of hard inputs that the law of tests/test_numbers.py runs over: a case, and what is done to it.
 
-A row is a case of tests/cases.py, whose arguments may be NumPy arrays too, and changes, each of them one input
-of the same shapes: so a row costs three compiled programs, however many changes it has. A change names a leaf
-by its number among the float leaves of the arguments (dicts sorted by key; -1 is the last), or "dy", the
-cotangent, and says what it becomes; a tuple of changes is one input.
+A row is a case of tests/cases.py, whose arguments may be NumPy arrays too, and changes, each of them one
+input of the same shapes: so a row costs a few compiled programs, however many changes it has. A change names
+a leaf by its number among the float leaves of the arguments (dicts sorted by key; -1 is the last), or "dy",
+the cotangent, and says what it becomes; a tuple of changes is one input.
 
 - `add`, `times`, `put`: the operation sees it; the truth is `reference` of it in float64.
 - `poison`: NaN, an infinity, 1e6. What does not see it must not change: the truth is `reference` in float64
@@ -31,9 +31,9 @@ class Change:
     index: Any = ...
     poison: bool = False
 
-    def __call__(self, leaves: list[np.ndarray], dy: np.ndarray, ordinary: float | None = None) -> None:
+    def __call__(self, values: list[np.ndarray], dy: list[np.ndarray], ordinary: float | None) -> None:
         """Change them in place; a poison is `ordinary` if that is given."""
-        x = dy if isinstance(self.leaf, str) else leaves[self.leaf]
+        x = dy[0] if isinstance(self.leaf, str) else values[self.leaf]
         x[self.index] = ordinary if self.poison and ordinary is not None else self.to(x[self.index])
 
 

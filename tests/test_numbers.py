@@ -1,5 +1,6 @@
 """No wrong number, and no NaN, where float64 has a right one: the law over the table of tests/hard.py."""
 
+import itertools
 import types
 from typing import Any
 
@@ -14,7 +15,7 @@ from funcnet import rules
 from funcnet.ops._dtype import wide
 from tests.cases import F, I, case
 from tests.hard import HARD, NAN, PLAIN, ROW, Change, Hard, add, hard, poison
-from tests.laws import is_float, normal_like, on_floats
+from tests.laws import normal_like, on_floats
 
 ORDINARY = (0.25, -0.5)  # what stands in a poison's place
 
@@ -26,65 +27,55 @@ def numbers(row: Hard, op: Any, dtypes: tuple[str, ...] = ("float32", "bfloat16"
     element, or by at most twice as much as `reference` in that dtype is off.
     """
     args, options = row.case.draw(dtype="float32")
-    args = jax.tree.map(lambda v: v if hasattr(v, "at") else jnp.asarray(v), args)
-    fast, _ = on_floats(op.apply, args, options)
-    plain, _ = on_floats(op.reference, args, options)
-    true, _ = on_floats(row.truth or op.reference, args, options)
-    fast, plain, true = (jax.jit(_everything(f)) for f in (fast, plain, true))
-    for dtype in dtypes:
-        for changes in row.changes:
-            _judge(row, args, options, op, changes, dtype, fast, plain, true)
-
-
-def _judge(
-    row: Hard,
-    args: Any,
-    options: Any,
-    op: Any,
-    changes: tuple[Change, ...],
-    dtype: str,
-    fast: Any,
-    plain: Any,
-    true: Any,
-) -> None:
-    def inputs(ordinary: float | None = None) -> Any:
-        """Values, cotangents and tangents, changed, then rounded."""
-        f, values = on_floats(op.reference, args, options)
-        values = [np.array(v, np.float64) for v in values]
-        dy, tree = jax.tree.flatten(jax.eval_shape(f, *(jnp.asarray(v, dtype) for v in values)))
-        like = dy
-        dy = [np.array(v, np.float64) for v in normal_like([jnp.zeros(v.shape) for v in dy], 1)]
-        t = [np.array(v, np.float64) for v in normal_like([jnp.zeros(v.shape) for v in values], 2)]
-        for change in changes:
-            change(values, dy[0], ordinary)
-        values, t = ([jnp.asarray(v, dtype) for v in each] for each in (values, t))
-        return values, jax.tree.unflatten(tree, [jnp.asarray(v, u.dtype) for v, u in zip(dy, like)]), t
-
-    def in_float64(tree: Any) -> Any:
-        with jax.enable_x64(True):
-            return jax.tree.map(np.asarray, true(*jax.tree.map(lambda v: v.astype("float64"), tree)))
-
-    poisoned = any(change.poison for change in changes)
-    same = inputs(ORDINARY[0])  # the same inputs, where there is no poison
-    want = in_float64(same)
-    other = in_float64(inputs(ORDINARY[1])) if poisoned else want
-    scale = in_float64(jax.tree.map(jnp.abs, same)) if row.products else want
-    got, theirs = fast(*inputs()), None
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(got)]
-    for i, (g, w, o, s) in enumerate(zip(*map(jax.tree.leaves, (got, want, other, scale)), strict=True)):
-        blind = w == o if poisoned else np.ones(w.shape, bool)
-        what = f"{row.case.op}, {dtype}, {', '.join(c.name for c in changes)}: {paths[i]}"
-        assert not np.isnan(w[blind]).any(), f"{what}: the truth is not a number"
-        error, largest = _off(g, w, blind), np.abs(s[np.isfinite(s)]).max(initial=0)
-        if error <= 32 * float(jnp.finfo(g.dtype).eps) * largest:
-            continue
-        theirs = plain(*same) if theirs is None else theirs
-        allowed = _off(jax.tree.leaves(theirs)[i], w, blind)
-        allowed = allowed if np.isfinite(allowed) else 0.0
-        assert error <= 2 * allowed, (
-            f"{what}: error {error:.1e} at scale {largest:.1e}, reference {allowed:.1e}"
-            f"\n{np.asarray(g, np.float64)}\n{w}"
+    args = jax.tree.map(jnp.asarray, args)
+    fast, plain, true = (
+        jax.jit(_everything(on_floats(f, args, options)[0]))
+        for f in (op.apply, op.reference, row.truth or op.reference)
+    )
+    for dtype, changes in itertools.product(dtypes, row.changes):
+        poisoned = any(change.poison for change in changes)
+        same, other = (_inputs(op, args, options, changes, dtype, number) for number in ORDINARY)
+        want = _in_float64(true, same)
+        scale = _in_float64(true, jax.tree.map(jnp.abs, same)) if row.products else want
+        blind = jax.tree.map(
+            (lambda w, o: w == o) if poisoned else (lambda w, o: np.ones(w.shape, bool)),
+            want,
+            _in_float64(true, other) if poisoned else want,
         )
+        got, theirs = fast(*_inputs(op, args, options, changes, dtype)), None
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(got)]
+        for i, (g, w, b, s) in enumerate(zip(*map(jax.tree.leaves, (got, want, blind, scale)), strict=True)):
+            what = f"{row.case.op}, {dtype}, {', '.join(c.name for c in changes)}: {paths[i]}"
+            assert not np.isnan(w[b]).any(), f"{what}: the truth is not a number"
+            error, largest = _off(g, w, b), np.abs(s[np.isfinite(s)]).max(initial=0)
+            if error > 32 * float(jnp.finfo(g.dtype).eps) * largest:
+                theirs = plain(*same) if theirs is None else theirs
+                allowed = _off(jax.tree.leaves(theirs)[i], w, b)
+                assert error <= 2 * (allowed if np.isfinite(allowed) else 0.0), (
+                    f"{what}: error {error:.1e} at scale {largest:.1e}, reference {allowed:.1e}\n{g}\n{w}"
+                )
+
+
+def _inputs(
+    op: Any, args: Any, options: Any, changes: tuple[Change, ...], dtype: str, ordinary: float | None = None
+) -> tuple[Any, Any, Any]:
+    """Values, cotangents and tangents, changed, then rounded; a poison is `ordinary` if that is given."""
+    f, values = on_floats(op.reference, args, options)
+    out = jax.eval_shape(f, *(v.astype(dtype) for v in values))
+    leaves, tree = jax.tree.flatten(normal_like(out, 1))
+    values, dy, t = (
+        [np.array(v, np.float64) for v in each] for each in (values, leaves, normal_like(values, 2))
+    )
+    for change in changes:
+        change(values, dy, ordinary)
+    dy = [jnp.asarray(v, like.dtype) for v, like in zip(dy, leaves, strict=True)]
+    values, t = ([jnp.asarray(v, dtype) for v in each] for each in (values, t))
+    return values, jax.tree.unflatten(tree, dy), t
+
+
+def _in_float64(f: Any, inputs: Any) -> Any:
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, f(*jax.tree.map(lambda v: v.astype("float64"), inputs)))
 
 
 def _everything(f: Any) -> Any:
