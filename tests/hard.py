@@ -14,9 +14,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from tests.cases import Case, F, I, case
+from tests.cases import Case, F, I, P, U, case
 
 INF, NAN = np.inf, np.nan
 
@@ -46,23 +47,33 @@ def _normal(seed: int | None, like: Any) -> Any:
 class Hard:
     case: Case
     changes: tuple[tuple[Change, ...], ...]
+    how: dict[str, Any]  # options of `apply` alone
     truth: Callable[..., Any] | None  # in place of a `reference` that overflows
     products: bool  # results are measured against those of the absolute values
+    orders: dict[str, int]  # by dtype; 2: the gradient's derivatives too
 
     @property
     def id(self) -> str:
         shapes = ["x".join(map(str, getattr(a, "shape", ()))) for a in self.case.args]
-        return "-".join([self.case.op, *shapes, *(f"{k}={v}" for k, v in self.case.options.items())])
+        return "-".join(
+            [
+                self.case.op,
+                *shapes,
+                *(f"{k}={v}" for k, v in self.case.options.items() if not hasattr(v, "shape")),
+            ]
+        )
 
 
 def hard(
     case: Case,
     *changes: Change | tuple[Change, ...],
+    how: dict[str, Any] | None = None,
     truth: Callable[..., Any] | None = None,
     products: bool = False,
+    orders: dict[str, int] | None = None,
 ) -> Hard:
     every = tuple(c if isinstance(c, tuple) else (c,) for c in changes)
-    return Hard(case, every, truth, products)
+    return Hard(case, every, how or {}, truth, products, orders or {"float32": 2, "bfloat16": 2})
 
 
 def add(leaf: int | str, by: Any, index: Any = ...) -> Change:
@@ -85,17 +96,94 @@ def poisons(leaf: int | str, index: Any, *values: float) -> list[Change]:
     return [poison(leaf, index, value) for value in values or (NAN, INF, -INF, 1e6)]
 
 
+def grid(*shape: int) -> np.ndarray:
+    """Halves, so that products are exact, and sums of them too, beside 2²⁰."""
+    return np.random.default_rng(0).integers(-4, 5, shape) / 2
+
+
 PLAIN = times(0, 1)
 ROW = np.array([[35.0, 20.0, 20.0]])  # a confident one, far from the origin
+OFFSETS = [add(0, by) for by in (1e3, 1e8, -1e9)]
+IGNORED = np.array([0, -1, 2])
 
 HARD = [
     # cross_entropy
     hard(case("cross_entropy", ROW, np.array([0])), PLAIN, add(0, 1e3), add(0, -1e3)),
     hard(
-        case("cross_entropy", F(3, 5), I(5, 3)),
-        *(add(0, by) for by in (1e3, 1e8, -1e9)),
+        case("cross_entropy", F(3, 5), I(5, 3)), *OFFSETS, times(0, 100), *poisons(0, 1), poison("dy", 1, NAN)
+    ),
+    hard(
+        case("cross_entropy", F(3, 5), I(5, 3), label_smoothing=0.1), *OFFSETS, times(0, 100), *poisons(0, 1)
+    ),
+    hard(
+        case("cross_entropy", F(3, 5), IGNORED, ignore_index=-1),
+        *poisons(0, 1),
+        *poisons(0, (1, 2)),
+        poison("dy", 1, NAN),
+        put(0, (0, 1), -INF),
+    ),
+    hard(
+        case("cross_entropy", F(2, 3), P(2, 3)),
+        *OFFSETS,
         times(0, 100),
+        (put(0, 0, ROW[0]), put(1, 0, [1, 0, 0])),
+        (put(0, (0, 0), -INF), put(1, 0, [0, 0.5, 0.5])),
+        *poisons(0, 1),
+    ),
+    # binary_cross_entropy
+    hard(
+        case("binary_cross_entropy", F(3), U(3)),
+        *(add(0, by) for by in (1e2, -1e3, 1e8)),
+        *poisons(0, 1, NAN, 1e6),
+        poison("dy", 1, NAN),
+    ),
+    hard(
+        case("binary_cross_entropy", np.array([40.0]), np.array([1])),
+        PLAIN,
+        times(0, -1),
+        *(put(0, 0, value) for value in (INF, -INF)),
+    ),
+    hard(case("binary_cross_entropy", np.array([-30.0]), np.array([0.0])), PLAIN, add(1, 0.5)),
+    hard(case("binary_cross_entropy", F(3), np.array([0, 5, 1])), *poisons(0, 1), poison("dy", 1, NAN)),
+    # linear_cross_entropy
+    hard(
+        case("linear_cross_entropy", grid(3, 3), grid(3, 7), I(7, 3)),
+        (put(0, (..., 0), 1), add(1, 2**20, 0)),
+        times(0, 30),
+        how={"chunk": 3},
+        orders={"float32": 1},
+    ),
+    hard(
+        case("linear_cross_entropy", grid(3, 3), grid(3, 7), IGNORED, ignore_index=-1),
         *poisons(0, 1),
         poison("dy", 1, NAN),
+        times(0, 30),
+    ),
+    hard(
+        case(
+            "linear_cross_entropy",
+            grid(3, 3),
+            grid(3, 5),
+            IGNORED,
+            ignore_index=-1,
+            label_smoothing=0.1,
+            z_loss=0.1,
+            softcap=2.0,
+        ),
+        *poisons(0, 1),
+        how={"chunk": 2},
+    ),
+    # mse
+    hard(
+        case("mse", F(3, 5), F(3, 5)),
+        *((add(0, by), add(1, by)) for by in (1e3, 1e8)),
+        *poisons(0, 1),
+        *poisons(1, (1, 2)),
+        poison("dy", 1, NAN),
+    ),
+    # softmax
+    hard(case("softmax", F(3, 5)), add(0, 80), put(0, (0, 1), -INF), *poisons(0, 1), poison("dy", 1, NAN)),
+    hard(
+        case("softmax", F(3, 5), axis=0), *OFFSETS, times(0, 1e3), *poisons(0, (1, 2)), truth=jax.nn.softmax
     ),
 ]

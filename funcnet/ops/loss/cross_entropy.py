@@ -29,22 +29,20 @@ def reference(
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
 ) -> Float[Array, "*n"]:
-    """−Σ q log softmax(logits), and 0 where the label is `ignore_index` or no class."""
+    """−Σ q log softmax(logits), 0 · ∞ being 0, and 0 where the label is `ignore_index` or no class."""
     v = logits.shape[-1]
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         logits, q = common(logits, labels)
         log_p = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))
         q = (1 - label_smoothing) * q.astype(log_p.dtype) + label_smoothing / v
-        return -(q * log_p).sum(-1)
-    log_p = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))
-    labels = labels.astype(jnp.int32)
-    counts = (labels >= 0) & (labels < v)
-    if ignore_index is not None:
-        counts &= labels != ignore_index
-    y = -jnp.take_along_axis(log_p, jnp.where(counts, labels, 0)[..., None], -1)[..., 0]
+        return -(q * jnp.where((q == 0) & (log_p == -jnp.inf), 0, log_p)).sum(-1)
+    labels = signed(labels)
+    counted = counts(labels, v, ignore_index)
+    log_p = jax.nn.log_softmax(jnp.where(counted[..., None], logits.astype(wide(logits.dtype)), 0))
+    y = -jnp.take_along_axis(log_p, jnp.where(counted, labels, 0)[..., None], -1)[..., 0]
     if label_smoothing:
         y = (1 - label_smoothing) * y - label_smoothing * log_p.mean(-1)
-    return jnp.where(counts, y, 0)
+    return jnp.where(counted, y, 0)
 
 
 @rules.operation
@@ -57,14 +55,19 @@ def apply(
 ) -> Float[Array, "*n"]:
     """The loss of each example: −log of the probability that softmax(logits) gives to its label.
 
-    Differentiated by `vjp`, which keeps logits, in their own dtype, and one number per example; JAX's own
-    rule keeps the exponentials and the one-hot labels too, in float32 or wider.
+    Differentiated by `vjp`, which keeps logits, in their own dtype, and three numbers per example; JAX's
+    own rule keeps the exponentials and the one-hot labels too, in float32 or wider. A mean with weights, one
+    for each class: ``w = weight[labels]``, ``(w * loss).sum() / w.sum()``; of all batches of an evaluation
+    together, ``fn.train.Mean((w * loss).sum(), w.sum())``.
 
     Args:
-        logits: [*n, v].
-        labels: [*n] integers in [0, v), or [*n, v] probabilities; these have a gradient too.
+        logits: [*n, v]. A class of −∞ has the probability 0. Rows of −∞ alone, or with +∞ or NaN in them,
+            give NaN, unless they are ignored.
+        labels: [*n] integers in [0, v), or [*n, v] probabilities; these have a gradient too,
+            but for those of 0 at logits of −∞, whose share of the loss is 0.
         label_smoothing: ε in [0, 1): the share of each label that is spread evenly over all classes.
-        ignore_index: examples with this label have no loss and no gradient; integer labels only.
+        ignore_index: examples with this label have no loss and no gradient, whatever their logits are;
+            integer labels only.
 
     Returns:
         y [*n], in the dtype that holds logits and probabilities, but at least float32. Under `jax.jit` an
@@ -106,7 +109,8 @@ def vjp(
     h, q = _wide(logits, labels)
     m, r = logsumexp(h)
     log_total = jnp.log1p(r)
-    y = -(_smooth(q, label_smoothing) * _log_p(h, q, m, log_total, label_smoothing)).sum(-1)
+    q, log_p = _weighed(h, q, m, log_total, label_smoothing)
+    y = -(q * log_p).sum(-1)
     pull = rules.bind(_pullback_of_probabilities, label_smoothing=label_smoothing)
     return y, Partial(pull, logits, labels, m, log_total)
 
@@ -146,11 +150,13 @@ def _pullback_of_classes(
 def _pullback_of_probabilities(
     logits: Array, labels: Array, m: Array, log_total: Array, dy: Array, *, label_smoothing: float
 ) -> tuple[Array, Array]:
-    h, labels_ = _wide(logits, labels)
-    q, log_p = _smooth(labels_, label_smoothing), h - m[..., None] - log_total[..., None]
-    slope = q * jnp.expm1(log_p) + (q.sum(-1, keepdims=True) - q) * jnp.exp(log_p)
-    log_p = _log_p(h, labels_, m, log_total, label_smoothing)
-    return narrow(dy[..., None] * slope, logits), narrow((label_smoothing - 1) * dy[..., None] * log_p, labels)
+    h, q = _wide(logits, labels)
+    q, log_p = _weighed(h, q, m, log_total, label_smoothing)
+    of_h = h - m[..., None] - log_total[..., None]
+    slope = q * jnp.expm1(of_h) + (q.sum(-1, keepdims=True) - q) * jnp.exp(of_h)
+    return narrow(dy[..., None] * slope, logits), narrow(
+        (label_smoothing - 1) * dy[..., None] * log_p, labels
+    )
 
 
 def cost(
@@ -169,18 +175,17 @@ def _wide(logits: Array, labels: Array) -> list[Array]:
     return [v.astype(wide(v.dtype)) for v in common(logits, labels)]
 
 
-def _smooth(q: Array, label_smoothing: float) -> Array:
-    return (1 - label_smoothing) * q + label_smoothing / q.shape[-1]
-
-
-def _log_p(h: Array, q: Array, m: Array, log_total: Array, label_smoothing: float) -> Array:
-    """log p, and 0 where it is −∞ but has no weight: 0 · ∞ is nothing here."""
+def _weighed(h: Array, q: Array, m: Array, log_total: Array, label_smoothing: float) -> tuple[Array, Array]:
+    """q, smoothed, and log p; both 0 where log p is −∞ and has no weight, since 0 · ∞ is nothing here."""
     log_p = h - m[..., None] - log_total[..., None]
-    return log_p if label_smoothing else jnp.where((h == -jnp.inf) & (q == 0), 0, log_p)
+    if label_smoothing:
+        return (1 - label_smoothing) * q + label_smoothing / q.shape[-1], log_p
+    nothing = (h == -jnp.inf) & (q == 0)
+    return jnp.where(nothing, 0, q), jnp.where(nothing, 0, log_p)
 
 
 def _counted(logits: Array, labels: Array, ignore_index: int | None) -> tuple[Array, Array]:
-    """The logits, wide, and whether an example has a loss; those of one that has none are 0, whatever they were.
+    """The logits, wide, and whether an example has a loss; the logits of one that has none are 0.
 
     Masked afterwards instead, what is infinite there would be NaN in a tangent or in a second derivative.
     """
