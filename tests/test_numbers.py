@@ -28,7 +28,7 @@ def numbers(row: Hard, op: Any, orders: Mapping[str, int]) -> None:
     """Value, gradient, tangent, forward over reverse and the gradient of the squared gradient are right.
 
     That is, off from `reference` of the same rounded inputs in float64 by at most 32 eps of the largest
-    element (of a derivative of the gradient, whose terms cancel, or of the gradient's), or by at most twice as
+    element (of a derivative of the gradient, whose terms cancel: or of the gradient), or by at most twice as
     much as `reference` in that dtype is off. `orders`: of each dtype, whether all is asked (2), or value and
     gradient only (1).
     """

@@ -273,7 +273,8 @@ class _Kept(NamedTuple):
     bias: Array | None
     sinks: Array | None
     o: Array
-    log_total: Array  # [*n, t, h]
+    m: Array  # [*n, t, h]
+    log_total: Array
 
 
 def _vjp_by_blocks(
@@ -286,8 +287,9 @@ def _vjp_by_blocks(
     form: blocks.Form,
     arrays: blocks.Arrays = blocks.NONE,
 ) -> tuple[Array, Partial]:
-    o, log_total = blocks.forward(form, arrays, q, k, v, bias, sinks)
-    return o, Partial(rules.bind(_pullback, form=form), _Kept(q, k, v, bias, sinks, o, log_total), arrays)
+    o, m, log_total = blocks.forward(form, arrays, q, k, v, bias, sinks)
+    kept = _Kept(q, k, v, bias, sinks, o, m, log_total)
+    return o, Partial(rules.bind(_pullback, form=form), kept, arrays)
 
 
 def _pullback(
