@@ -22,7 +22,7 @@ from jax.extend.random import threefry2x32_p
 from jaxtyping import Array
 
 from funcnet import rules
-from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._dtype import common, narrow, signed, wide
 
 __all__ = ["NONE", "Arrays", "Form", "backward", "forward", "kept"]
 
@@ -360,7 +360,7 @@ def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callab
 # NaN is written where it is seen: so neither they nor their transposes multiply it by the 0 of what is not.
 
 
-def _where(seen: Array | None, x: Array, otherwise: float) -> Array:
+def _where(seen: Array | None, x: Array, otherwise: float | int) -> Array:
     return x if seen is None else jnp.where(seen, x, otherwise)
 
 
@@ -395,7 +395,8 @@ def _in_reach(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> list
     columns = (j * z.columns + jnp.arange(z.columns, dtype=jnp.int32))[None]
     rows = (i * z.rows + jnp.tile(jnp.arange(z.rows, dtype=jnp.int32), z.h // z.h_kv))[:, None]
     if arrays.offset is not None:
-        rows = rows + arrays.offset.astype(jnp.int32)[..., None, None, None]
+        far = 2**30  # beyond all keys, and no sum overflows
+        rows = rows + jnp.clip(signed(arrays.offset), -far, far).astype(jnp.int32)[..., None, None, None]
     else:
         rows = rows + jnp.int32(form.offset or 0)
     seen = [columns < z.s] if z.s % z.columns else []

@@ -31,7 +31,7 @@ from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
-from funcnet.ops._dtype import common, wide
+from funcnet.ops._dtype import common, signed, wide
 from funcnet.ops.attention import _blocks as blocks
 from funcnet.ops.attention import _vendor as vendor
 
@@ -72,8 +72,9 @@ def reference(
     if bias is not None:
         logits = logits + bias.astype(logits.dtype)
     seen = jnp.ones(logits.shape, bool) if mask is None else jnp.broadcast_to(mask, logits.shape)
-    offset = jnp.asarray(q_offset, jnp.int32)[..., None, None, None]
-    ahead = jnp.arange(s, dtype=jnp.int32) - (jnp.arange(t, dtype=jnp.int32)[:, None] + offset)
+    offset = signed(jnp.asarray(q_offset))[..., None, None, None]
+    i, j = (jnp.arange(size, dtype=offset.dtype) for size in (t, s))
+    ahead = j - (i[:, None] + offset)
     if causal:
         seen = seen & (ahead <= 0)
     if window is not None:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-__all__ = ["counts", "logsumexp", "signed"]
+__all__ = ["counts", "logsumexp"]
 
 
 def logsumexp(h: Array) -> tuple[Array, Array]:
@@ -19,12 +19,7 @@ def logsumexp(h: Array) -> tuple[Array, Array]:
     return m[..., 0], (jnp.exp(h - m) - largest).sum(-1) + (largest.sum(-1) - 1)
 
 
-def signed(labels: Array) -> Array:
-    """Labels as integers that may be negative, none of them taken for another: 2³² + 1 is not 1."""
-    return labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
-
-
 def counts(labels: Array, v: int, ignore_index: int | None) -> Array:
-    """Whether each of the signed labels is a class in [0, v), and not `ignore_index`."""
+    """Whether each of `labels`, signed, is a class in [0, v), and not `ignore_index`."""
     inside = (labels >= 0) & (labels < v)
     return inside if ignore_index is None else inside & (labels != ignore_index)

@@ -16,8 +16,8 @@ from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
-from funcnet.ops._dtype import common, narrow, wide
-from funcnet.ops.loss._classes import counts, logsumexp, signed
+from funcnet.ops._dtype import common, narrow, signed, wide
+from funcnet.ops.loss._classes import counts, logsumexp
 
 __all__ = ["apply", "cost", "reference", "vjp"]
 
