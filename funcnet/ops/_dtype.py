@@ -1,9 +1,9 @@
-"""Result and accumulation dtypes, the same for every operation."""
+"""Result, accumulation and index dtypes, the same for every operation."""
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["common", "narrow", "wide"]
+__all__ = ["common", "narrow", "signed", "wide"]
 
 
 def common(*arrays: jax.Array) -> list[jax.Array]:
@@ -25,3 +25,8 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
 def narrow(x: jax.Array, like: jax.Array) -> jax.Array:
     """Round `x` to the dtype of `like`: a cotangent has the dtype of its leaf."""
     return x.astype(like.dtype)
+
+
+def signed(indices: jax.Array) -> jax.Array:
+    """`indices` as integers that may be negative, none of them taken for another: 2³² + 1 is not 1."""
+    return indices.astype(jnp.int64 if indices.dtype.itemsize > 4 else jnp.int32)

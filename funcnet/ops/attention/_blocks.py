@@ -22,7 +22,7 @@ from jax.extend.random import threefry2x32_p
 from jaxtyping import Array
 
 from funcnet import rules
-from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._dtype import common, narrow, signed, wide
 
 __all__ = ["NONE", "Arrays", "Form", "backward", "forward", "kept"]
 
@@ -84,11 +84,12 @@ class _Sizes(NamedTuple):
 @functools.partial(jax.jit, static_argnames="form")
 def forward(
     form: Form, arrays: Arrays, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None
-) -> tuple[Array, Array]:
-    """o [*n, t, h, e_v], and the logarithm of the sums that P was divided by [*n, t, h], float32 or wider.
+) -> tuple[Array, Array, Array]:
+    """o [*n, t, h, e_v], and of each row [*n, t, h] its largest logit m and log Σ exp(logits − m).
 
     Each row keeps the largest logit so far m, the sum of exp(logits − m), and its part of o times that sum;
-    where a block brings a larger m, what came before is scaled down.
+    where a block brings a larger m, what came before is scaled down. m + log Σ is not one number: where m is
+    large, as where all that a row sees has a bias of −1e9, the logarithm would be rounded away.
     """
     q, k, v = common(q, k, v)
     z, sums = _sizes(form, q, k), wide(q.dtype)
@@ -98,14 +99,14 @@ def forward(
 
     def step(carry: tuple[Array, Array, Array], i: Array, j: Array, edge: bool) -> Any:
         o, m, total = carry
-        s, _ = logits(_at(q, i), _at(k, j), i, j, edge, False)
+        s, _, seen = logits(_at(q, i), _at(k, j), i, j, edge, False)
         before = _at(m, i)
         highest = jnp.maximum(before, lax.stop_gradient(s).max(-1))
         p, shrink = jnp.exp(s - highest[..., None]), jnp.exp(before - highest)
         total = _put(total, _at(total, i) * shrink + p.sum(-1), i)
         if form.rate:
             p = jnp.where(_kept_in_block(form, z, arrays, i, j), p, 0)
-        o_ = jnp.matmul(p.astype(v.dtype), _at(v, j), preferred_element_type=sums)
+        o_ = _weigh(p.astype(v.dtype), _at(v, j), seen)
         return _put(o, _at(o, i) * shrink[..., None] + o_, i), _put(m, highest, i), total
 
     rows = q.shape[:-1]
@@ -119,7 +120,8 @@ def forward(
     o, m, total = _over_blocks(form, z, step, (o, m, total))
     total = jnp.where(total > 0, total, 1)
     o = o / (total[..., None] * (1 - form.rate))
-    return _from_queries(z, o).astype(v.dtype), _from_queries(z, (m + jnp.log(total))[..., None])[..., 0]
+    m, log_total = (_from_queries(z, x[..., None])[..., 0] for x in (m, jnp.log(total)))
+    return _from_queries(z, o).astype(v.dtype), m, log_total
 
 
 @functools.partial(jax.jit, static_argnames="form")
@@ -132,6 +134,7 @@ def backward(
     bias: Array | None,
     sinks: Array | None,
     o: Array,
+    m: Array,
     log_total: Array,
     do: Array,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
@@ -147,26 +150,27 @@ def backward(
     d = (do.astype(sums) * o.astype(sums)).sum(-1)
     dsinks = None
     if sinks is not None:
-        p = jnp.exp(sinks.astype(sums) - log_total)
+        p = jnp.exp(sinks.astype(sums) - m - log_total)
         dsinks = narrow(-(p * d).sum(range(d.ndim - 1)), sinks)
-    q, do, d, log_total = (_by_queries(z, x) for x in (q, do, d[..., None], log_total[..., None]))
-    d, log_total = d.mT, log_total.mT
+    q, do = _by_queries(z, q), _by_queries(z, do)
+    d, m, log_total = (_by_queries(z, x[..., None]).mT for x in (d, m, log_total))
     k, v = _by_keys(z, k), _by_keys(z, v)
     kt = k.mT
     logits = _logits(dataclasses.replace(form, scale=scale), z, arrays, bias)
 
     def step(carry: Any, i: Array, j: Array, edge: bool) -> Any:
         dqt, dk, dv, dbias = carry
-        q_, kt_, v_ = _at(q, i), _at(kt, j), _at(v, j)
-        s, slope = logits(q_, _at(k, j), i, j, edge, True)
-        p = jnp.exp(s - _at(log_total, i))
         do_ = _at(do, i)
+        s, slope, seen = logits(_at(q, i), _at(k, j), i, j, edge, True)
+        # A row of NaN has NaN for m, and d: what it does not see is masked once more.
+        p = jnp.exp(_where(seen, s - _at(m, i) - _at(log_total, i), -jnp.inf))
+        q_, kt_, v_ = (_finite(seen, x) for x in (_at(q, i), _at(kt, j), _at(v, j)))
         dp = jnp.matmul(v_, do_.mT, preferred_element_type=sums)
         p_ = p
         if form.rate:
             keep = _kept_in_block(form, z, arrays, i, j).mT
             p_, dp = (jnp.where(keep, x / (1 - form.rate), 0) for x in (p, dp))
-        ds = p * (dp - _at(d, i))
+        ds = p * _where(seen, dp - _at(d, i), 0)
         if dbias is not None:
             dbias = _add_to_bias(z, dbias, ds.mT, i, j)
         if slope is not None:
@@ -321,34 +325,69 @@ def _of_heads(z: _Sizes, x: Array) -> Array:
 
 
 def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callable[..., Any]:
-    """A function (q, k, i, j, edge, across) -> (logits, slope) of one block.
+    """A function (q, k, i, j, edge, across) -> (logits, slope, seen) of one block.
 
     The logits are −∞ where a key is not seen, with keys as rows if `across`; slope is what softcap multiplies
-    their gradient by, or None.
+    their gradient by, or None; seen is None where all is.
     """
     bias = None if bias is None else _padded(z, bias).astype(wide(bias.dtype))
     mask = None if arrays.mask is None else _padded(z, arrays.mask)
 
     def logits(q: Array, k: Array, i: Array, j: Array, edge: bool, across: bool) -> Any:
         turn = (lambda x: x.mT) if across else (lambda x: x)
-        s = jnp.matmul(*((k, q.mT) if across else (q, k.mT)), preferred_element_type=wide(q.dtype))
+        conditions = [] if mask is None else [_tile(z, mask, i, j)]
+        if arrays.queries is not None and arrays.keys is not None:
+            conditions.append(_rows_of(z, arrays.queries, i) == _columns_of(z, arrays.keys, j))
+        conditions += _in_reach(form, z, arrays, i, j) if edge else []
+        seen = turn(functools.reduce(jnp.logical_and, conditions)) if conditions else None
+        s = _product(*((k, q) if across else (q, k)), seen)
         s = s if form.scale == 1.0 else s * form.scale
         slope = None
         if form.softcap is not None:
+            s = _where(seen, s, 0)
             bent = jnp.tanh(s / form.softcap)
             s, slope = form.softcap * bent, 1 - bent**2
         if bias is not None:
             s = s + turn(_tile(z, bias, i, j)).astype(s.dtype)
-        seen = [] if mask is None else [_tile(z, mask, i, j)]
-        if arrays.queries is not None and arrays.keys is not None:
-            of_queries, of_keys = _rows_of(z, arrays.queries, i), _columns_of(z, arrays.keys, j)
-            seen.append(of_queries == of_keys)
-        seen += _in_reach(form, z, arrays, i, j) if edge else []
-        for each in seen:
-            s = jnp.where(turn(each), s, -jnp.inf)
-        return s, slope
+        return _where(seen, s, -jnp.inf), slope, seen
 
     return logits
+
+
+# ---- what is not seen, whatever it is: 0 · NaN is NaN -----------------------------------------------------
+#
+# Where all of a block is seen (None), the products are plain. Elsewhere they are made of what is finite, and
+# NaN is written where it is seen: so neither they nor their transposes multiply it by the 0 of what is not.
+
+
+def _where(seen: Array | None, x: Array, otherwise: float | int) -> Array:
+    return x if seen is None else jnp.where(seen, x, otherwise)
+
+
+def _finite(seen: Array | None, x: Array) -> Array:
+    return x if seen is None else jnp.where(jnp.isfinite(x), x, 0)
+
+
+def _product(a: Array, b: Array, seen: Array | None) -> Array:
+    """a bᵀ, and NaN where a row of a or of b is not finite."""
+    s = jnp.matmul(_finite(seen, a), _finite(seen, b).mT, preferred_element_type=wide(a.dtype))
+    if seen is None:
+        return s
+    bad_a, bad_b = (~jnp.isfinite(x).all(-1) for x in (a, b))
+    return jnp.where(bad_a[..., :, None] | bad_b[..., None, :], jnp.nan, s)
+
+
+def _weigh(p: Array, v: Array, seen: Array | None) -> Array:
+    """p v, and NaN in a column of v that is not finite, for the rows that see such a v."""
+    o = jnp.matmul(p, _finite(seen, v), preferred_element_type=wide(v.dtype))
+    if seen is None:
+        return o
+    bad = ~jnp.isfinite(v)
+    sees = (seen & bad.any(-1)[..., None, :]).any(-1)
+    return jnp.where(sees[..., None] & bad.any(-2)[..., None, :], jnp.nan, o)
+
+
+# ---- where the blocks lie ---------------------------------------------------------------------------------
 
 
 def _in_reach(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> list[Array]:
@@ -356,7 +395,8 @@ def _in_reach(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> list
     columns = (j * z.columns + jnp.arange(z.columns, dtype=jnp.int32))[None]
     rows = (i * z.rows + jnp.tile(jnp.arange(z.rows, dtype=jnp.int32), z.h // z.h_kv))[:, None]
     if arrays.offset is not None:
-        rows = rows + arrays.offset.astype(jnp.int32)[..., None, None, None]
+        far = 2**30  # beyond all keys, and no sum overflows
+        rows = rows + jnp.clip(signed(arrays.offset), -far, far).astype(jnp.int32)[..., None, None, None]
     else:
         rows = rows + jnp.int32(form.offset or 0)
     seen = [columns < z.s] if z.s % z.columns else []

@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from funcnet.errors import ShapeError, ValueRangeError, describe
@@ -156,7 +157,8 @@ def _attend(
 ) -> Array:
     """`attention` of one query q [*n, 1, h, e] over the cache as it lies, of which seen [*n, s] is seen.
 
-    Nothing of the cache's size is moved or made: there are two products, whose results are small.
+    Nothing of the cache's size is moved or made: there are two products, whose results are small. What lies
+    in a slot that is not seen has the weight 0; only where that gave NaN, it is taken out first.
     """
     q, k, v = common(q, k, v)
     (*n, _, h, e), h_kv = q.shape, k.shape[-3]
@@ -173,7 +175,9 @@ def _attend(
         sinks = jnp.broadcast_to(sinks.astype(logits.dtype)[:, None], (*n, h, 1))
         logits = jnp.concatenate([logits, sinks], -1)
     p = jax.nn.softmax(logits)[..., : k.shape[-2]].astype(v.dtype).reshape(*n, h_kv, h // h_kv, -1)
-    o = jnp.einsum("...kgs,...kse->...kge", p, v, preferred_element_type=logits.dtype)
+    weigh = lambda v: jnp.einsum("...kgs,...kse->...kge", p, v, preferred_element_type=logits.dtype)
+    o = weigh(v)
+    o = lax.cond(jnp.isfinite(o).all(), lambda: o, lambda: weigh(jnp.where(seen[..., None, :, None], v, 0)))
     return o.reshape(*n, 1, h, e)
 
 
@@ -244,7 +248,7 @@ def _check_lengths(where: str, n: tuple[int, ...], t: int, lengths: Any) -> Arra
             expected=f"0 ≤ lengths ≤ {t}",
             actual=f"lengths: {describe(lengths)}",
         )
-    return jnp.asarray(lengths, jnp.int32)
+    return jnp.clip(jnp.asarray(lengths), 0, t).astype(jnp.int32)
 
 
 def _check_room(where: str, after: Array, slots: int, window: int | None) -> None:

@@ -19,7 +19,7 @@ from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
-from funcnet.ops._dtype import narrow, wide
+from funcnet.ops._dtype import narrow, signed, wide
 
 __all__ = ["apply", "cost", "reference", "slopes", "vjp"]
 
@@ -123,11 +123,11 @@ def _pullback(q_offset: Any, dy: Array, *, t: int, s: int, causal: bool) -> tupl
 
 def _weights(dtype: jnp.dtype, q_offset: Any, *, t: int, s: int, causal: bool) -> Array:
     """What the slope is multiplied by, [*n, 1, t, s] or [1, 1, s]."""
-    j = jnp.arange(s, dtype=jnp.int32)
     if causal:
-        return j.astype(dtype)[None, None]
-    first = jnp.asarray(q_offset, jnp.int32)[..., None, None, None]
-    return -jnp.abs(first + jnp.arange(t, dtype=jnp.int32)[:, None] - j).astype(dtype)
+        return jnp.arange(s).astype(dtype)[None, None]
+    first = signed(jnp.asarray(q_offset))[..., None, None, None]
+    i, j = (jnp.arange(size, dtype=first.dtype) for size in (t, s))
+    return -jnp.abs(first + i[:, None] - j).astype(dtype)
 
 
 def cost(

@@ -31,7 +31,7 @@ from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
-from funcnet.ops._dtype import common, wide
+from funcnet.ops._dtype import common, signed, wide
 from funcnet.ops.attention import _blocks as blocks
 from funcnet.ops.attention import _vendor as vendor
 
@@ -72,8 +72,9 @@ def reference(
     if bias is not None:
         logits = logits + bias.astype(logits.dtype)
     seen = jnp.ones(logits.shape, bool) if mask is None else jnp.broadcast_to(mask, logits.shape)
-    offset = jnp.asarray(q_offset, jnp.int32)[..., None, None, None]
-    ahead = jnp.arange(s, dtype=jnp.int32) - (jnp.arange(t, dtype=jnp.int32)[:, None] + offset)
+    offset = signed(jnp.asarray(q_offset))[..., None, None, None]
+    i, j = (jnp.arange(size, dtype=offset.dtype) for size in (t, s))
+    ahead = j - (i[:, None] + offset)
     if causal:
         seen = seen & (ahead <= 0)
     if window is not None:
@@ -273,7 +274,8 @@ class _Kept(NamedTuple):
     bias: Array | None
     sinks: Array | None
     o: Array
-    log_total: Array  # [*n, t, h]
+    m: Array  # [*n, t, h]
+    log_total: Array
 
 
 def _vjp_by_blocks(
@@ -286,8 +288,9 @@ def _vjp_by_blocks(
     form: blocks.Form,
     arrays: blocks.Arrays = blocks.NONE,
 ) -> tuple[Array, Partial]:
-    o, log_total = blocks.forward(form, arrays, q, k, v, bias, sinks)
-    return o, Partial(rules.bind(_pullback, form=form), _Kept(q, k, v, bias, sinks, o, log_total), arrays)
+    o, m, log_total = blocks.forward(form, arrays, q, k, v, bias, sinks)
+    kept = _Kept(q, k, v, bias, sinks, o, m, log_total)
+    return o, Partial(rules.bind(_pullback, form=form), kept, arrays)
 
 
 def _pullback(

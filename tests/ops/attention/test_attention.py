@@ -280,8 +280,8 @@ def test_query_heads_share_their_key_head():
 
 def test_residuals_grow_with_t_plus_s():
     _, pullback = attention.vjp(Q, K, V, causal=True)
-    o, one_per_row = 2 * 3 * 4 * 6, 2 * 3 * 4
-    assert sum(x.size for x in jax.tree.leaves(pullback)) == Q.size + K.size + V.size + o + one_per_row
+    o, rows = 2 * 3 * 4 * 6, 2 * 3 * 4
+    assert sum(x.size for x in jax.tree.leaves(pullback)) == Q.size + K.size + V.size + o + 2 * rows
 
 
 def test_statistics_are_wide():
