@@ -68,7 +68,7 @@ def vjp(x: Float[Array, "*n"], approximate: bool = False) -> tuple[Float[Array, 
 
 
 def _pullback(x: Array, dy: Array, *, approximate: bool) -> tuple[Array]:
-    h = x.astype(wide(x.dtype))
+    h = _bounded(x.astype(wide(x.dtype)))
     p = _probability(h, approximate)
     if approximate:  # 1 − t² = 4 p (1 − p)
         density = 2 * p * (1 - p) * (_A * (1 + 3 * _B * h**2))
@@ -78,9 +78,15 @@ def _pullback(x: Array, dy: Array, *, approximate: bool) -> tuple[Array]:
 
 
 def _probability(h: Array, approximate: bool) -> Array:
+    h = _bounded(h)
     if approximate:
         return (1 + jnp.tanh(_A * (h + _B * h**3))) / 2
     return _normal(h)
+
+
+def _bounded(h: Array) -> Array:
+    """h, cut off where Φ is 0 or 1 in every dtype: a power of a larger one overflows."""
+    return jnp.clip(h, -40, 40)
 
 
 @jax.custom_jvp

@@ -26,7 +26,7 @@ def reference(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 def apply(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Map every element into (0, 1).
 
-    Differentiated by `vjp`, which keeps only y: the next operation needs it anyway.
+    Differentiated by `vjp`, which keeps x, not y: from a y rounded to nearly 1, 1 − y is not known well.
 
     Args:
         x: any shape.
@@ -41,14 +41,14 @@ def apply(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def vjp(x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Partial]:
-    """y and its pullback: dx = dy · y · (1 − y)."""
+    """y and its pullback: dx = dy · σ(x) · σ(−x)."""
     y = lax.logistic(x.astype(wide(x.dtype))).astype(x.dtype)
-    return y, Partial(_pullback, y)
+    return y, Partial(_pullback, x)
 
 
-def _pullback(y: Array, dy: Array) -> tuple[Array]:
-    s = y.astype(wide(y.dtype))
-    return (narrow(dy.astype(s.dtype) * s * (1 - s), y),)
+def _pullback(x: Array, dy: Array) -> tuple[Array]:
+    h = x.astype(wide(x.dtype))
+    return (narrow(dy.astype(h.dtype) * lax.logistic(h) * lax.logistic(-h), x),)
 
 
 def cost(x: Float[Abstract, "*n"]) -> Cost:
