@@ -253,6 +253,7 @@ CASES = [
     case("dropout", F(7, 11), rate=0.3, key=K()),
     case("dropout", F(5, 5), rate=0.5, key=K()),
     case("dropout", F(2, 3, 13), rate=0.9, key=K()),
+    case("dropout", F(7, 3), rate=1.0, key=K()),
     case("dropout", F(7, 3), rate=0.3),
     case("dropout", F(7, 3), rate=0.0, key=K()),
     case("dropout", F(0, 3), rate=0.3, key=K()),
@@ -267,6 +268,7 @@ CASES = [
     case("matmul", F(1, 3, 2), F(0, 2, 5)),
     case("matmul", F(2, 3, 0), F(0, 5)),
     case("embedding", {"w": F(7, 5)}, I(7, 11)),
+    case("embedding", {"w": F(3, 5)}, I(3, 13), padding_index=1),
     case("embedding", {"w": F(13, 3)}, I(13, 2, 5)),
     case("embedding", {"w": F(5, 5)}, I(5, 5, 5)),
     case("embedding", {"w": F(2, 3)}, I(2, 17)),  # many ids share a row
@@ -335,7 +337,9 @@ CASES = [
         softcap=2.0,
         scale=0.5,
     ),
-    case("multihead", heads(5, 4, 2, 3), F(7, 5), causal=True),  # two query heads share a key head
+    case(
+        "multihead", heads(5, 4, 2, 3), F(7, 5), causal=True, block=(2, 3)
+    ),  # two query heads share a key head
     case("multihead", heads(3, 2, 1, 5, bias=""), F(3, 2, 5, 3), mask=B(3, 1, 2, 5, 5)),
     case("multihead", {**heads(5, 5, 5, 5), "k": {"w": F(5, 5, 5), "b": None}}, F(5, 5, 5), causal=True),
     case("multihead", heads(2, 6, 3, 1, bias=""), F(3, 2), causal=True, mask=B(3, 3)),
@@ -406,6 +410,7 @@ CASES = [
     case("rope", F(2, 5, 3, 8)),
     case("rope", F(3, 5, 2, 14), config=rope.Config(layout="interleaved", base=100.0), positions=I(97, 3, 5)),
     case("rope", F(7, 3, 11), config=rope.Config(width=6), positions=I(97, 7)),
+    case("rope", F(2, 5, 3, 4), positions=S(2, 5)),  # between the integers
     case("rope", F(2, 5, 3, 14), config=rope.Config(scaling=rope.Linear(3.0))),
     case("rope", F(5, 2, 14), config=rope.Config(scaling=rope.NTK(3.0))),
     case("rope", F(5, 2, 34), config=rope.Config(scaling=rope.YaRN(3.0, 71)), positions=I(200, 5)),

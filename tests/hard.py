@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tests.cases import Case, F, I, P, U, case
+from tests.cases import Case, F, I, K, P, S, U, case
 
 INF, NAN = np.inf, np.nan
 
@@ -105,6 +106,7 @@ PLAIN = times(0, 1)
 ROW = np.array([[35.0, 20.0, 20.0]])  # a confident one, far from the origin
 OFFSETS = [add(0, by) for by in (1e3, 1e8, -1e9)]
 IGNORED = np.array([0, -1, 2])
+FAR = [add(-1, 1e3), add(-1, 1e5), (times(-1, 8), add(-1, 1e8)), (times(-1, 64), add(-1, -1e9))]
 
 HARD = [
     # cross_entropy
@@ -186,4 +188,126 @@ HARD = [
     hard(
         case("softmax", F(3, 5), axis=0), *OFFSETS, times(0, 1e3), *poisons(0, (1, 2)), truth=jax.nn.softmax
     ),
+    # norms: offsets of 1e5 spreads, the first element far from the rest, one row, channel or group beside others
+    hard(
+        case("layer_norm", {"w": F(7), "b": F(7)}, F(3, 7)),
+        *FAR,
+        (times(-1, 1e-3), add(-1, 1e3)),
+        put(-1, (..., 0), 1e5),
+        put(-1, 1, 1e3),
+        *poisons(-1, 1),
+        poison("dy", 1, NAN),
+    ),
+    hard(
+        case("rms_norm", {"w": F(7)}, F(3, 7)), *FAR, times(-1, 1e-20), *poisons(-1, 1), poison("dy", 1, NAN)
+    ),
+    hard(
+        case("group_norm", {"w": F(6), "b": F(6)}, F(2, 5, 6), groups=3),
+        *FAR,
+        put(-1, (..., 0, 0), 1e5),
+        *poisons(-1, (1, slice(None), slice(2, 4))),
+        poison("dy", 1, NAN),
+    ),
+    *(
+        hard(
+            case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(13, 3), **options),
+            *FAR,
+            put(-1, 0, 1e5),
+            *poisons(-1, (..., 1)),
+            *more,
+        )
+        for options, more in (
+            ({"train": True}, ()),
+            (
+                {"train": True, "mask": np.arange(13) % 3 > 0},
+                (*poisons(-1, 3), *poisons("dy", 3), *poisons(-1, (0, 1))),
+            ),
+            ({"train": True, "mask": np.arange(13) > 12}, poisons(-1, 3)),
+        )
+    ),
+    # convolution: in each form that a CPU takes by itself, one element of x and of dy; a sum of large terms
+    *(
+        hard(
+            case("conv", {"w": F(*w)}, F(*x), **options),
+            *poisons(-1, (0, *([2] * (len(x) - 2)), 0)),
+            *poisons("dy", (0, *([1] * (len(x) - 2)), 0), NAN, 1e6),
+            add(-1, 1e3),
+            products=True,
+            orders={"float32": 2 if len(x) == 3 else 1, "bfloat16": 1},
+        )
+        for w, x, options in (
+            ((16, 8, 8), (1, 31, 8), {"padding": "causal"}),
+            ((130, 1, 8), (1, 150, 8), {"padding": "causal", "groups": 8}),
+            ((3, 3, 5, 7), (1, 6, 6, 5), {"stride": 2}),
+            ((4, 4, 2, 8), (1, 6, 6, 2), {"stride": 2}),
+            ((3, 3, 3, 2, 8), (1, 4, 5, 4, 2), {"stride": 2}),
+            ((3, 3, 2, 4), (1, 5, 5, 4), {"groups": 2, "dilation": 2}),
+            ((3, 2, 3), (1, 7, 2), {"padding_mode": "circular"}),
+        )
+    ),
+    hard(
+        case("conv_transpose", {"w": F(3, 3, 5, 6)}, F(1, 3, 4, 6), stride=2),
+        *poisons(-1, (0, 1, 2, 0)),
+        poison("dy", (0, 3, 1, 0), NAN),
+        products=True,
+        orders={"float32": 1, "bfloat16": 1},
+    ),
+    # pools
+    hard(case("max_pool", F(2, 7, 3), kernel=(3,), stride=2, padding="same"), *FAR, *poisons(0, (1, 3, 0))),
+    hard(
+        case("avg_pool", F(2, 7, 3), kernel=(3,), stride=2, padding="same"),
+        *FAR,
+        *poisons(0, (1, 3, 0)),
+        poison("dy", (1, 2, 0), NAN),
+        products=True,
+    ),
+    # functions of each element alone: saturated, huge
+    *(
+        hard(
+            case(name, F(5), **options),
+            *(put(0, ..., value) for value in (12.0, -12.0, 30.0, -30.0, 1e4, -1e4, 1e30, -1e30)),
+            *poisons(0, 1),
+            poison("dy", 1, NAN),
+            truth=truth,
+        )
+        for name, options, truth in (
+            ("relu", {}, None),
+            (
+                "sigmoid",
+                {},
+                lambda x: jnp.where(x < 0, jnp.exp(jnp.minimum(x, 0)), 1) / (1 + jnp.exp(-abs(x))),
+            ),
+            ("silu", {}, jax.nn.silu),
+            ("tanh", {}, jnp.tanh),
+            ("gelu", {}, lambda x: x * jax.scipy.special.ndtr(x)),
+            ("gelu", {"approximate": True}, None),
+        )
+    ),
+    hard(
+        case("swiglu", F(5), F(5)),
+        *(put(0, ..., value) for value in (30.0, -30.0, 1e4, -1e4)),
+        *poisons(0, 1),
+        *poisons(1, 2),
+        truth=lambda g, u: jax.nn.silu(g) * u,
+    ),
+    # products, rows of a table, masks
+    hard(
+        case("linear", {"w": F(5, 3), "b": F(3)}, F(4, 5)),
+        *FAR,
+        *poisons(-1, 1),
+        *poisons(0, 1),
+        poison("dy", 1, NAN),
+        products=True,
+    ),
+    hard(case("matmul", F(4, 5), F(5, 3)), *FAR, *poisons(0, 1), *poisons(1, (..., 1)), products=True),
+    hard(
+        case("embedding", {"w": F(5, 3)}, np.array([0, 3, 3, 1]), padding_index=1),
+        *poisons(0, 3),
+        *poisons(0, 1),
+        *poisons("dy", 1),
+        *poisons("dy", 3),
+    ),
+    hard(case("dropout", F(13), rate=0.5, key=K()), *poisons(0, 1), *poisons(0, 2), poison("dy", 1, NAN)),
+    hard(case("dropout", F(13), rate=1.0, key=K()), *poisons(0, 1), poison("dy", 1, NAN)),
+    hard(case("rope", F(3, 2, 4), positions=np.array([0, 7, 100000])), *FAR, *poisons(0, 1), products=True),
 ]

@@ -19,7 +19,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from funcnet import rules
 from funcnet.errors import ValueRangeError
@@ -118,7 +118,7 @@ def reference(
     bias: Float[Array, "..."] | None = None,
     *,
     rope: rotary.Config | None = None,
-    positions: Int[Array, "..."] | None = None,
+    positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
     norm_eps: float = 1e-6,
     **attend: Any,
 ) -> Float[Array, "*n t d"]:
@@ -153,10 +153,11 @@ def apply(
     scale: float | None = None,
     softcap: float | None = None,
     rope: rotary.Config | None = None,
-    positions: Int[Array, "..."] | None = None,
+    positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
     norm_eps: float = 1e-6,
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
+    block: tuple[int, int] | None = None,
 ) -> Float[Array, "*n t d"]:
     """Let every position of x attend to every position of x.
 
@@ -175,10 +176,11 @@ def apply(
         scale: what the products of queries and keys are multiplied by; None is 1/√e.
         softcap: bound of the logits, as in attention.
         rope: how queries and keys are turned; None: they are not.
-        positions: integers [t] or [*n, t] that rope turns by; None is 0, 1 ... t − 1.
+        positions: [t] or [*n, t], integers or floats, that rope turns by; None is 0, 1 ... t − 1.
         norm_eps: of the norms of queries and keys.
         dropout_rate: of the attention weights.
         key: for dropout; None in evaluation.
+        block: how many queries and keys attention takes at a time; None: as it chooses.
 
     Returns:
         y [*n, t, d], in the dtype that holds params and x.
@@ -205,6 +207,7 @@ def apply(
         softcap=softcap,
         dropout_rate=dropout_rate,
         key=key,
+        block=block,
     )
     return _projections.project(params["o"], o, 2)
 
@@ -215,7 +218,7 @@ def vjp(
     bias: Float[Array, "..."] | None = None,
     *,
     rope: rotary.Config | None = None,
-    positions: Int[Array, "..."] | None = None,
+    positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
     norm_eps: float = 1e-6,
     **attend: Any,
 ) -> tuple[Float[Array, "*n t d"], Partial]:

@@ -200,14 +200,14 @@ def reference(
     x: Float[Array, "*n t h e"],
     config: Config = _PLAIN,
     *,
-    positions: Integer[Array, "..."] | None = None,
+    positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
 ) -> Float[Array, "*n t h e"]:
     """y_a = c (x_a cos mθ − x_b sin mθ), y_b = c (x_b cos mθ + x_a sin mθ) for every pair, as written."""
     theta, c = frequencies(config, x.shape[-1])
     a = np.arange(len(theta)) * (1 if config.layout == "split" else 2)
     b = a + (len(theta) if config.layout == "split" else 1)
     h = x.astype(wide(x.dtype))
-    m = jnp.arange(x.shape[-3]) if positions is None else positions
+    m = jnp.arange(x.shape[-3]) if positions is None else lax.stop_gradient(positions)
     angle = (m.astype(h.dtype)[..., None] * jnp.asarray(theta, h.dtype))[..., None, :]
     y = h.at[..., a].set(c * (h[..., a] * jnp.cos(angle) - h[..., b] * jnp.sin(angle)))
     y = y.at[..., b].set(c * (h[..., b] * jnp.cos(angle) + h[..., a] * jnp.sin(angle)))
@@ -219,7 +219,7 @@ def apply(
     x: Float[Array, "*n t h e"],
     config: Config = _PLAIN,
     *,
-    positions: Integer[Array, "..."] | None = None,
+    positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
 ) -> Float[Array, "*n t h e"]:
     """Turn the pairs of features of every head by angles that grow with the position.
 
@@ -229,14 +229,17 @@ def apply(
     Args:
         x: queries or keys [*n, t, h, e].
         config: base, layout, width and scaling.
-        positions: integers [t] or [*n, t], traced or not; None is 0, 1 ... t − 1.
+        positions: integers [t] or [*n, t], traced or not, or float32 or wider for what lies between; None is
+            0, 1 ... t − 1. They have no gradient. Angles are in float32 (of float64 x, float64): those of
+            position m are off by up to m · 6e-8, and above 2²⁴ not every integer is one.
 
     Returns:
         y, of the shape and dtype of x.
 
     Raises:
         ShapeError: x has no pairs to turn, or positions do not fit it.
-        DTypeError: x is not floating-point, positions are not integers, or config is no `rope.Config`.
+        DTypeError: x is not floating-point, positions are neither integers nor float32 or wider, or config is
+            no `rope.Config`.
         ValueRangeError: the scaling cannot be had at this width.
     """
     x = _check.floating("rope.apply", "x", x)
@@ -249,7 +252,7 @@ def vjp(
     x: Float[Array, "*n t h e"],
     config: Config = _PLAIN,
     *,
-    positions: Integer[Array, "..."] | None = None,
+    positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
 ) -> tuple[Float[Array, "*n t h e"], Partial]:
     """y and its pullback, the turn by the opposite angles: dx_a = c (dy_a cos mθ + dy_b sin mθ) and so on."""
     return _turn(x, positions, config, 1), Partial(rules.bind(_pullback, config=config), positions)
@@ -280,7 +283,7 @@ def cost(
     x: Float[Abstract, "*n t h e"],
     config: Config = _PLAIN,
     *,
-    positions: Integer[Abstract, "..."] | None = None,
+    positions: Integer[Abstract, "..."] | Float[Abstract, "..."] | None = None,
 ) -> Cost:
     """No products of matrices: 0 flops, and the bytes of x, positions and y."""
     return Cost(0, traffic(reference, x, config=config, positions=positions))
@@ -342,11 +345,13 @@ def _check_config(where: str, x: Array, config: Any) -> None:
 def _check_positions(where: str, x: Array, positions: Any) -> None:
     if positions is None:
         return
-    if not (hasattr(positions, "dtype") and jnp.issubdtype(positions.dtype, jnp.integer)):
+    dtype = getattr(positions, "dtype", None)
+    whole = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+    if not (whole or (dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 4)):
         raise DTypeError(
-            f"{where}: positions are not an array of integers.",
+            f"{where}: positions are neither integers nor float32 or wider.",
             path="positions",
-            expected="positions: int[t] or int[*n, t]",
+            expected="positions: int or float32, [t] or [*n, t]",
             actual=f"positions: {describe(positions)}",
         )
     if positions.shape not in (x.shape[-3:-2], x.shape[:-2]):

@@ -17,7 +17,7 @@ from jax.experimental import sparse
 from jax.tree_util import Partial
 
 from funcnet import rules
-from funcnet.errors import ShapeError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.linalg import Operator
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract
@@ -235,8 +235,16 @@ def example(where: str, w: Array, in_shape: Sequence[int]) -> jax.ShapeDtypeStru
     return jax.ShapeDtypeStruct(shape, w.dtype)
 
 
-def kernel_sizes(where: str, kernel: int | Sequence[int]) -> tuple[int, ...]:
+def kernel_sizes(where: str, kernel: Sequence[int]) -> tuple[int, ...]:
     """The sizes of a new kernel, 1 to 3 of them."""
+    if isinstance(kernel, int | np.integer) and not isinstance(kernel, bool):
+        raise DTypeError(
+            f"{where}: kernel is not a tuple, so the number of spatial axes is open.",
+            path="kernel",
+            expected="kernel: one size per spatial axis",
+            actual=f"kernel: {describe(kernel)}",
+            hint=f"({kernel},) is for sequences, ({kernel}, {kernel}) for images.",
+        )
     sizes = per_axis(where, "kernel", kernel, len(kernel) if isinstance(kernel, Sequence) else 1)
     if not 1 <= len(sizes) <= 3:
         raise ShapeError(

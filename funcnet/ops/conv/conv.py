@@ -42,7 +42,7 @@ def init(
     c_in: int,
     c_out: int,
     *,
-    kernel: int | Sequence[int],
+    kernel: Sequence[int],
     groups: int = 1,
     bias: bool = True,
 ) -> Params:
@@ -52,11 +52,12 @@ def init(
         key: a random key.
         c_in: channels of the input.
         c_out: channels of the output.
-        kernel: one size per spatial axis; an int is a 1-D kernel.
+        kernel: one size per spatial axis, 1 to 3 of them.
         groups: both channel counts are split into so many independent convolutions.
         bias: whether there is a "b".
 
     Raises:
+        DTypeError: kernel is not a tuple of integers.
         ValueRangeError: a size is not positive, or groups do not divide the channels.
 
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 4, 6, kernel=(3, 3), groups=2))
@@ -120,7 +121,11 @@ def apply(
         padding_mode: what lies beyond the border: "zeros", "circular" or "reflect".
         method: how the products are computed, for study: "auto" (the fastest known on this platform),
             "direct" (XLA's convolution), "shifted", "unfold", "fold", "crossed", "polyphase", "winograd" or
-            "fft" (docs/derivations/conv.md). All agree to rounding.
+            "fft" (docs/derivations/conv.md). All agree to rounding, but the last two mix neighbours: a NaN
+            or a large element of x changes outputs that do not see it. "auto" takes neither of them, though
+            "fft" is several times as fast for kernels of 64 taps and more. In all of them a border and what
+            a stride leaves out may count as zeros that are multiplied, so that a NaN or an infinity in w
+            may reach outputs whose tap meets such a zero.
 
     Returns:
         y [*n, *out, c_out], in the dtype that holds both w and x.

@@ -44,7 +44,7 @@ def init(
     c_in: int,
     c_out: int,
     *,
-    kernel: int | Sequence[int],
+    kernel: Sequence[int],
     stride: int | Sequence[int] = 1,
     groups: int = 1,
     bias: bool = True,
@@ -55,12 +55,13 @@ def init(
         key: a random key.
         c_in: channels of the input.
         c_out: channels of the output.
-        kernel: one size per spatial axis; an int is a 1-D kernel.
+        kernel: one size per spatial axis, 1 to 3 of them.
         stride: that of `apply`: only every stride-th output meets a given tap.
         groups: both channel counts are split into so many independent convolutions.
         bias: whether there is a "b".
 
     Raises:
+        DTypeError: kernel is not a tuple of integers.
         ValueRangeError: a size is not positive, or groups do not divide the channels.
 
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 6, 4, kernel=(3, 3), groups=2))

@@ -4,7 +4,6 @@ Dimensions: *n any axes, v rows (the vocabulary), d features: ids [*n] integers 
 y [*n, d].
 """
 
-import functools
 from typing import TypedDict
 
 import jax
@@ -22,12 +21,6 @@ from funcnet.ops._dtype import wide
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
-# Up to so many rows the gradient is a product, except on CPU. There the scatter-add was 2 to 800 times as
-# fast as the product for v from 65 to 4096 (float32, n = 2048 and 8192, d = 64 and 384, ids uniform and all
-# equal, JAX 0.10.1 and 0.12.0.1: `python -m benchmarks loss`). On a GPU, not measured here, rows that meet in
-# one id wait for each other and add in no fixed order; the product does neither.
-_FEW = 1024
-
 
 class Params(TypedDict):
     """The table w [v, d]."""
@@ -35,8 +28,8 @@ class Params(TypedDict):
     w: Float[Array, "v d"]
 
 
-def init(key: PRNGKeyArray, vocabulary: int, d: int) -> Params:
-    """Draw w from N(0, 1): an output is one row, so its features have unit variance.
+def init(key: PRNGKeyArray, vocabulary: int, d: int, *, padding_index: int | None = None) -> Params:
+    """Draw w from N(0, 1): an output is one row, so its features have unit variance. That of padding is 0.
 
     A net that uses w once more as its last layer, y Wᵀ, divides there by √d. This is the table of Vaswani et
     al., "Attention is all you need", arXiv 1706.03762, §3.4, who hold w/√d and multiply by √d.
@@ -46,39 +39,64 @@ def init(key: PRNGKeyArray, vocabulary: int, d: int) -> Params:
     """
     where = "embedding.init"
     shape = _check.positive(where, "vocabulary", vocabulary), _check.positive(where, "d", d)
-    return {"w": jax.random.normal(key, shape)}
+    w = jax.random.normal(key, shape)
+    if padding_index is None:
+        return {"w": w}
+    return {"w": w.at[_check_padding(where, padding_index, vocabulary)].set(0)}
 
 
-def reference(params: Params, ids: Integer[Array, "*n"]) -> Float[Array, "*n d"]:
-    """y[n] = w[ids[n]], and 0 where there is no such row."""
+def reference(
+    params: Params, ids: Integer[Array, "*n"], *, padding_index: int | None = None
+) -> Float[Array, "*n d"]:
+    """y[n] = w[ids[n]], and 0 where there is no such row; the padding's row is a constant."""
     w, ids = params["w"], ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
+    if padding_index is not None:
+        w = w.at[padding_index].set(lax.stop_gradient(w[padding_index]))
     inside = (ids >= 0) & (ids < w.shape[0])
     return jnp.where(inside[..., None], w[jnp.where(inside, ids, 0)], jnp.zeros((), w.dtype))
 
 
 @rules.operation
-def apply(params: Params, ids: Integer[Array, "*n"]) -> Float[Array, "*n d"]:
+def apply(
+    params: Params, ids: Integer[Array, "*n"], *, padding_index: int | None = None
+) -> Float[Array, "*n d"]:
     """Look up one row of w per id.
 
-    Differentiated by `vjp`, which keeps only ids, adds in float32 or wider (JAX's own rule adds bfloat16 rows
-    in bfloat16) and, on accelerators, does not scatter into a small table.
+    Differentiated by `vjp`, which keeps only ids and adds in float32 or wider (JAX's own rule adds bfloat16
+    rows in bfloat16).
 
     Args:
         params: w [v, d].
         ids: integers of any shape [*n], in [0, v).
+        padding_index: the id of padding. Its row is looked up as it is, but gets no gradient, so that it
+            stays what it was: zeros, if `init` was told.
 
     Returns:
         y [*n, d], in the dtype of w. Under `jax.jit` an id outside [0, v) gives zeros and no gradient.
 
     Raises:
-        ValueRangeError: an id is outside [0, v), where ids are concrete.
-        DTypeError: ids are not integers, or w is not floating-point.
+        ValueRangeError: an id is outside [0, v), where ids are concrete, or padding_index is.
+        DTypeError: ids or padding_index are not integers, or w is not floating-point.
         ShapeError: w does not have 2 axes.
         StructureError: params has no "w".
     """
     w = _check.parameter("embedding.apply", params, "w", ndim=2)
     _check_ids("embedding.apply", ids, w)
-    return rules.call(vjp, params, jnp.asarray(ids))
+    if padding_index is not None:
+        padding_index = _check_padding("embedding.apply", padding_index, w.shape[0])
+    return rules.call(vjp, params, jnp.asarray(ids), padding_index=padding_index)
+
+
+def _check_padding(where: str, padding_index: int, v: int) -> int:
+    index = _check.positive(where, "padding_index", padding_index, least=0)
+    if index >= v:
+        raise ValueRangeError(
+            f"{where}: padding_index is {index}, but w has {v} rows.",
+            path="padding_index",
+            expected=f"0 ≤ padding_index < {v}",
+            actual=f"padding_index = {index}",
+        )
+    return index
 
 
 def _check_ids(where: str, ids: Array, w: Array) -> None:
@@ -109,10 +127,17 @@ def _check_ids(where: str, ids: Array, w: Array) -> None:
             )
 
 
-def vjp(params: Params, ids: Integer[Array, "*n"]) -> tuple[Float[Array, "*n d"], Partial]:
-    """y and its pullback: dw[r] = Σ dy[n] over the n with ids[n] = r, that is, one_hot(ids)ᵀ dY."""
+def vjp(
+    params: Params, ids: Integer[Array, "*n"], *, padding_index: int | None = None
+) -> tuple[Float[Array, "*n d"], Partial]:
+    """y and its pullback: dw[r] = Σ dy[n] over the n with ids[n] = r, that is, one_hot(ids)ᵀ dY.
+
+    The row of padding has dw[r] = 0.
+    """
     w, ids = params["w"], _known(ids, params["w"].shape[0])
     y = w.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    if padding_index is not None:
+        ids = jnp.where(ids == padding_index, -1, ids)
     return y, Partial(rules.bind(_pullback, v=w.shape[0]), ids)
 
 
@@ -127,24 +152,16 @@ def _pullback(ids: Array, dy: Array, *, v: int) -> tuple[dict, None]:
     return {"w": dw.astype(dy.dtype)}, None
 
 
-@functools.partial(jax.jit, static_argnames="v")  # so that an eager call does not trace the branches again
 def _add_rows(ids: Array, rows: Array, *, v: int) -> Array:
-    """Σ rows by id [v, d] of rows [n, d], in float32 or wider; −1 is dropped."""
-    if not ids.size:
-        return _product(v, ids, rows)  # a scatter of nothing forgets over which devices its rows vary
-    scatter, product = functools.partial(_scatter, v), functools.partial(_product, v)
-    return lax.platform_dependent(ids, rows, cpu=scatter, default=product if v <= _FEW else scatter)
+    """Σ rows by id [v, d] of rows [n, d], in float32 or wider; −1 is dropped.
 
-
-def _scatter(v: int, ids: Array, rows: Array) -> Array:
+    Not as a product with one-hot rows: 0 · NaN would let one bad row into all of them.
+    """
+    if not ids.size:  # a scatter of nothing forgets over which devices its rows vary
+        return rules.same_variance(jnp.zeros((v, rows.shape[-1]), wide(rows.dtype)), rows)[0]
     return jax.ops.segment_sum(rows.astype(wide(rows.dtype)), ids, v)
 
 
-def _product(v: int, ids: Array, rows: Array) -> Array:
-    one_hot = jax.nn.one_hot(ids, v, axis=0, dtype=rows.dtype)
-    return jnp.matmul(one_hot, rows, preferred_element_type=wide(rows.dtype))
-
-
-def cost(params: Params, ids: Integer[Abstract, "*n"]) -> Cost:
+def cost(params: Params, ids: Integer[Abstract, "*n"], *, padding_index: int | None = None) -> Cost:
     """No products: 0 flops, and the bytes of w, ids and y."""
-    return Cost(0, traffic(reference, params, ids))
+    return Cost(0, traffic(reference, params, ids, padding_index=padding_index))

@@ -80,9 +80,9 @@ def apply(
 
     Args:
         params: w [c] and, unless absent, b [c].
-        x: [*n, *size, c].
+        x: [*n, *size, c]. Squares are taken: in float32 elements that differ by 1e19 overflow, and y is b.
         groups: the number of groups, a divisor of c.
-        eps: added to the variance.
+        eps: added to the variance, at least 0; static.
         spatial: how many axes before the last are positions; None: all but the first, which is the batch.
             An image without a batch axis, [h, w, c], as inside `jax.vmap`, needs ``spatial=2``.
 
@@ -91,8 +91,8 @@ def apply(
 
     Raises:
         ShapeError: x does not have c channels, or too few axes.
-        ValueRangeError: groups do not divide c, or spatial is negative.
-        DTypeError: x or a parameter is not floating-point.
+        ValueRangeError: groups do not divide c, or spatial or eps is negative.
+        DTypeError: x or a parameter is not floating-point, or eps is traced.
         StructureError: params has no "w".
     """
     where = "group_norm.apply"

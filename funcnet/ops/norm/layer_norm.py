@@ -57,15 +57,16 @@ def apply(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Float[A
 
     Args:
         params: w [d] and, unless absent, b [d].
-        x: [*n, d].
-        eps: added to the variance.
+        x: [*n, d]. Squares are taken: in float32 elements that differ by 1e19 overflow, and y is b.
+        eps: added to the variance, at least 0; static.
 
     Returns:
         y [*n, d], in the dtype that holds both w and x.
 
     Raises:
         ShapeError: x does not have d features.
-        DTypeError: x or a parameter is not floating-point.
+        DTypeError: x or a parameter is not floating-point, or eps is traced.
+        ValueRangeError: eps is below 0.
         StructureError: params has no "w".
     """
     w = _check.parameter("layer_norm.apply", params, "w", ndim=1)

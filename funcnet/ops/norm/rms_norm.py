@@ -53,15 +53,17 @@ def apply(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> Float[A
 
     Args:
         params: w [d].
-        x: [*n, d].
-        eps: added to the mean square.
+        x: [*n, d]. Squares are taken: in float32 elements beyond 1e19 overflow, and y is 0; with eps = 0 those
+            of a row whose elements are all below 1e-22 vanish, and y is infinite or NaN.
+        eps: added to the mean square, at least 0; static.
 
     Returns:
         y [*n, d], in the dtype that holds both w and x.
 
     Raises:
         ShapeError: x does not have d features.
-        DTypeError: x or w is not floating-point.
+        DTypeError: x or w is not floating-point, or eps is traced.
+        ValueRangeError: eps is below 0.
         StructureError: params has no "w".
     """
     w = _check.parameter("rms_norm.apply", params, "w", ndim=1)

@@ -1,7 +1,7 @@
 """Dropout: y = m · x / (1 − rate), each element of the mask m being 1 with probability 1 − rate, else 0.
 
 x, y, m [*n], m drawn from the key: ``jax.random.bernoulli(key, 1 - rate, x.shape)``. The division keeps the
-mean of y at x, so that evaluation (no key) is the identity.
+mean of y at x, so that evaluation (no key) is the identity. At rate 1 there is nothing left: y = 0.
 Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", JMLR 15, 2014.
 """
 
@@ -22,7 +22,7 @@ def reference(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = 
     """y = x / (1 − rate) where the mask is 1, else 0; without a key, x."""
     if key is None:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate or 1), 0)
 
 
 @rules.operation
@@ -33,7 +33,7 @@ def apply(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None
 
     Args:
         x: any shape.
-        rate: the probability of a zero, in [0, 1); static.
+        rate: the probability of a zero, in [0, 1]; static.
         key: a random key; None: evaluation, y = x. Inside `jax.vmap` examples that share a key share a mask.
 
     Returns:
@@ -41,11 +41,11 @@ def apply(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None
 
     Raises:
         DTypeError: x is not floating-point, key is not a random key, or rate is traced.
-        ValueRangeError: rate lies outside [0, 1).
+        ValueRangeError: rate lies outside [0, 1].
     """
     where = "dropout.apply"
     x = _check.floating(where, "x", x)
-    rate = _check.rate(where, "rate", rate)
+    rate = _check.rate(where, "rate", rate, one=True)
     if key is None or rate == 0:
         return x
     _check.key(where, key)
@@ -66,7 +66,7 @@ def _pullback(key: PRNGKeyArray | None, dy: Array, *, rate: float) -> tuple[Arra
 def _drop(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
     if key is None:
         return x
-    kept = x.astype(wide(x.dtype)) * (1 / (1 - rate))
+    kept = x.astype(wide(x.dtype)) * (1 / (1 - rate or 1))
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), narrow(kept, x), 0)
 
 

@@ -227,11 +227,11 @@ ERRORS = [
         "  got       positions: int64[3]",
     ),
     (
-        lambda: rope.apply(X, positions=jnp.arange(5.0, dtype=jnp.float32)),
+        lambda: rope.apply(X, positions=jnp.arange(5.0, dtype=jnp.bfloat16)),
         DTypeError,
-        "rope.apply: positions are not an array of integers.\n"
-        "  expected  positions: int[t] or int[*n, t]\n"
-        "  got       positions: float32[5]",
+        "rope.apply: positions are neither integers nor float32 or wider.\n"
+        "  expected  positions: int or float32, [t] or [*n, t]\n"
+        "  got       positions: bfloat16[5]",
     ),
     (
         lambda: rope.apply(X, jnp.arange(5, dtype=jnp.int32)),

@@ -183,7 +183,7 @@ def test_output_variance_is_that_of_the_input():
 
 def test_causal_by_gradient():
     """Output o depends on the inputs ≤ o, on the current one too, and on none after it."""
-    params, x = conv.init(jax.random.key(0), 2, 3, kernel=3), normal(7, 2)
+    params, x = conv.init(jax.random.key(0), 2, 3, kernel=(3,)), normal(7, 2)
     for o in range(7):
         seen = jnp.abs(
             jax.grad(lambda x, o=o: conv.apply(params, x, padding="causal", dilation=2)[o].sum())(x)
