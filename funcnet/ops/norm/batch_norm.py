@@ -188,8 +188,8 @@ def _pullback(
     dx = g
     if train:
         n = _count(rows, real)
-        dx = _masked(g - g.sum(0) / n - xhat * (dw / n), real)
-    dx = (params["w"].astype(rstd.dtype) * rstd * dx).reshape(x.shape)
+        dx = g - g.sum(0) / n - xhat * (dw / n)
+    dx = _masked(params["w"].astype(rstd.dtype) * rstd * dx, real).reshape(x.shape)
     return {"w": narrow(dw, params["w"]), **_bias.gradient(params, g)}, None, narrow(dx, x)
 
 
