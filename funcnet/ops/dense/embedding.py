@@ -135,16 +135,16 @@ def vjp(
     The row of padding has dw[r] = 0.
     """
     w, ids = params["w"], _known(ids, params["w"].shape[0])
-    y = w.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    y = w.at[ids].get(mode="fill", fill_value=0)
     if padding_index is not None:
-        ids = jnp.where(ids == padding_index, -1, ids)
+        ids = jnp.where(ids == padding_index, w.shape[0], ids)
     return y, Partial(rules.bind(_pullback, v=w.shape[0]), ids)
 
 
 def _known(ids: Array, v: int) -> Array:
-    """ids in 32 bits, whatever they had, and −1 for those that are outside [0, v)."""
+    """ids in 32 bits, whatever they had, and v for those that are outside [0, v)."""
     ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids  # 8 bits cannot be compared with 300
-    return jnp.where((ids >= 0) & (ids < v), ids.astype(jnp.int32), -1)
+    return jnp.where((ids >= 0) & (ids < v), ids.astype(jnp.int32), v)
 
 
 def _pullback(ids: Array, dy: Array, *, v: int) -> tuple[dict, None]:
@@ -153,13 +153,14 @@ def _pullback(ids: Array, dy: Array, *, v: int) -> tuple[dict, None]:
 
 
 def _add_rows(ids: Array, rows: Array, *, v: int) -> Array:
-    """Σ rows by id [v, d] of rows [n, d], in float32 or wider; −1 is dropped.
+    """Σ rows by id [v, d] of rows [n, d], in float32 or wider; v is dropped.
 
     Not as a product with one-hot rows: 0 · NaN would let one bad row into all of them.
     """
     if not ids.size:  # a scatter of nothing forgets over which devices its rows vary
         return rules.same_variance(jnp.zeros((v, rows.shape[-1]), wide(rows.dtype)), rows)[0]
-    return jax.ops.segment_sum(rows.astype(wide(rows.dtype)), ids, v)
+    sums = jnp.zeros((v, rows.shape[-1]), wide(rows.dtype))
+    return sums.at[ids].add(rows.astype(sums.dtype), mode="drop")
 
 
 def cost(params: Params, ids: Integer[Abstract, "*n"], *, padding_index: int | None = None) -> Cost:

@@ -4,6 +4,7 @@ Source: Rumelhart, Hinton and Williams, "Learning Representations by Back-Propag
 1986. Computed in float32 or wider and rounded once.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
@@ -42,13 +43,24 @@ def apply(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 def vjp(x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Partial]:
     """y and its pullback: dx = dy · σ(x) · σ(−x)."""
-    y = lax.logistic(x.astype(wide(x.dtype))).astype(x.dtype)
-    return y, Partial(_pullback, x)
+    return _logistic(x.astype(wide(x.dtype))).astype(x.dtype), Partial(_pullback, x)
 
 
 def _pullback(x: Array, dy: Array) -> tuple[Array]:
     h = x.astype(wide(x.dtype))
-    return (narrow(dy.astype(h.dtype) * lax.logistic(h) * lax.logistic(-h), x),)
+    return (narrow(dy.astype(h.dtype) * _logistic(h) * _logistic(-h), x),)
+
+
+@jax.custom_jvp
+def _logistic(h: Array) -> Array:
+    """σ, with its derivative as σ(h) · σ(−h) in every order: JAX takes 1 − σ(h), which cancels."""
+    return lax.logistic(h)
+
+
+@_logistic.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (h,), (dh,) = primals, tangents
+    return _logistic(h), dh * _logistic(h) * _logistic(-h)
 
 
 def cost(x: Float[Abstract, "*n"]) -> Cost:

@@ -53,8 +53,8 @@ def apply(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> Float[A
 
     Args:
         params: w [d].
-        x: [*n, d]. Squares are taken: in float32 elements beyond 1e19 overflow, and y is 0; with eps = 0 a row
-            whose elements are all below 1e-19 vanishes, and y is infinite or NaN.
+        x: [*n, d]. Squares are taken: in float32 elements beyond 1e19 overflow, and y is 0; with eps = 0 a
+            row whose elements are all below 1e-19 vanishes, and y is infinite or NaN.
         eps: added to the mean square, at least 0; static.
 
     Returns:

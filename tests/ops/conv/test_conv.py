@@ -302,6 +302,38 @@ def test_long_kernels_go_through_frequencies():
         jax.tree.map(lambda g, v: np.testing.assert_allclose(g, v, atol=1e-10), pull(dy), pull_want(dy))
 
 
+@pytest.mark.parametrize("kernel", [(16, 128, 128), (64, 64, 32), (150, 1, 8)], ids=str)
+def test_no_form_that_mixes_neighbours_is_chosen_by_itself(kernel, monkeypatch):
+    def refused(*_):
+        raise AssertionError("a NaN would reach outputs that do not see it")
+
+    monkeypatch.setattr("funcnet.ops.conv._toeplitz_forms._filtered", refused)
+    w = jax.ShapeDtypeStruct(kernel, "float32")
+    x = jax.ShapeDtypeStruct((1, 200, 8 if kernel[1] == 1 else kernel[1]), "float32")
+    options = {"padding": "causal", "groups": 8 if kernel[1] == 1 else 1}
+    grad = jax.grad(lambda w, x: conv.apply({"w": w}, x, **options).sum(), (0, 1))
+    jax.jit(grad).trace(w, x).lower(lowering_platforms=("cpu",))
+    with pytest.raises(AssertionError):
+        jax.jit(lambda w, x: conv.apply({"w": w}, x, method="fft", **options)).lower(w, x)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e6])
+def test_no_output_sees_what_comes_after_it(bad):
+    w, x = normal(16, 64, 128).astype(jnp.float32), normal(1, 60, 64, seed=1).astype(jnp.float32)
+    y = conv.apply({"w": w}, x, padding="causal")
+    changed = (conv.apply({"w": w}, x.at[0, 30, 5].set(bad), padding="causal") != y).any((0, 2))
+    assert changed.tolist() == [30 <= t < 46 for t in range(60)]
+
+
+def test_a_strided_gradient_reaches_what_it_sees():
+    """A kernel of 3 taps and a stride of 2 have phases of 2 taps and of 1."""
+    w, x = normal(3, 3, 8, 8), normal(1, 9, 9, 8, seed=1)
+    y, pull = jax.vjp(lambda x: conv.apply({"w": w}, x, stride=2), x)
+    (dx,) = pull(jnp.ones_like(y).at[0, 2, 2].set(jnp.nan))
+    assert jnp.isnan(dx).any((0, 2, 3)).tolist() == [3 <= i < 6 for i in range(9)]
+    assert jnp.isnan(dx).sum() == 9 * 8
+
+
 ROUNDING = {"shifted": 4, "unfold": 4, "fold": 4, "crossed": 4, "polyphase": 4, "winograd": 16, "fft": 16}
 
 
@@ -337,7 +369,6 @@ FORMS = {  # what a CPU runs: each of the forms, in float32
     "group by group": ((3, 3, 4, 8), (8, 6, 6, 8), {"groups": 2}),
     "polyphase": ((4, 4, 8, 8), (8, 6, 6, 8), {"stride": 2}),
     "matmul": ((1, 1, 8, 8), (8, 6, 6, 8), {}),
-    "fft": ((64, 32, 32), (8, 70, 32), {"padding": "causal"}),
 }
 
 
