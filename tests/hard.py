@@ -226,7 +226,7 @@ HARD = [
             ({"train": True, "mask": np.arange(13) > 12}, poisons(-1, 3)),
         )
     ),
-    # convolution: in each form that a CPU takes by itself, an element of x, and one of dy that meets no border
+    # convolution: in each form that a CPU takes by itself, an element of x and one of dy that meets no border
     *(
         hard(
             case("conv", {"w": F(*w)}, F(*x), **options),

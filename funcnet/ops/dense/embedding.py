@@ -137,7 +137,9 @@ def vjp(
     w, ids = params["w"], _known(ids, params["w"].shape[0])
     y = w.at[ids].get(mode="fill", fill_value=0)
     if padding_index is not None:
-        ids = jnp.where(ids == padding_index, w.shape[0], ids)
+        padding = ids == padding_index
+        y = jnp.where(padding[..., None], lax.stop_gradient(y), y)
+        ids = jnp.where(padding, w.shape[0], ids)
     return y, Partial(rules.bind(_pullback, v=w.shape[0]), ids)
 
 
