@@ -203,7 +203,16 @@ CASES = [
     case("group_norm", {"w": F(6), "b": F(6)}, F(2, 0, 6), groups=3),
     # batch_norm
     case("batch_norm", {"w": F(5), "b": F(5)}, {"mean": S(5), "var": S(5)}, F(11, 5), train=True),
+    case(
+        "batch_norm",
+        {"w": F(5), "b": F(5)},
+        {"mean": S(5), "var": S(5)},
+        F(7, 3, 5),
+        train=True,
+        mask=B(7, 3),
+    ),
     case("batch_norm", {"w": F(5), "b": F(5)}, {"mean": S(5), "var": S(5)}, F(11, 5), train=False),
+    case("batch_norm", {"w": F(5)}, {"mean": S(5), "var": S(5)}, F(11, 5), train=False, mask=B(11)),
     case("batch_norm", {"w": F(3), "b": F(3)}, {"mean": S(3), "var": S(3)}, F(3, 3, 3), train=True, eps=1e-3),
     case("batch_norm", {"w": F(7)}, {"mean": S(7), "var": S(7)}, F(2, 5, 3, 7), train=True, momentum=0.5),
     case("batch_norm", {"w": F(7), "b": None}, {"mean": S(7), "var": S(7)}, F(13, 7), train=False, eps=1e-3),

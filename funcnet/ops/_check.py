@@ -1,6 +1,7 @@
 """Checks of arguments that the operations share. Each raises at trace time, in the user's words."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "features",
     "floating",
     "key",
+    "number",
     "one_of",
     "parameter",
     "positive",
@@ -177,17 +179,49 @@ def positive(where: str, name: str, value: Any, *, least: int = 1) -> int:
     return value.__index__()
 
 
-def rate(where: str, name: str, value: float) -> float:
-    """`value` as a probability in [0, 1)."""
-    if not 0 <= value < 1:
-        raise ValueRangeError(
-            f"{where}: {name} is {value}, outside [0, 1).",
+def number(where: str, name: str, value: Any, *, least: float = 0.0, strict: bool = False) -> float:
+    """`value`, a finite number of at least `least` (more, if `strict`), as Python's float.
+
+    An option has no gradient, so its value must be known: a tracer is refused, a NumPy scalar is not.
+    """
+    value = static(where, name, value)
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        kinds = jnp.floating, jnp.integer
+        real = value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+    else:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real:
+        raise DTypeError(
+            f"{where}: {name} is not a number.",
             path=name,
-            expected=f"0 ≤ {name} < 1",
-            actual=f"{name} = {value}",
-            hint=f"{name} is a fraction, not per cent: {value / 100:g}." if 1 < value < 100 else None,
+            expected=f"{name}: a float",
+            actual=f"{name}: {describe(value)}",
         )
-    return value
+    found = float(value)
+    if not (math.isfinite(found) and (found > least if strict else found >= least)):
+        low = "" if least == -math.inf else f"{least:g} {'<' if strict else '≤'} "
+        raise ValueRangeError(
+            f"{where}: {name} is {found:g}, outside its range.",
+            path=name,
+            expected=f"{low}{name} < ∞",
+            actual=f"{name} = {found:g}",
+        )
+    return found
+
+
+def rate(where: str, name: str, value: Any, *, one: bool = False) -> float:
+    """`value` as a probability in [0, 1), or in [0, 1] where `one` is one too."""
+    found = number(where, name, value, least=-math.inf)
+    if not (0 <= found < 1 or (one and found == 1)):
+        end = "1]" if one else "1)"
+        raise ValueRangeError(
+            f"{where}: {name} is {value}, outside [0, {end}.",
+            path=name,
+            expected=f"0 ≤ {name} {'≤' if one else '<'} 1",
+            actual=f"{name} = {value}",
+            hint=f"{name} is a fraction, not per cent: {found / 100:g}." if 1 < found < 100 else None,
+        )
+    return found
 
 
 def unit(where: str, path: str, x: jax.Array) -> None:

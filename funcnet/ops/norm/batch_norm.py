@@ -4,7 +4,8 @@ Dimensions: *n any axes (batch and positions alike), c channels: x, y [*n, c], p
 var [c]. In training the statistics are those of x over every axis but the last, with the biased variance
 (1/n, n = Π *n), and the state moves towards them: new = momentum · old + (1 − momentum) · batch, there with
 the unbiased variance (1/(n − 1)). In evaluation the statistics are those of the state. The state has no
-gradient.
+gradient. With a mask [*n], all of this is of the elements where it is True, as if the others were not there;
+those have y = 0.
 Source: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167. Statistics are in float32 or wider.
 """
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
@@ -59,26 +60,29 @@ def reference(
     x: Float[Array, "*n c"],
     *,
     train: bool,
+    mask: Bool[Array, "*n"] | None = None,
     momentum: float = 0.9,
     eps: float = 1e-5,
 ) -> tuple[Float[Array, "*n c"], State]:
     """y = w · (x − mean) / √(variance + eps) + b, and the state after it, as they are written."""
     w, x = common(params["w"], x)
-    h = x.astype(wide(x.dtype))
-    n = math.prod(x.shape[:-1])
+    real = jnp.ones((*x.shape[:-1], 1), bool) if mask is None else mask[..., None]
+    h = jnp.where(real, x, 0).astype(wide(x.dtype))
     old_mean, old_var = lax.stop_gradient((state["mean"], state["var"]))
-    if train and n:
-        over = tuple(range(x.ndim - 1))
-        mean, variance = h.mean(over), ((h - h.mean(over)) ** 2).mean(over)
-        unbiased = lax.stop_gradient(variance) * n / (n - 1)
-        state = {
+    mean, variance = old_mean.astype(h.dtype), old_var.astype(h.dtype)
+    state = {"mean": old_mean, "var": old_var}
+    if train and x.size:
+        over, n = tuple(range(x.ndim - 1)), real.sum().astype(h.dtype)
+        mean = h.sum(over) / jnp.maximum(n, 1)
+        variance = jnp.where(real, (h - mean) ** 2, 0).sum(over) / jnp.maximum(n, 1)
+        unbiased = variance * n / jnp.maximum(n - 1, 1)
+        moved = {
             "mean": momentum * old_mean + (1 - momentum) * lax.stop_gradient(mean).astype(old_mean.dtype),
-            "var": momentum * old_var + (1 - momentum) * unbiased.astype(old_var.dtype),
+            "var": momentum * old_var + (1 - momentum) * lax.stop_gradient(unbiased).astype(old_var.dtype),
         }
-    else:
-        mean, variance = old_mean.astype(h.dtype), old_var.astype(h.dtype)
-        state = {"mean": old_mean, "var": old_var}
-    return _bias.add(w * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params), state
+        state = jax.tree.map(lambda new, old: jnp.where(n > 1, new, old), moved, state)
+    y = _bias.add(w * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params)
+    return jnp.where(real, y, 0), state
 
 
 @rules.operation
@@ -88,6 +92,7 @@ def apply(
     x: Float[Array, "*n c"],
     *,
     train: bool,
+    mask: Bool[Array, "*n"] | None = None,
     momentum: float = 0.9,
     eps: float = 1e-5,
 ) -> tuple[Float[Array, "*n c"], State]:
@@ -99,8 +104,12 @@ def apply(
     Args:
         params: w [c] and, unless absent, b [c].
         state: mean [c] and var [c], float32 or wider.
-        x: [*n, c]. An empty x has no statistics: it leaves the state as it is.
+        x: [*n, c]. An empty x has no statistics: it leaves the state as it is. Squares are taken: in float32
+            elements that differ by 1e19 and more overflow, and y is b.
         train: True: the statistics of x, and a new state; False: those of the state, which stays.
+        mask: boolean [*n], True where there is an element and False where there is padding, which may hold
+            anything, has no part in the statistics and gets neither value nor gradient. Fewer than two
+            elements leave the state as it is; one alone has y = b.
         momentum: the weight of the old state, in [0, 1).
         eps: added to the variance.
 
@@ -108,10 +117,10 @@ def apply(
         y [*n, c], in the dtype that holds both w and x; the new state, in the dtypes of the old.
 
     Raises:
-        ShapeError: x, the bias or the state does not have c channels.
-        ValueRangeError: train=True with one element per channel, or momentum outside [0, 1).
-        DTypeError: an array is not floating-point, the state is narrower than float32, or train or momentum
-            is traced.
+        ShapeError: x, the bias or the state does not have c channels, or mask is not as x without them.
+        ValueRangeError: train=True with one element per channel, momentum outside [0, 1), or eps below 0.
+        DTypeError: an array is not floating-point, mask is not boolean, the state is narrower than float32,
+            or train, momentum or eps is traced.
         StructureError: params has no "w", or state lacks "mean" or "var".
     """
     where = "batch_norm.apply"
@@ -122,10 +131,13 @@ def apply(
     x = _check.floating(where, "x", x)
     _check.channels(where, x, w.shape[0], f'params["w"] ({describe(w)})')
     train = bool(_check.static(where, "train", train))
-    momentum = float(_check.rate(where, "momentum", _check.static(where, "momentum", momentum)))
-    if train:
+    momentum, eps = _check.rate(where, "momentum", momentum), _check.number(where, "eps", eps)
+    if mask is not None:
+        _check_mask(where, mask, x)
+        mask = jnp.asarray(mask)
+    elif train:
         _check_count(where, x)
-    return rules.call(vjp, params, state, x, train=train, momentum=momentum, eps=eps)
+    return rules.call(vjp, params, state, x, train=train, mask=mask, momentum=momentum, eps=eps)
 
 
 def vjp(
@@ -134,45 +146,91 @@ def vjp(
     x: Float[Array, "*n c"],
     *,
     train: bool,
+    mask: Bool[Array, "*n"] | None = None,
     momentum: float = 0.9,
     eps: float = 1e-5,
 ) -> tuple[tuple[Float[Array, "*n c"], State], Partial]:
     """(y, state) and the pullback of (dy, dstate), which ignores dstate: dw = Σ dy · x̂, db = Σ dy.
 
     In training dx = w / σ · (dy − mean(dy) − x̂ · mean(dy · x̂)), in evaluation dx = w / σ · dy; the means and
-    Σ are over every axis but the last.
+    Σ are over every axis but the last, of the elements in the mask, and dx is 0 at the others.
     """
     w, x_ = common(params["w"], x)
-    h = x_.astype(wide(x_.dtype))
-    n = math.prod(x.shape[:-1])
-    train = train and n > 0
+    rows, real = _rows(x_).astype(wide(x_.dtype)), None if mask is None else _rows(mask[..., None])
+    train = train and rows.shape[0] > 0
     state = lax.stop_gradient(state)
     if train:
-        over = tuple(range(x.ndim - 1))
-        mean = h.mean(over)
-        variance = ((h - mean) ** 2).mean(over)
-        batch = lax.stop_gradient({"mean": mean, "var": variance * (n / (n - 1))})
-        state = jax.tree.map(lambda s, v: momentum * s + (1 - momentum) * v.astype(s.dtype), state, batch)
+        c = _mean(_centred(rows, real, 0, train), real)
+        variance = _mean(_centred(rows, real, c, train) ** 2, real)
+        state = _moved(state, _first(rows, real) + c, variance, _count(rows, real), momentum)
     else:
-        mean, variance = state["mean"].astype(h.dtype), state["var"].astype(h.dtype)
+        c, variance = state["mean"].astype(rows.dtype), state["var"].astype(rows.dtype)
     rstd = lax.rsqrt(variance + eps)
-    y = _bias.add(w.astype(h.dtype) * ((h - mean) * rstd), params).astype(x_.dtype)
-    return (y, state), Partial(rules.bind(_pullback, train=train), params, x, mean, rstd)
+    y = _bias.add(w.astype(rows.dtype) * (_centred(rows, real, c, train) * rstd), params)
+    y = _masked(y, real).reshape(x.shape).astype(x_.dtype)
+    return (y, state), Partial(rules.bind(_pullback, train=train), params, x, mask, c, rstd)
 
 
 def _pullback(
-    params: Params, x: Array, mean: Array, rstd: Array, dy: tuple[Array, Any], *, train: bool
+    params: Params,
+    x: Array,
+    mask: Array | None,
+    c: Array,
+    rstd: Array,
+    dy: tuple[Array, Any],
+    *,
+    train: bool,
 ) -> tuple[dict, None, Array]:
-    g = dy[0].astype(rstd.dtype)
-    over = tuple(range(x.ndim - 1))
-    xhat = (x.astype(rstd.dtype) - mean) * rstd
-    dw = (g * xhat).sum(over)
+    rows, real = _rows(x).astype(rstd.dtype), None if mask is None else _rows(mask[..., None])
+    g = _masked(_rows(dy[0]).astype(rstd.dtype), real)
+    xhat = _centred(rows, real, c, train) * rstd
+    dw = (g * xhat).sum(0)
     dx = g
     if train:
-        n = math.prod(x.shape[:-1])
-        dx = g - g.sum(over) / n - xhat * (dw / n)
-    dx = params["w"].astype(rstd.dtype) * rstd * dx
+        n = _count(rows, real)
+        dx = _masked(g - g.sum(0) / n - xhat * (dw / n), real)
+    dx = (params["w"].astype(rstd.dtype) * rstd * dx).reshape(x.shape)
     return {"w": narrow(dw, params["w"]), **_bias.gradient(params, g)}, None, narrow(dx, x)
+
+
+# ---- the elements of a channel as one axis, and those of them that the mask has ---------------------------
+
+
+def _rows(x: Array) -> Array:
+    """x as [Π *n, c]: over one axis XLA:CPU adds up 100,000 numbers to 1e-6, over three to 1e-3."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _masked(rows: Array, real: Array | None) -> Array:
+    return rows if real is None else jnp.where(real, rows, 0)
+
+
+def _count(rows: Array, real: Array | None) -> Array:
+    """How many elements a mean is over, at least 1."""
+    if real is None:
+        return jnp.array(rows.shape[0], rows.dtype)
+    return jnp.maximum(real.sum(), 1).astype(rows.dtype)
+
+
+def _mean(rows: Array, real: Array | None) -> Array:
+    return _masked(rows, real).sum(0) / _count(rows, real)
+
+
+def _first(rows: Array, real: Array | None) -> Array:
+    """The first element, which in training is subtracted from the others: see `_moments`."""
+    return lax.stop_gradient(rows[0 if real is None else jnp.argmax(real)])
+
+
+def _centred(rows: Array, real: Array | None, c: Array | int, train: bool) -> Array:
+    """rows less their mean, which is c, in training c + the first; 0 for padding, whatever it holds."""
+    return _masked((rows - _first(rows, real) if train else rows) - c, real)
+
+
+def _moved(state: State, mean: Array, variance: Array, n: Array, momentum: float) -> State:
+    """The state, moved towards the statistics of n elements, where those are two or more."""
+    batch = lax.stop_gradient({"mean": mean, "var": variance * (n / jnp.maximum(n - 1, 1))})
+    moved = jax.tree.map(lambda s, v: momentum * s + (1 - momentum) * v.astype(s.dtype), state, batch)
+    return jax.tree.map(lambda new, old: jnp.where(n > 1, new, old), moved, state)
 
 
 def cost(
@@ -181,11 +239,13 @@ def cost(
     x: Float[Abstract, "*n c"],
     *,
     train: bool,
+    mask: Bool[Abstract, "*n"] | None = None,
     momentum: float = 0.9,
     eps: float = 1e-5,
 ) -> Cost:
-    """No products: 0 flops, and the bytes of params, state and x, y and the new state."""
-    return Cost(0, traffic(reference, params, state, x, train=train, momentum=momentum, eps=eps))
+    """No products: 0 flops, and the bytes of params, state, x and mask, y and the new state."""
+    options = {"train": train, "mask": mask, "momentum": momentum, "eps": eps}
+    return Cost(0, traffic(reference, params, state, x, **options))
 
 
 def _check_state(where: str, state: Any, name: str, w: Array) -> None:
@@ -228,4 +288,30 @@ def _check_count(where: str, x: Array) -> None:
             path="x",
             expected=f"x: float[*n, {x.shape[-1]}], Π *n ≥ 2     (the unbiased variance divides by Π *n − 1)",
             actual=f"x: {describe(x)}",
+        )
+
+
+def _check_mask(where: str, mask: Any, x: Array) -> None:
+    dtype, shape = getattr(mask, "dtype", None), getattr(mask, "shape", None)
+    expected = f"mask: bool[{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})"
+    if dtype != jnp.bool_:
+        raise DTypeError(
+            f"{where}: mask is not a boolean array.",
+            path="mask",
+            expected=expected,
+            actual=f"mask: {describe(mask)}",
+            hint="compare it: mask != 0." if dtype is not None else None,
+        )
+    if shape != x.shape[:-1]:
+        alone = shape == x.shape[:1]
+        raise ShapeError(
+            f"{where}: mask does not say of every element of x whether it is one.",
+            path="mask",
+            expected=expected,
+            actual=f"mask: {describe(mask)}",
+            hint="of whole examples: jnp.broadcast_to(mask.reshape(-1"
+            + ", 1" * (x.ndim - 2)
+            + "), x.shape[:-1])."
+            if alone
+            else None,
         )

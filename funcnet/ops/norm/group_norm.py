@@ -22,6 +22,7 @@ from funcnet.errors import ValueRangeError, describe
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops.norm._moments import centred, moments
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
@@ -101,6 +102,7 @@ def apply(
     _bias.check(where, params, w.shape[0])
     _check_groups(where, groups, w.shape[0])
     _check_spatial(where, x, spatial, w.shape[0])
+    eps = _check.number(where, "eps", eps)
     return rules.call(vjp, params, x, groups=groups, eps=eps, spatial=spatial)
 
 
@@ -118,20 +120,20 @@ def vjp(
     """
     w, x_ = common(params["w"], x)
     h = _split(x_, groups, spatial).astype(wide(x_.dtype))
-    mean = h.mean(_WITHIN, keepdims=True)
-    rstd = lax.rsqrt(((h - mean) ** 2).mean(_WITHIN, keepdims=True) + eps)
-    xhat = ((h - mean) * rstd).reshape(x.shape)
+    c, variance = moments(h, _WITHIN)
+    rstd = lax.rsqrt(variance + eps)
+    xhat = (centred(h, c, _WITHIN) * rstd).reshape(x.shape)
     y = _bias.add(w.astype(h.dtype) * xhat, params)
     return y.astype(x_.dtype), Partial(
-        rules.bind(_pullback, groups=groups, spatial=spatial), params, x, mean, rstd
+        rules.bind(_pullback, groups=groups, spatial=spatial), params, x, c, rstd
     )
 
 
 def _pullback(
-    params: Params, x: Array, mean: Array, rstd: Array, dy: Array, *, groups: int, spatial: int | None
+    params: Params, x: Array, c: Array, rstd: Array, dy: Array, *, groups: int, spatial: int | None
 ) -> tuple[dict, Array]:
     dy = dy.astype(rstd.dtype)
-    xhat = (_split(x, groups, spatial).astype(rstd.dtype) - mean) * rstd
+    xhat = centred(_split(x, groups, spatial).astype(rstd.dtype), c, _WITHIN) * rstd
     g = _split(params["w"].astype(rstd.dtype) * dy, groups, spatial)
     dx = rstd * (g - g.mean(_WITHIN, keepdims=True) - xhat * (g * xhat).mean(_WITHIN, keepdims=True))
     dw = (dy * xhat.reshape(x.shape)).sum(tuple(range(x.ndim - 1)))

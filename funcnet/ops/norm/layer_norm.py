@@ -16,6 +16,7 @@ from funcnet.errors import describe
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops.norm._moments import centred, moments
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
@@ -71,7 +72,7 @@ def apply(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Float[A
     x = _check.floating("layer_norm.apply", "x", x)
     _check.features("layer_norm.apply", x, w.shape[0], f'params["w"] ({describe(w)})')
     _bias.check("layer_norm.apply", params, w.shape[0])
-    return rules.call(vjp, params, x, eps=eps)
+    return rules.call(vjp, params, x, eps=_check.number("layer_norm.apply", "eps", eps))
 
 
 def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> tuple[Float[Array, "*n d"], Partial]:
@@ -81,16 +82,16 @@ def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> tuple[Flo
     """
     w, x_ = common(params["w"], x)
     h = x_.astype(wide(x_.dtype))
-    mean = h.mean(-1, keepdims=True)
-    rstd = lax.rsqrt(((h - mean) ** 2).mean(-1, keepdims=True) + eps)
-    y = _bias.add(w.astype(h.dtype) * ((h - mean) * rstd), params)
-    return y.astype(x_.dtype), Partial(_pullback, params, x, mean, rstd)
+    c, variance = moments(h, (-1,))
+    rstd = lax.rsqrt(variance + eps)
+    y = _bias.add(w.astype(h.dtype) * (centred(h, c, (-1,)) * rstd), params)
+    return y.astype(x_.dtype), Partial(_pullback, params, x, c, rstd)
 
 
-def _pullback(params: Params, x: Array, mean: Array, rstd: Array, dy: Array) -> tuple[dict, Array]:
+def _pullback(params: Params, x: Array, c: Array, rstd: Array, dy: Array) -> tuple[dict, Array]:
     n = tuple(range(x.ndim - 1))
     dy = dy.astype(rstd.dtype)
-    xhat = (x.astype(rstd.dtype) - mean) * rstd
+    xhat = centred(x.astype(rstd.dtype), c, (-1,)) * rstd
     g = params["w"].astype(rstd.dtype) * dy
     dx = rstd * (g - g.mean(-1, keepdims=True) - xhat * (g * xhat).mean(-1, keepdims=True))
     return {"w": narrow((dy * xhat).sum(n), params["w"]), **_bias.gradient(params, dy)}, narrow(dx, x)

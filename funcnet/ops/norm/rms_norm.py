@@ -67,7 +67,7 @@ def apply(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> Float[A
     w = _check.parameter("rms_norm.apply", params, "w", ndim=1)
     x = _check.floating("rms_norm.apply", "x", x)
     _check.features("rms_norm.apply", x, w.shape[0], f'params["w"] ({describe(w)})')
-    return rules.call(vjp, params, x, eps=eps)
+    return rules.call(vjp, params, x, eps=_check.number("rms_norm.apply", "eps", eps))
 
 
 def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> tuple[Float[Array, "*n d"], Partial]:

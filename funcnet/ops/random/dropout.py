@@ -45,7 +45,7 @@ def apply(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None
     """
     where = "dropout.apply"
     x = _check.floating(where, "x", x)
-    rate = float(_check.rate(where, "rate", _check.static(where, "rate", rate)))
+    rate = _check.rate(where, "rate", rate)
     if key is None or rate == 0:
         return x
     _check.key(where, key)
