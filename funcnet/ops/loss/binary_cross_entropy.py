@@ -1,8 +1,8 @@
 """Binary cross entropy of labels with sigmoid(logits): y = −z log p − (1 − z) log(1 − p), p = 1 / (1 + e^−x).
 
 Dimensions: *n any axes: logits x, labels z, y [*n], one value per element; the mean is the caller's. Since
-log p = −softplus(−x) and log(1 − p) = −softplus(x), y = softplus(x) − x z, which neither overflows nor takes
-the logarithm of 0. y, and all that is computed, is in float32 or wider.
+log p = −softplus(−x) and log(1 − p) = −softplus(x), y = z softplus(−x) + (1 − z) softplus(x), which neither
+overflows nor takes the logarithm of 0. y, and all that is computed, is in float32 or wider.
 """
 
 import jax
@@ -22,13 +22,15 @@ __all__ = ["apply", "cost", "reference", "vjp"]
 def reference(
     logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Integer[Array, "*n"] | Bool[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """−z log p − (1 − z) log(1 − p), 1 − p = sigmoid(−x); 0 where an integer label is not 0 or 1."""
+    """−z log p − (1 − z) log(1 − p), 1 − p = sigmoid(−x), 0 · ∞ being 0; 0 where an integer is not 0 or 1."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         logits, labels = common(logits, labels)
-    x = logits.astype(wide(logits.dtype))
+    counted = _counts(labels)
+    x = jnp.where(counted, logits.astype(wide(logits.dtype)), 0)
     z = labels.astype(x.dtype)
-    y = -(z * jax.nn.log_sigmoid(x) + (1 - z) * jax.nn.log_sigmoid(-x))
-    return jnp.where((z == 0) | (z == 1), y, 0) if jnp.issubdtype(labels.dtype, jnp.integer) else y
+
+    y = -(_times(z, jax.nn.log_sigmoid(x)) + _times(1 - z, jax.nn.log_sigmoid(-x)))
+    return jnp.where(counted, y, 0)
 
 
 @rules.operation
@@ -41,7 +43,8 @@ def apply(
     arrays of their size in float32 or wider.
 
     Args:
-        logits: any shape.
+        logits: any shape. Infinite ones give 0 where the label agrees, else ∞; float labels have no gradient
+            from them.
         labels: of the shape of logits: booleans, integers 0 and 1, or floats in [0, 1], with a gradient.
 
     Returns:
@@ -73,17 +76,21 @@ def apply(
 def vjp(
     logits: Float[Array, "*n"], labels: Float[Array, "*n"] | Integer[Array, "*n"] | Bool[Array, "*n"]
 ) -> tuple[Float[Array, "*n"], Partial]:
-    """y and its pullback: dlogits = dy · (sigmoid(x) − z), and for float labels dlabels = −dy · x."""
-    x, z = _wide(logits, labels)
-    y = jnp.maximum(x, 0) - x * z + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return jnp.where(_counts(labels), y, 0), Partial(_pullback, logits, labels)
+    """y and its pullback: dlogits = dy · ((1 − z) p − z (1 − p)), for float labels dlabels = −dy · x.
+
+    dlogits is dy · (p − z), but exact where p is all but 0 or 1.
+    """
+    x, z, counted = _wide(logits, labels)
+    y = _times(z, jax.nn.softplus(-x)) + _times(1 - z, jax.nn.softplus(x))
+    return jnp.where(counted, y, 0), Partial(_pullback, logits, labels)
 
 
 def _pullback(logits: Array, labels: Array, dy: Array) -> tuple[Array, Array | None]:
-    x, z = _wide(logits, labels)
-    dlogits = jnp.where(_counts(labels), dy * (jax.nn.sigmoid(x) - z), 0)
+    x, z, counted = _wide(logits, labels)
+    dy = jnp.where(counted, dy, 0)
+    dlogits = narrow(dy * ((1 - z) * jax.nn.sigmoid(x) - z * jax.nn.sigmoid(-x)), logits)
     is_float = jnp.issubdtype(labels.dtype, jnp.floating)
-    return narrow(dlogits, logits), narrow(-dy * x, labels) if is_float else None
+    return dlogits, narrow(-dy * jnp.where(jnp.isinf(x), 0, x), labels) if is_float else None
 
 
 def cost(
@@ -94,11 +101,18 @@ def cost(
     return Cost(0, traffic(reference, logits, labels))
 
 
-def _wide(logits: Array, labels: Array) -> tuple[Array, Array]:
+def _wide(logits: Array, labels: Array) -> tuple[Array, Array, Array | bool]:
+    """Logits, labels, and whether an element has a loss; the logit of one that has none is 0."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         logits, labels = common(logits, labels)
-    x = logits.astype(wide(logits.dtype))
-    return x, labels.astype(x.dtype)
+    counted = _counts(labels)
+    x = jnp.where(counted, logits.astype(wide(logits.dtype)), 0)
+    return x, labels.astype(x.dtype), counted
+
+
+def _times(weight: Array, x: Array) -> Array:
+    """weight · x, where 0 · ∞ is 0."""
+    return weight * jnp.where((weight == 0) & jnp.isinf(x), 0, x)
 
 
 def _counts(labels: Array) -> Array | bool:

@@ -17,6 +17,7 @@ from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops.loss._classes import counts, logsumexp, signed
 
 __all__ = ["apply", "cost", "reference", "vjp"]
 
@@ -28,22 +29,20 @@ def reference(
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
 ) -> Float[Array, "*n"]:
-    """−Σ q log softmax(logits), and 0 where the label is `ignore_index` or no class."""
+    """−Σ q log softmax(logits), 0 · ∞ being 0, and 0 where the label is `ignore_index` or no class."""
     v = logits.shape[-1]
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         logits, q = common(logits, labels)
         log_p = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))
         q = (1 - label_smoothing) * q.astype(log_p.dtype) + label_smoothing / v
-        return -(q * log_p).sum(-1)
-    log_p = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))
-    labels = labels.astype(jnp.int32)
-    counts = (labels >= 0) & (labels < v)
-    if ignore_index is not None:
-        counts &= labels != ignore_index
-    y = -jnp.take_along_axis(log_p, jnp.where(counts, labels, 0)[..., None], -1)[..., 0]
+        return -(q * jnp.where((q == 0) & (log_p == -jnp.inf), 0, log_p)).sum(-1)
+    labels = signed(labels)
+    counted = counts(labels, v, ignore_index)
+    log_p = jax.nn.log_softmax(jnp.where(counted[..., None], logits.astype(wide(logits.dtype)), 0))
+    y = -jnp.take_along_axis(log_p, jnp.where(counted, labels, 0)[..., None], -1)[..., 0]
     if label_smoothing:
         y = (1 - label_smoothing) * y - label_smoothing * log_p.mean(-1)
-    return jnp.where(counts, y, 0)
+    return jnp.where(counted, y, 0)
 
 
 @rules.operation
@@ -56,14 +55,19 @@ def apply(
 ) -> Float[Array, "*n"]:
     """The loss of each example: −log of the probability that softmax(logits) gives to its label.
 
-    Differentiated by `vjp`, which keeps logits, in their own dtype, and one number per example; JAX's own
-    rule keeps the exponentials and the one-hot labels too, in float32 or wider.
+    Differentiated by `vjp`, which keeps logits, in their own dtype, and three numbers per example; JAX's
+    own rule keeps the exponentials and the one-hot labels too, in float32 or wider. A mean with weights, one
+    for each class: ``w = weight[labels]``, ``(w * loss).sum() / w.sum()``; of all batches of an evaluation
+    together, ``fn.train.Mean((w * loss).sum(), w.sum())``.
 
     Args:
-        logits: [*n, v].
-        labels: [*n] integers in [0, v), or [*n, v] probabilities; these have a gradient too.
+        logits: [*n, v]. A class of −∞ has the probability 0. Rows of −∞ alone, or with +∞ or NaN in them,
+            give NaN, unless they are ignored.
+        labels: [*n] integers in [0, v), or [*n, v] probabilities; these have a gradient too,
+            but for those of 0 at logits of −∞, whose share of the loss is 0.
         label_smoothing: ε in [0, 1): the share of each label that is spread evenly over all classes.
-        ignore_index: examples with this label have no loss and no gradient; integer labels only.
+        ignore_index: examples with this label have no loss and no gradient, whatever their logits are;
+            integer labels only.
 
     Returns:
         y [*n], in the dtype that holds logits and probabilities, but at least float32. Under `jax.jit` an
@@ -96,44 +100,63 @@ def vjp(
 ) -> tuple[Float[Array, "*n"], Partial]:
     """y and its pullback: dlogits = dy · (p Σq − q), and for probabilities dlabels = −(1 − ε) dy · log p.
 
-    p is computed again from logits and their log-sum-exp; q of an integer label by comparing it with an iota.
+    p is computed again from logits and two numbers of each example, their largest m and the log Σ e^{h − m}
+    that remains; q of an integer label by comparing it with an iota. p − 1 at the label is computed as
+    e^{log p} − 1, from a third number, log p: for a label that is nearly certain p rounds to 1.
     """
-    static = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        h = logits.astype(wide(logits.dtype))
-        labels = labels.astype(jnp.int32)  # uint8 cannot hold a negative index
-        lse = jax.nn.logsumexp(h, -1)
-        y = lse - (1 - label_smoothing) * jnp.where(_one_hot(labels, logits), h, 0).sum(-1)
-        if label_smoothing:
-            y = y - label_smoothing * h.mean(-1)
-        y = jnp.where(_counts(labels, logits, ignore_index), y, 0)
-        return y, Partial(rules.bind(_pullback_of_classes, **static), logits, labels, lse)
+        return _vjp_of_classes(logits, labels, label_smoothing, ignore_index)
     h, q = _wide(logits, labels)
-    lse = jax.nn.logsumexp(h, -1)
-    q = (1 - label_smoothing) * q + label_smoothing / h.shape[-1]
-    y = (q * (lse[..., None] - h)).sum(-1)
-    return y, Partial(
-        rules.bind(_pullback_of_probabilities, label_smoothing=label_smoothing), logits, labels, lse
-    )
+    m, r = logsumexp(h)
+    log_total = jnp.log1p(r)
+    q, log_p = _weighed(h, q, m, log_total, label_smoothing)
+    y = -(q * log_p).sum(-1)
+    pull = rules.bind(_pullback_of_probabilities, label_smoothing=label_smoothing)
+    return y, Partial(pull, logits, labels, m, log_total)
+
+
+def _vjp_of_classes(
+    logits: Array, labels: Array, label_smoothing: float, ignore_index: int | None
+) -> tuple[Array, Partial]:
+    h, counted = _counted(logits, labels, ignore_index)
+    m, r = logsumexp(h)
+    log_total = jnp.log1p(r)
+    below = m[..., None] - h
+    y = certain = log_total + jnp.where(_one_hot(labels, logits), below, 0).sum(-1)  # −log p of the label
+    if label_smoothing:
+        y = (1 - label_smoothing) * certain + label_smoothing * (log_total + below.mean(-1))
+    pull = rules.bind(_pullback_of_classes, label_smoothing=label_smoothing, ignore_index=ignore_index)
+    return jnp.where(counted, y, 0), Partial(pull, logits, labels, m, log_total, certain)
 
 
 def _pullback_of_classes(
-    logits: Array, labels: Array, lse: Array, dy: Array, *, label_smoothing: float, ignore_index: int | None
+    logits: Array,
+    labels: Array,
+    m: Array,
+    log_total: Array,
+    certain: Array,
+    dy: Array,
+    *,
+    label_smoothing: float,
+    ignore_index: int | None,
 ) -> tuple[Array, None]:
-    p = jnp.exp(logits.astype(lse.dtype) - lse[..., None])
-    q = (1 - label_smoothing) * _one_hot(labels, logits).astype(p.dtype) + label_smoothing / p.shape[-1]
-    counts = _counts(labels, logits, ignore_index)
-    return narrow(jnp.where(counts[..., None], dy[..., None] * (p - q), 0), logits), None
+    h, counted = _counted(logits, labels, ignore_index)
+    p = jnp.exp(h - m[..., None] - log_total[..., None])
+    at_label = (jnp.expm1(-certain) + label_smoothing)[..., None]  # p − (1 − ε)
+    slope = jnp.where(_one_hot(labels, logits), at_label, p) - label_smoothing / p.shape[-1]
+    return narrow(jnp.where(counted, dy, 0)[..., None] * slope, logits), None
 
 
 def _pullback_of_probabilities(
-    logits: Array, labels: Array, lse: Array, dy: Array, *, label_smoothing: float
+    logits: Array, labels: Array, m: Array, log_total: Array, dy: Array, *, label_smoothing: float
 ) -> tuple[Array, Array]:
     h, q = _wide(logits, labels)
-    log_p = h - lse[..., None]
-    q = (1 - label_smoothing) * q + label_smoothing / h.shape[-1]
-    dlogits = dy[..., None] * (jnp.exp(log_p) * q.sum(-1, keepdims=True) - q)
-    return narrow(dlogits, logits), narrow((label_smoothing - 1) * dy[..., None] * log_p, labels)
+    q, log_p = _weighed(h, q, m, log_total, label_smoothing)
+    of_h = h - m[..., None] - log_total[..., None]
+    slope = q * jnp.expm1(of_h) + (q.sum(-1, keepdims=True) - q) * jnp.exp(of_h)
+    return narrow(dy[..., None] * slope, logits), narrow(
+        (label_smoothing - 1) * dy[..., None] * log_p, labels
+    )
 
 
 def cost(
@@ -152,15 +175,28 @@ def _wide(logits: Array, labels: Array) -> list[Array]:
     return [v.astype(wide(v.dtype)) for v in common(logits, labels)]
 
 
+def _weighed(h: Array, q: Array, m: Array, log_total: Array, label_smoothing: float) -> tuple[Array, Array]:
+    """q, smoothed, and log p; both 0 where log p is −∞ and has no weight, since 0 · ∞ is nothing here."""
+    log_p = h - m[..., None] - log_total[..., None]
+    if label_smoothing:
+        return (1 - label_smoothing) * q + label_smoothing / q.shape[-1], log_p
+    nothing = (h == -jnp.inf) & (q == 0)
+    return jnp.where(nothing, 0, q), jnp.where(nothing, 0, log_p)
+
+
+def _counted(logits: Array, labels: Array, ignore_index: int | None) -> tuple[Array, Array]:
+    """The logits, wide, and whether an example has a loss; the logits of one that has none are 0.
+
+    Masked afterwards instead, what is infinite there would be NaN in a tangent or in a second derivative.
+    """
+    counted = counts(signed(labels), logits.shape[-1], ignore_index)
+    return jnp.where(counted[..., None], logits.astype(wide(logits.dtype)), 0), counted
+
+
 def _one_hot(labels: Array, logits: Array) -> Array:
     """Whether i is the label [*n, v]: no row has a True where the label is no class."""
+    labels = signed(labels)
     return labels[..., None] == lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-
-
-def _counts(labels: Array, logits: Array, ignore_index: int | None) -> Array:
-    """Whether an example has a loss [*n]."""
-    counts = (labels >= 0) & (labels < logits.shape[-1])
-    return counts if ignore_index is None else counts & (labels != ignore_index)
 
 
 # ---- checks -----------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops.loss._classes import counts, logsumexp, signed
 
 __all__ = ["apply", "cost", "reference", "vjp"]
 
@@ -41,17 +42,15 @@ def reference(
 ) -> Float[Array, "*n"]:
     """−Σ q log softmax(h) + z_loss · ℓ², and 0 where the label is `ignore_index` or not in the vocabulary."""
     x, w = common(x, w)
-    h = jnp.matmul(x, w, preferred_element_type=wide(x.dtype))
+    labels, v = signed(labels), w.shape[1]
+    counted = counts(labels, v, ignore_index)
+    h = jnp.matmul(jnp.where(counted[..., None], x, 0), w, preferred_element_type=wide(x.dtype))
     if softcap is not None:
         h = softcap * jnp.tanh(h / softcap)
-    labels, v = labels.astype(jnp.int32), w.shape[1]
     log_p = jax.nn.log_softmax(h)
     q = (1 - label_smoothing) * jax.nn.one_hot(labels, v, dtype=h.dtype) + label_smoothing / v
     y = -(q * log_p).sum(-1) + z_loss * jax.nn.logsumexp(h, -1) ** 2
-    counts = (labels >= 0) & (labels < v)
-    if ignore_index is not None:
-        counts &= labels != ignore_index
-    return jnp.where(counts, y, 0)
+    return jnp.where(counted, y, 0)
 
 
 @rules.operation
@@ -68,15 +67,15 @@ def apply(
 ) -> Float[Array, "*n"]:
     """The loss of each token: −log of the probability that softmax(x w) gives to its label.
 
-    Differentiated by `vjp`, which keeps x, w, the labels and one number per token, and computes logits again:
-    four products in place of three, and memory that does not grow with the vocabulary.
+    Differentiated by `vjp`, which keeps x, w, the labels and three numbers per token, and computes logits
+    again: four products in place of three, and memory that does not grow with the vocabulary.
 
     Args:
         x: features [*n, d], the last ones of a net.
         w: [d, v]; for a table [v, d] that the head shares, its transpose.
         labels: integers [*n] in [0, v).
         label_smoothing: ε in [0, 1): the share of each label that is spread evenly over the vocabulary.
-        ignore_index: tokens with this label have no loss and no gradient.
+        ignore_index: tokens with this label have no loss and no gradient, whatever their features are.
         z_loss: the weight of ℓ², which keeps logits from drifting away.
         softcap: c, the bound of the logits, as in Gemma 2; None is none.
         chunk: how many columns of logits exist at a time; None chooses by shape.
@@ -118,41 +117,47 @@ def vjp(
 ) -> tuple[Float[Array, "*n"], Partial]:
     """y and its pullback: du = dy · ((1 + 2 z ℓ) p − q) · (1 − (h/c)²), dx = du wᵀ, dw = xᵀ du.
 
-    u = x w, p = e^{h − ℓ} and du are computed for a chunk of columns at a time, which gives these columns of
-    dw and a part of dx.
+    u = x w, p and du are computed for a chunk of columns at a time, which gives these columns of dw and a
+    part of dx. Kept are x, w, the labels and three numbers of each token: of ℓ = m + log Σ e^{h − m} both
+    terms, since a large ℓ is rounded; and log p of the label, since p − 1 there is e^{log p} − 1.
     """
-    x_, labels_ = _rows(x, w), labels.reshape(-1).astype(jnp.int32)
+    x_, labels_, counted = _rows(x, w, labels, ignore_index)
     n, v = x_.shape[0], w.shape[1]
 
     def part(start: int | Array, columns: int) -> tuple[Array, ...]:
-        """Of each row: the largest logit, Σ e^{h − largest}, the label's logit or 0, Σ h."""
+        """Of each row: the largest logit m, Σ e^{h − m} − 1, the label's logit or 0, Σ (m − h)."""
         h = _cap(_logits(x_, w, start, columns), softcap)
-        top = h.max(-1)
+        m, r = logsumexp(h)
         label = jnp.where(_one_hot(labels_, start, h), h, 0).sum(-1)
-        return (
-            top,
-            jnp.exp(h - top[:, None]).sum(-1),
-            label,
-            h.sum(-1) if label_smoothing else jnp.zeros_like(top),
-        )
+        return m, r, label, (m[:, None] - h).sum(-1) if label_smoothing else jnp.zeros_like(m)
 
-    def merge(a: tuple[Array, ...], b: tuple[Array, ...], _: Array) -> tuple[Array, ...]:
-        top = jnp.maximum(a[0], b[0])
-        return top, a[1] * jnp.exp(a[0] - top) + b[1] * jnp.exp(b[0] - top), a[2] + b[2], a[3] + b[3]
+    def merge(a: tuple[Array, ...], b: tuple[Array, ...], start: Array) -> tuple[Array, ...]:
+        m = jnp.maximum(a[0], b[0])
+        of_a, of_b = jnp.exp(a[0] - m), jnp.exp(b[0] - m)  # one of them is 1
+        below = a[3] + start.astype(m.dtype) * (m - a[0]) + b[3] + columns * (m - b[0])
+        return m, a[1] * of_a + b[1] * of_b + jnp.minimum(of_a, of_b), a[2] + b[2], below
 
-    top, total, label, every = _fold(part, merge, v, _columns(n, v, chunk))
-    lse = top + jnp.log(total)
-    y = lse - (1 - label_smoothing) * label - label_smoothing / v * every + z_loss * lse**2
-    y = jnp.where(_counts(labels_, v, ignore_index), y, 0).reshape(labels.shape)
+    columns = _columns(n, v, chunk)
+    m, r, label, below = _fold(part, merge, v, columns)
+    log_total = jnp.log1p(r)
+    y = certain = log_total + (m - label)  # −log p of the label
+    if label_smoothing:
+        y = (1 - label_smoothing) * certain + label_smoothing * (log_total + below / v)
+    if z_loss:
+        y = y + z_loss * (m + log_total) ** 2
+    y = jnp.where(counted, y, 0).reshape(labels.shape)
     static = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap, "chunk": chunk}
-    return y, Partial(rules.bind(_pullback, ignore_index=ignore_index, **static), x, w, labels, lse)
+    pull = rules.bind(_pullback, ignore_index=ignore_index, **static)
+    return y, Partial(pull, x, w, labels, m, log_total, certain)
 
 
 def _pullback(
     x: Array,
     w: Array,
     labels: Array,
-    lse: Array,
+    m: Array,
+    log_total: Array,
+    certain: Array,
     dy: Array,
     *,
     label_smoothing: float,
@@ -161,15 +166,19 @@ def _pullback(
     softcap: float | None,
     chunk: int | None,
 ) -> tuple[Array, Array, None]:
-    x_, labels_ = _rows(x, w), labels.reshape(-1).astype(jnp.int32)
+    x_, labels_, counted = _rows(x, w, labels, ignore_index)
     n, v = x_.shape[0], w.shape[1]
-    dy = jnp.where(_counts(labels_, v, ignore_index), dy.reshape(-1), 0)
+    dy = jnp.where(counted, dy.reshape(-1), 0)
+    of_log_total = 2 * z_loss * (m + log_total)
+    at_label = jnp.expm1(-certain) + label_smoothing  # p − (1 − ε)
 
     def part(start: int | Array, columns: int) -> tuple[Array, Array]:
         """What these columns give to dx, and their dw."""
         h = _cap(_logits(x_, w, start, columns), softcap)
-        q = (1 - label_smoothing) * _one_hot(labels_, start, h).astype(h.dtype) + label_smoothing / v
-        slope = (1 + 2 * z_loss * lse)[:, None] * jnp.exp(h - lse[:, None]) - q
+        p = jnp.exp(h - m[:, None] - log_total[:, None])
+        slope = jnp.where(_one_hot(labels_, start, h), at_label[:, None], p) - label_smoothing / v
+        if z_loss:
+            slope = slope + of_log_total[:, None] * p
         if softcap is not None:
             slope = slope * (1 - (h / softcap) ** 2)
         du = (dy[:, None] * slope).astype(x_.dtype)  # bfloat16 products of bfloat16 arguments
@@ -244,11 +253,17 @@ def _slice(w: Array, start: int | Array, columns: int, dtype: jnp.dtype) -> Arra
     return lax.dynamic_slice_in_dim(w, start, columns, 1).astype(dtype)
 
 
-def _rows(x: Array, w: Array) -> Array:
-    """x as rows, in the dtype that holds x and w."""
+def _rows(x: Array, w: Array, labels: Array, ignore_index: int | None) -> tuple[Array, Array, Array]:
+    """x as rows, in the dtype that holds x and w, the labels, and whether a token has a loss.
+
+    The features of one that has none are 0, whatever they were: 0 · NaN would be NaN in dw.
+    """
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(x, w)
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
+    labels = signed(labels.reshape(-1))
+    counted = counts(labels, w.shape[1], ignore_index)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
+    return jnp.where(counted[:, None], rows, 0), labels, counted
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -265,13 +280,9 @@ def _cap(u: Array, softcap: float | None) -> Array:
 
 def _one_hot(labels: Array, start: int | Array, h: Array) -> Array:
     """Whether column `start` + i is the label [n, columns]."""
-    return (labels - start)[:, None] == lax.broadcasted_iota(labels.dtype, h.shape, 1)
-
-
-def _counts(labels: Array, v: int, ignore_index: int | None) -> Array:
-    """Whether a token has a loss [n]."""
-    counts = (labels >= 0) & (labels < v)
-    return counts if ignore_index is None else counts & (labels != ignore_index)
+    return (labels - jnp.asarray(start, labels.dtype))[:, None] == lax.broadcasted_iota(
+        labels.dtype, h.shape, 1
+    )
 
 
 # ---- checks -----------------------------------------------------------------------------------------------

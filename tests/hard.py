@@ -1,0 +1,189 @@
+"""The table of hard inputs that the law of tests/test_numbers.py runs over: a case, and what is done to it.
+
+A row is a case of tests/cases.py, whose arguments may be NumPy arrays too, and changes, each of them one
+input of the same shapes: so a row costs a few compiled programs, however many changes it has. A change names
+a leaf by its number among the float leaves of the arguments (dicts sorted by key; -1 is the last), or "dy",
+the cotangent, and says what it becomes; a tuple of changes is one input.
+
+- `add`, `times`, `put`: the operation sees it; the truth is `reference` of it in float64.
+- `poison`: NaN, an infinity, 1e6. What does not see it must not change: the truth is `reference` in float64
+  with an ordinary number in its place, wherever another ordinary number there changes nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from tests.cases import Case, F, I, P, U, case
+
+INF, NAN = np.inf, np.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """`to` of what is at `index` of `leaf`."""
+
+    name: str
+    leaf: int | str
+    to: Callable[[np.ndarray], Any]
+    index: Any = ...
+    poison: bool = False
+
+    def __call__(self, values: list[np.ndarray], dy: list[np.ndarray], harmless: int | None) -> None:
+        """Change them in place; with `harmless`, a seed, a poison is a normal number instead."""
+        x = dy[0] if isinstance(self.leaf, str) else values[self.leaf]
+        ordinary = self.poison and harmless is not None
+        x[self.index] = _normal(harmless, x[self.index]) if ordinary else self.to(x[self.index])
+
+
+def _normal(seed: int | None, like: Any) -> Any:
+    return np.random.default_rng(seed).standard_normal(np.shape(like))
+
+
+@dataclasses.dataclass(frozen=True)
+class Hard:
+    case: Case
+    changes: tuple[tuple[Change, ...], ...]
+    how: dict[str, Any]  # options of `apply` alone
+    truth: Callable[..., Any] | None  # in place of a `reference` that overflows
+    products: bool  # results are measured against those of the absolute values
+    orders: dict[str, int]  # by dtype; 2: the gradient's derivatives too
+
+    @property
+    def id(self) -> str:
+        shapes = ["x".join(map(str, getattr(a, "shape", ()))) for a in self.case.args]
+        return "-".join(
+            [
+                self.case.op,
+                *shapes,
+                *(f"{k}={v}" for k, v in self.case.options.items() if not hasattr(v, "shape")),
+            ]
+        )
+
+
+def hard(
+    case: Case,
+    *changes: Change | tuple[Change, ...],
+    how: dict[str, Any] | None = None,
+    truth: Callable[..., Any] | None = None,
+    products: bool = False,
+    orders: dict[str, int] | None = None,
+) -> Hard:
+    every = tuple(c if isinstance(c, tuple) else (c,) for c in changes)
+    return Hard(case, every, how or {}, truth, products, orders or {"float32": 2, "bfloat16": 2})
+
+
+def add(leaf: int | str, by: Any, index: Any = ...) -> Change:
+    return Change(f"leaf {leaf}[{index}] + {by}", leaf, lambda x: x + by, index)
+
+
+def times(leaf: int | str, by: Any, index: Any = ...) -> Change:
+    return Change(f"leaf {leaf}[{index}] · {by}", leaf, lambda x: x * by, index)
+
+
+def put(leaf: int | str, index: Any, value: Any) -> Change:
+    return Change(f"leaf {leaf}[{index}] = {value}", leaf, lambda x: np.broadcast_to(value, x.shape), index)
+
+
+def poison(leaf: int | str, index: Any, value: float) -> Change:
+    return Change(f"poison {value} at leaf {leaf}[{index}]", leaf, lambda x: value, index, poison=True)
+
+
+def poisons(leaf: int | str, index: Any, *values: float) -> list[Change]:
+    return [poison(leaf, index, value) for value in values or (NAN, INF, -INF, 1e6)]
+
+
+def grid(*shape: int) -> np.ndarray:
+    """Halves, so that products are exact, and sums of them too, beside 2²⁰."""
+    return np.random.default_rng(0).integers(-4, 5, shape) / 2
+
+
+PLAIN = times(0, 1)
+ROW = np.array([[35.0, 20.0, 20.0]])  # a confident one, far from the origin
+OFFSETS = [add(0, by) for by in (1e3, 1e8, -1e9)]
+IGNORED = np.array([0, -1, 2])
+
+HARD = [
+    # cross_entropy
+    hard(case("cross_entropy", ROW, np.array([0])), PLAIN, add(0, 1e3), add(0, -1e3)),
+    hard(
+        case("cross_entropy", F(3, 5), I(5, 3)), *OFFSETS, times(0, 100), *poisons(0, 1), poison("dy", 1, NAN)
+    ),
+    hard(
+        case("cross_entropy", F(3, 5), I(5, 3), label_smoothing=0.1), *OFFSETS, times(0, 100), *poisons(0, 1)
+    ),
+    hard(
+        case("cross_entropy", F(3, 5), IGNORED, ignore_index=-1),
+        *poisons(0, 1),
+        *poisons(0, (1, 2)),
+        poison("dy", 1, NAN),
+        put(0, (0, 1), -INF),
+    ),
+    hard(
+        case("cross_entropy", F(2, 3), P(2, 3)),
+        *OFFSETS,
+        times(0, 100),
+        (put(0, 0, ROW[0]), put(1, 0, [1, 0, 0])),
+        (put(0, (0, 0), -INF), put(1, 0, [0, 0.5, 0.5])),
+        *poisons(0, 1),
+    ),
+    # binary_cross_entropy
+    hard(
+        case("binary_cross_entropy", F(3), U(3)),
+        *(add(0, by) for by in (1e2, -1e3, 1e8)),
+        *poisons(0, 1, NAN, 1e6),
+        poison("dy", 1, NAN),
+    ),
+    hard(
+        case("binary_cross_entropy", np.array([40.0]), np.array([1])),
+        PLAIN,
+        times(0, -1),
+        *(put(0, 0, value) for value in (INF, -INF)),
+    ),
+    hard(case("binary_cross_entropy", np.array([-30.0]), np.array([0.0])), PLAIN, add(1, 0.5)),
+    hard(case("binary_cross_entropy", F(3), np.array([0, 5, 1])), *poisons(0, 1), poison("dy", 1, NAN)),
+    # linear_cross_entropy
+    hard(
+        case("linear_cross_entropy", grid(3, 3), grid(3, 7), I(7, 3)),
+        (put(0, (..., 0), 1), add(1, 2**20, 0)),
+        times(0, 30),
+        how={"chunk": 3},
+        orders={"float32": 1},
+    ),
+    hard(
+        case("linear_cross_entropy", grid(3, 3), grid(3, 7), IGNORED, ignore_index=-1),
+        *poisons(0, 1),
+        poison("dy", 1, NAN),
+        times(0, 30),
+    ),
+    hard(
+        case(
+            "linear_cross_entropy",
+            grid(3, 3),
+            grid(3, 5),
+            IGNORED,
+            ignore_index=-1,
+            label_smoothing=0.1,
+            z_loss=0.1,
+            softcap=2.0,
+        ),
+        *poisons(0, 1),
+        how={"chunk": 2},
+    ),
+    # mse
+    hard(
+        case("mse", F(3, 5), F(3, 5)),
+        *((add(0, by), add(1, by)) for by in (1e3, 1e8)),
+        *poisons(0, 1),
+        *poisons(1, (1, 2)),
+        poison("dy", 1, NAN),
+    ),
+    # softmax
+    hard(case("softmax", F(3, 5)), add(0, 80), put(0, (0, 1), -INF), *poisons(0, 1), poison("dy", 1, NAN)),
+    hard(
+        case("softmax", F(3, 5), axis=0), *OFFSETS, times(0, 1e3), *poisons(0, (1, 2)), truth=jax.nn.softmax
+    ),
+]
