@@ -39,6 +39,7 @@ __all__ = [
     "bind",
     "call",
     "close",
+    "in_jet",
     "operation",
     "products_saveable",
     "record",
@@ -218,9 +219,12 @@ def call(vjp: Callable[..., tuple[Any, Partial]], *args: Any, **options: Any) ->
     traced_leaves, traced_tree = jax.tree.flatten(traced)
     rule = _Rule(vjp, arg_tree, traced_tree, tuple(sorted(static.items())))
     leaves = same_variance(*arg_leaves, *traced_leaves)
-    # Of a custom_jvp jet sees the forward only, and that, outside of a jit, in the wrong context.
-    plain = _rule.value == "jax" or any(isinstance(leaf, jet.JetTracer) for leaf in leaves)
-    return rule(leaves)[0] if plain else _call(rule, leaves)
+    return rule(leaves)[0] if _rule.value == "jax" or in_jet(*leaves) else _call(rule, leaves)
+
+
+def in_jet(*leaves: Any) -> bool:
+    """Whether `jax.experimental.jet` differentiates: of a `jax.custom_jvp` it runs the forward, and wrongly."""
+    return any(isinstance(leaf, jet.JetTracer) for leaf in leaves)
 
 
 def _check_hashable(vjp: Callable[..., Any], static: dict[str, Any]) -> None:
@@ -387,9 +391,21 @@ def _linear_batch(operands: Any, dims: Any, *, linear: Any, known: int) -> tuple
     return out, [0] * len(out)
 
 
+def _linear_taylor(primals: Any, series: Any, **static: Any) -> tuple[list[Any], list[list[Any]]]:
+    moving = [i for i, p in enumerate(primals) if jnp.issubdtype(p.dtype, jnp.inexact)]
+
+    def push(*moved: Any) -> list[Any]:
+        replaced = dict(zip(moving, moved, strict=True))
+        return _push(*(replaced.get(i, p) for i, p in enumerate(primals)), **static)
+
+    take = lambda values: [values[i] for i in moving]
+    return jet.jet(push, take(primals), take(series), factorial_scaled=False)
+
+
 ad.primitive_jvps[_linear_p] = _linear_jvp
 ad.primitive_transposes[_linear_p] = _linear_transpose
 batching.primitive_batchers[_linear_p] = _linear_batch
+jet.jet_rules[_linear_p] = _linear_taylor
 
 
 # ---- bilinear products: a set of primitives closed under transposition ------------------------------------
