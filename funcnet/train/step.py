@@ -1,5 +1,6 @@
 """The training step: one jitted function from a state and a batch to the next state and metrics."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from funcnet import signature
 from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.train import _check
 from funcnet.train.log import RESERVED
+from funcnet.train.metric import Mean, checked, quotient, scalar
 from funcnet.train.state import State, step_key
 
 
-def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
+def make_step(
+    loss: Callable[..., Any], optimizer: optax.GradientTransformation | optax.MultiSteps
+) -> jax.stages.Wrapped:
     """One training step, jitted: `state, metrics = step(state, batch)`.
 
     What comes back is the `jax.jit` function itself, so `step.lower`, `step.trace` and the like are there,
@@ -24,12 +30,19 @@ def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation)
     Args:
         loss: `loss(params, batch, key)` gives the scalar to minimise, or `(scalar, metrics)` with a dict of
             arrays. In a run that has a model state, `loss(params, model_state, batch, key)` gives
-            `(scalar, (model_state, metrics))`. The key is a new one in each step.
-        optimizer: any optax optimizer; those that ask for the loss's value (`reduce_on_plateau`) get it.
+            `(scalar, (model_state, metrics))`. The scalar, and each metric, may be a `Mean`. The key is a new
+            one in each step; a loss that draws nothing need not take it (`signature.call` says how that is
+            told).
+        optimizer: any optax optimizer of one set of params and their mean gradient (`init` refuses others).
+            Those that ask for the loss's value, or for the loss or its gradient at other places, get it,
+            always of the same batch, key and model state: `reduce_on_plateau`, line searches and L-BFGS,
+            SAM, Sophia.
 
     Raises:
-        ShapeError, DTypeError, StructureError: when the step is traced, if the loss returns anything else, or
-            if a leaf of the state would change its shape or its type.
+        DTypeError: the loss is no function, or the optimizer no optimizer.
+        ShapeError, DTypeError, StructureError: when the step is traced, if the loss takes or returns anything
+            else, if the optimizer asks for anything else or is not the state's, or if a leaf of the state
+            would change its shape or its type.
 
     >>> def loss(params, batch, key):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -41,31 +54,132 @@ def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation)
     >>> int(state.step), [round(w, 3) for w in state.params["w"].tolist()], float(metrics["loss"])
     (1, [0.1, 0.1], 1.0)
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = _check.optimizer("train.make_step", optimizer)
+    _check.function("train.make_step", "loss", loss, "loss(params, batch, key)")
 
     def step(state: State, batch: PyTree) -> tuple[State, dict[str, Array]]:
+        if not isinstance(state, State):
+            raise DTypeError(
+                "train.make_step: the step was not given a state.",
+                path="state",
+                expected="step(state, batch), with a state from train.init or from the last step",
+                actual=describe(state),
+            )
         key = step_key(state)
 
-        def objective(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Array]]]:
-            if state.model_state is None:
-                return _plain(loss(params, batch, key))
-            return _stateful(loss(params, state.model_state, batch, key))
+        def objective(params: PyTree) -> tuple[Float[Array, ""], tuple[Any, PyTree, dict[str, Array]]]:
+            result = signature.call("train.make_step", loss, params, state.model_state, batch, key)
+            value, rest = (_plain if state.model_state is None else _stateful)(result)
+            if isinstance(value, Mean):
+                return quotient(value), (value.weight, *rest)
+            return value, (None, *rest)
 
-        (value, (model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        # Strict promotion is a promise of the model; optax's optimizers mix integer counts with floats.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value)
-            params = optax.apply_updates(state.params, updates)
-        new = State(state.step + 1, params, opt_state, state.key, model_state)
-        return _like(state, new), {"loss": value, **metrics}
+        (value, (weight, model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
+            state.params
+        )
+        params, opt_state = _update(optimizer, state, value, grads, lambda params: objective(params)[0])
+        new = _like(state, State(state.step + 1, params, opt_state, state.key, model_state))
+        if weight is not None:  # a batch without weight says nothing, not even that weights decay
+            same = jnp.asarray(weight) == 0
+            kept = jax.tree.map(
+                lambda old, new: jnp.where(same, old, new),
+                (state.params, state.opt_state),
+                (new.params, new.opt_state),
+            )
+            new = new._replace(params=kept[0], opt_state=kept[1])
+        return new, {"loss": value, **metrics}
 
     step.loss = loss  # pyright: ignore[reportFunctionMemberAccess]  (jax.jit hands attributes on)
     return jax.jit(step, donate_argnums=0)
 
 
-def _plain(result: Any) -> tuple[Float[Array, ""], tuple[None, dict[str, Array]]]:
+def _update(
+    optimizer: optax.GradientTransformationExtraArgs,
+    state: State,
+    value: Float[Array, ""],
+    grads: PyTree,
+    loss: Callable[[PyTree], Float[Array, ""]],
+) -> tuple[PyTree, PyTree]:
+    """The next params and the optimizer's next state.
+
+    An optimizer may ask for the loss's value, as `reduce_on_plateau` does, or for the loss and its gradient
+    at other places: line searches, SAM, Sophia. All that optax has names for is offered; SAM, which refuses
+    what it does not know, gets it without that.
+    """
+    promotion = jax.config.jax_numpy_dtype_promotion  # pyright: ignore[reportAttributeAccessIssue]
+
+    def whole(
+        part: Any, params: PyTree
+    ) -> PyTree:  # what optax.masked keeps from an optimizer stays as it is
+        return params if isinstance(part, optax.MaskedNode) else part
+
+    # A line search hands on to value_fn what it does not know itself, or refuses it.
+    def value_fn(params: PyTree, grad_fn: Any = None, obj_fn: Any = None) -> Float[Array, ""]:
+        del grad_fn, obj_fn
+        masked = lambda node: isinstance(node, optax.MaskedNode)
+        with jax.numpy_dtype_promotion(promotion):
+            return loss(jax.tree.map(whole, params, state.params, is_leaf=masked))
+
+    offers = {
+        "value": value,
+        "grad": grads,
+        "value_fn": value_fn,
+        "grad_fn": lambda params, *_: jax.grad(value_fn)(params),
+        "obj_fn": value_fn,
+    }
+    descent = jax.tree.map(jnp.conj, grads)  # of a complex parameter; a real one's is itself
+    # Strict promotion is a promise of the model; optax's optimizers mix integer counts with floats.
+    with jax.numpy_dtype_promotion("standard"):
+        while True:
+            try:
+                updates, opt_state = optimizer.update(descent, state.opt_state, state.params, **offers)
+                return optax.apply_updates(state.params, updates), opt_state
+            except Exception as error:
+                refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+                if refused is None or offers.pop(refused[1], None) is None:
+                    _explain(optimizer, state, error)
+                    raise
+
+
+def _explain(optimizer: optax.GradientTransformation, state: State, error: Exception) -> None:
+    """Raise in our words what the optimizer raised, if the reason can be told."""
+    asked = re.search(r"missing \d+ required (?:keyword-only|positional) arguments?: (.+)", str(error))
+    if asked is not None:
+        raise StructureError(
+            "train.make_step: the optimizer asks for what a step does not have.",
+            path="optimizer",
+            expected="an optimizer that asks for no more than value, grad, value_fn, grad_fn and obj_fn",
+            actual=asked[1],
+        ) from error
+    searches = optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState
+    masked = _nodes(state.opt_state, optax.MaskedState)
+    if _nodes(masked, searches):
+        raise StructureError(
+            "train.make_step: a line search within optax.masked was not given the part of the gradient it is for.",
+            path="optimizer",
+            expected="mask_compatible_extra_args=True, of optax.masked or optax.partition",
+            actual=f"{type(error).__name__}: {error}",
+        ) from error
+    wanted = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
+    if wanted != jax.tree.structure(state.opt_state):
+        raise StructureError(
+            "train.make_step: the state was made for another optimizer.",
+            path="state.opt_state",
+            expected=str(wanted),
+            actual=str(jax.tree.structure(state.opt_state)),
+            hint="give train.init and train.make_step the same one",
+        ) from error
+
+
+def _nodes(tree: PyTree, kinds: Any) -> list[Any]:
+    """The nodes of these types in a tree, outermost only."""
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kinds))
+    return [node for node in nodes if isinstance(node, kinds)]
+
+
+def _plain(result: Any) -> tuple[Float[Array, ""] | Mean, tuple[None, dict[str, Any]]]:
     """What a loss without a model state returned, checked."""
-    if not isinstance(result, tuple):
+    if not isinstance(result, tuple) or isinstance(result, Mean):
         return _scalar(result), (None, {})
     if len(result) != 2 or not isinstance(result[1], dict):
         stateful = len(result) == 2 and isinstance(result[1], tuple) and len(result[1]) == 2
@@ -79,7 +193,7 @@ def _plain(result: Any) -> tuple[Float[Array, ""], tuple[None, dict[str, Array]]
     return _scalar(result[0]), (None, _metrics(result[1]))
 
 
-def _stateful(result: Any) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Array]]]:
+def _stateful(result: Any) -> tuple[Float[Array, ""] | Mean, tuple[PyTree, dict[str, Any]]]:
     """What a loss with a model state returned, checked."""
     match result:
         case (value, (model_state, dict() as metrics)):
@@ -92,7 +206,10 @@ def _stateful(result: Any) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Ar
     )
 
 
-def _scalar(value: Any) -> Float[Array, ""]:
+def _scalar(value: Any) -> Float[Array, ""] | Mean:
+    if isinstance(value, Mean):
+        scalar("train.make_step", "the loss's weight", value.weight)
+        return Mean(_scalar(value.total), jnp.asarray(value.weight))
     if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int | complex):
         raise DTypeError(
             f"train.make_step: the loss returned {describe(value)}, not a number.",
@@ -121,6 +238,7 @@ def _scalar(value: Any) -> Float[Array, ""]:
 
 
 def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    metrics = checked("train.make_step", "loss", metrics)
     for name in RESERVED:
         if name in metrics:
             raise StructureError(
@@ -129,7 +247,7 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
                 expected=f"names other than {', '.join(RESERVED)}",
                 actual=", ".join(metrics),
             )
-    return metrics
+    return {name: quotient(value) if isinstance(value, Mean) else value for name, value in metrics.items()}
 
 
 def _like(old: State, new: State) -> State:
@@ -171,6 +289,8 @@ def _like(old: State, new: State) -> State:
 def _outline(value: Any) -> str:
     """A returned value, with its tuples opened and its dicts reduced to their names."""
     match value:
+        case Mean():
+            return "a Mean"
         case tuple():
             return f"({', '.join(map(_outline, value))})"
         case dict():
