@@ -1,7 +1,6 @@
 """Checks of what the functions of this folder are given, in the user's words."""
 
 import contextlib
-import inspect
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,12 +9,11 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import PyTree
 
 from funcnet.errors import DTypeError, ValueRangeError, describe
 
-__all__ = ["alive", "function", "iterable", "optimizer", "own", "whole"]
+__all__ = ["alive", "function", "here", "iterable", "own", "shown", "whole"]
 
 
 def whole(where: str, path: str, value: Any, least: int) -> int:
@@ -78,6 +76,20 @@ def alive(where: str, path: str, tree: PyTree) -> None:
             )
 
 
+def here(where: str, path: str, tree: PyTree) -> None:
+    """Refuse what has no values, within jit, and arrays whose memory a step has taken."""
+    for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer):
+            name = f"{path}{jax.tree_util.keystr(leaf_path)}"
+            raise DTypeError(
+                f"{where}: {name} is traced, and a loop over batches runs on the host.",
+                path=name,
+                expected="an array, outside of jax.jit and the like",
+                actual=describe(leaf),
+            )
+    alive(where, path, tree)
+
+
 def own(where: str, batch: PyTree) -> PyTree:
     """The batch with its NumPy arrays copied, since whoever made it may fill the same buffers again.
 
@@ -102,24 +114,10 @@ def _own(where: str, path: Any, leaf: Any) -> Any:
         f"{where}: {name} is no array of numbers.",
         path=name,
         expected="an array of numbers",
-        actual=f"{describe(leaf)}, masked" if isinstance(leaf, np.ma.MaskedArray) else describe(leaf),
+        actual=shown(leaf),
     )
 
 
-def optimizer(where: str, given: Any) -> optax.GradientTransformationExtraArgs:
-    """An optax optimizer, as one that takes whatever it is offered."""
-    functions = [getattr(given, name, None) for name in ("init", "update")]
-    if isinstance(given, type) or not all(map(callable, functions)):
-        raise DTypeError(
-            f"{where}: optimizer is no optax optimizer.",
-            path="optimizer",
-            expected="what optax.adam(1e-3) and the like return",
-            actual=describe(given),
-            hint="call it, with a learning rate" if callable(given) else None,
-        )
-    with contextlib.suppress(TypeError, ValueError):  # a signature that cannot be read
-        # MultiSteps, which hands on what it is given, is not of the type that says so.
-        kinds = [parameter.kind for parameter in inspect.signature(given.update).parameters.values()]
-        if inspect.Parameter.VAR_KEYWORD in kinds:
-            return optax.GradientTransformationExtraArgs(given.init, given.update)
-    return optax.with_extra_args_support(given)
+def shown(leaf: Any) -> str:
+    """`describe`, which does not tell of a mask."""
+    return f"{describe(leaf)}, masked" if isinstance(leaf, np.ma.MaskedArray) else describe(leaf)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
-from funcnet.train._check import whole
+from funcnet.train._check import shown, whole
 
 
 def batches(
@@ -105,7 +105,7 @@ def _in_numpy(name: str, path: Any, leaf: Any) -> np.ndarray:
             f"train.{name}: {path} is no array.",
             path=path,
             expected="NumPy or JAX arrays",
-            actual=f"{describe(leaf)}, masked" if isinstance(leaf, np.ma.MaskedArray) else describe(leaf),
+            actual=shown(leaf),
         )
     return array
 

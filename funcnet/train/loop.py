@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -97,8 +98,8 @@ def fit(
     >>> [record["loss"] for record in history], float(state.params)
     ([1.0, 0.0, 0.0], 1.0)
     """
-    rates = {} if rates is None else rates
-    _check_arguments(step, state, batches, steps, log, evaluate, every, rates)
+    _check_arguments(step, state, batches, steps, log, evaluate, every)
+    rates = _rates(rates)
     first = done = int(state.step)
     history: list[Record] = []
     pending: tuple[int, PyTree, Any, tuple[int, float]] | None = None  # a step to be noted
@@ -123,14 +124,13 @@ def fit(
         if copies[-1].step < number:
             del copies[:-1]
         now = clock()
-        record = {"step": number, "loss": values.pop("loss"), **values}
         speed = (number - since[0]) / (now - since[1])
-        record |= {"steps_per_second": speed}
-        record |= _apart(record, {name: amount * speed for name, amount in rates.items()})
-        record["seconds"] = now - start
+        speeds = {"steps_per_second": speed, **{name: amount * speed for name, amount in rates.items()}}
+        own = {"step": number, "loss": values.pop("loss")}
+        record = _joined(own, values, speeds, {"seconds": now - start})
         if evaluate is not None:
             measured = reading("train.fit", "evaluate", evaluate(state))
-            record |= _apart(record, {f"eval_{name}": value for name, value in measured.items()})
+            record = _joined(record, {f"eval_{name}": value for name, value in measured.items()})
         history.append(record)
         write(record)
         show(record)
@@ -138,7 +138,7 @@ def fit(
     with metrics_file(log) as write, terminal(steps, progress) as (show, say), ctrl_c() as (until, pressed):
         try:
             copy_at = keep()
-            for batch in until(itertools.islice(batches, steps)):
+            for batch in until(itertools.islice(batches, None if steps is None else min(steps, sys.maxsize))):
                 batch = _check.own("train.fit", batch)
                 _refuse_empty(batch, done + 1)
                 if done == first:
@@ -213,8 +213,8 @@ def evaluate(
     names = ("params", "batch") if model_state is None else ("params", "model_state", "batch")
     signature.check("train.evaluate", "metrics", metrics, names)
     _check.iterable("train.evaluate", batches)
-    _check.alive("train.evaluate", "params", params)
-    _check.alive("train.evaluate", "model_state", model_state)
+    _check.here("train.evaluate", "params", params)
+    _check.here("train.evaluate", "model_state", model_state)
     compiled = jax.jit(metrics)
     state = () if model_state is None else (model_state,)
     results, sizes = [], []
@@ -224,7 +224,7 @@ def evaluate(
         if size == 0:
             continue
         # Read after the loop: the device is not kept waiting.
-        result = checked("train.evaluate", "metrics", compiled(params, *state, batch))
+        result = _measure(compiled, params, *state, batch)
         if results and result.keys() != results[0].keys():
             raise StructureError(
                 "train.evaluate: metrics gave other metrics for another batch.",
@@ -243,6 +243,22 @@ def evaluate(
             hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
         )
     return {name: _mean(name, [result[name] for result in results], sizes) for name in results[0]}
+
+
+def _measure(compiled: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """The metrics of one batch, still on the device."""
+    try:
+        result = compiled(*args)
+    except TypeError as error:
+        if "not a valid JAX type" not in str(error):
+            raise
+        raise DTypeError(
+            "train.evaluate: metrics returned what is no array.",
+            path="metrics",
+            expected="a dict of arrays",
+            actual=str(error),
+        ) from error
+    return checked("train.evaluate", "metrics", result)
 
 
 def _mean(name: str, values: list[Any], sizes: list[int]) -> float:
@@ -270,7 +286,7 @@ def _over_examples(name: str, value: Any, size: int) -> np.float64:
 
 
 def _check_arguments(
-    step: Any, state: Any, batches: Any, steps: Any, log: Any, evaluate: Any, every: Any, rates: Any
+    step: Any, state: Any, batches: Any, steps: Any, log: Any, evaluate: Any, every: Any
 ) -> None:
     """What `fit` is given, looked at before anything is computed."""
     _check.function("train.fit", "step", step, "step(state, batch), as train.make_step makes it")
@@ -281,7 +297,7 @@ def _check_arguments(
             expected="a State, from train.init or an earlier run",
             actual=describe(state),
         )
-    _check.alive("train.fit", "state", state)
+    _check.here("train.fit", "state", state)
     _check.iterable("train.fit", batches)
     for name, value, least in (("steps", steps, 0), ("every", every, 1)):
         if value is not None:
@@ -292,9 +308,20 @@ def _check_arguments(
         )
     if evaluate is not None:
         _check.function("train.fit", "evaluate", evaluate, "evaluate(state), or None")
-    checked("train.fit", "rates", rates)
-    for name in rates:
-        scalar("train.fit", f'rates["{name}"]', rates[name])
+
+
+def _rates(rates: Any) -> dict[str, float]:
+    """The rates of `fit`, if they can be."""
+    if not isinstance(rates, Mapping | None):
+        raise StructureError(
+            "train.fit: rates is no dict.",
+            path="rates",
+            expected="a dict: name to amount in one step",
+            actual=describe(rates),
+        )
+    rates = {} if rates is None else rates
+    for name, amount in rates.items():
+        scalar("train.fit", f'rates["{name}"]', amount)
         if name in RESERVED:
             raise ValueRangeError(
                 f'train.fit: a rate has the name "{name}", which training records itself.',
@@ -302,6 +329,7 @@ def _check_arguments(
                 expected=f"names other than {', '.join(RESERVED)}",
                 actual=", ".join(rates),
             )
+    return {str(name): float(amount) for name, amount in rates.items()}
 
 
 def _pair(result: Any) -> tuple[State, Any]:
@@ -330,16 +358,19 @@ def _values(metrics: Any) -> Record:
     return values
 
 
-def _apart(record: Record, more: Record) -> Record:
-    """`more`, if no name in it stands in the record already."""
-    for name in more.keys() & record.keys():
-        raise ValueRangeError(
-            f'train.fit: two things to be recorded have the name "{name}".',
-            path=name,
-            expected=f"names other than {', '.join(record)}",
-            actual=", ".join(more),
-        )
-    return more
+def _joined(*parts: Record) -> Record:
+    """One record of several, in which no name comes twice."""
+    record: Record = {}
+    for part in parts:
+        for name in part.keys() & record.keys():
+            raise ValueRangeError(
+                f'train.fit: two things to be recorded have the name "{name}".',
+                path=name,
+                expected=f"names other than {', '.join(record)}",
+                actual=", ".join(part),
+            )
+        record |= part
+    return record
 
 
 def _check_values(step: Any, state: State, batch: PyTree) -> None:

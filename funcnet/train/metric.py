@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, describe
 
@@ -32,13 +32,13 @@ class Mean(NamedTuple):
         weight: of how many, or the sum of their weights; a real scalar, 0 or more.
     """
 
-    total: ArrayLike
-    weight: ArrayLike
+    total: Any
+    weight: Any
 
 
 def quotient(mean: Mean) -> Float[Array, ""]:
     """total / weight, in float32 or wider; where the weight is 0 the total, since a NaN would end a run."""
-    total, weight = map(jnp.asarray, mean)
+    total, weight = jnp.asarray(mean.total), jnp.asarray(mean.weight)
     dtype = jnp.promote_types(total.dtype, jnp.float32)
     return total.astype(dtype) / jnp.where(weight == 0, 1, weight.astype(dtype))
 

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key, PyTree, UInt32
 
-from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.train import _check
+from funcnet.train import optimizer as optimizers
 
 
 class State(NamedTuple):
@@ -64,7 +65,7 @@ def init(
     >>> int(state.step), state.params["w"].shape
     (0, (3,))
     """
-    optimizer = _check.optimizer("train.init", optimizer)
+    transformation = optimizers.transformation("train.init", optimizer)
     _check_key(key)
     for path, tree in (("params", params), ("key", key), ("model_state", model_state)):
         _check.alive("train.init", path, tree)
@@ -75,7 +76,7 @@ def init(
                 f"train.init: {name} cannot be trained: it has no gradient.",
                 path=name,
                 expected="floating-point arrays",
-                actual=describe(leaf),
+                actual=_check.shown(leaf),
                 hint="what the model keeps without a gradient goes into model_state"
                 if _is_array(leaf)
                 else None,
@@ -84,10 +85,9 @@ def init(
         if not _is_array(leaf):
             name = f"model_state{jax.tree_util.keystr(path)}"
             raise DTypeError(
-                f"train.init: {name} is no array.", path=name, expected="arrays", actual=describe(leaf)
+                f"train.init: {name} is no array.", path=name, expected="arrays", actual=_check.shown(leaf)
             )
-    opt_state = optimizer.init(params)
-    _check_served(opt_state)
+    opt_state = optimizers.init(transformation, params)
     # The optimizer may keep params themselves in its state, and one array may stand at two places of params:
     # a buffer can be donated only once, so each leaf gets its own.
     opt_state = jax.tree.map(_copy, opt_state)
@@ -105,26 +105,6 @@ def _is_array(leaf: Any) -> bool:
     if isinstance(leaf, np.ndarray) and not isinstance(leaf, np.ma.MaskedArray):
         return any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.number, jnp.bool_))
     return isinstance(leaf, numbers)
-
-
-# The optimizers that a step cannot serve, by what they keep, and why.
-_NOT_SERVED = {
-    optax.LookaheadState: "optax.lookahead keeps two sets of params, of which the loss is given one",
-    optax.contrib.DifferentiallyPrivateAggregateState: "differentially_private_aggregate (dpsgd) takes the "
-    "gradient of each example, and a step has that of their mean",
-}
-
-
-def _check_served(opt_state: PyTree) -> None:
-    kinds = tuple(_NOT_SERVED)
-    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
-        if isinstance(node, kinds):
-            raise StructureError(
-                f"train.init: {_NOT_SERVED[type(node)]}.",
-                path="optimizer",
-                expected="an optimizer of one set of params and the gradient of the loss",
-                actual=f"one that keeps a {type(node).__name__}",
-            )
 
 
 def _copy(leaf: Any) -> Array:

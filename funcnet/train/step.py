@@ -1,6 +1,5 @@
 """The training step: one jitted function from a state and a batch to the next state and metrics."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from funcnet import signature
 from funcnet.errors import DTypeError, ShapeError, StructureError, describe
 from funcnet.train import _check
+from funcnet.train import optimizer as optimizers
 from funcnet.train.log import RESERVED
 from funcnet.train.metric import Mean, checked, quotient, scalar
 from funcnet.train.state import State, step_key
@@ -54,133 +54,57 @@ def make_step(
     >>> int(state.step), [round(w, 3) for w in state.params["w"].tolist()], float(metrics["loss"])
     (1, [0.1, 0.1], 1.0)
     """
-    optimizer = _check.optimizer("train.make_step", optimizer)
+    transformation = optimizers.transformation("train.make_step", optimizer)
     _check.function("train.make_step", "loss", loss, "loss(params, batch, key)")
 
     def step(state: State, batch: PyTree) -> tuple[State, dict[str, Array]]:
-        if not isinstance(state, State):
-            raise DTypeError(
-                "train.make_step: the step was not given a state.",
-                path="state",
-                expected="step(state, batch), with a state from train.init or from the last step",
-                actual=describe(state),
-            )
+        _check_state(state)
         key = step_key(state)
 
         def objective(params: PyTree) -> tuple[Float[Array, ""], tuple[Any, PyTree, dict[str, Array]]]:
             result = signature.call("train.make_step", loss, params, state.model_state, batch, key)
-            value, rest = (_plain if state.model_state is None else _stateful)(result)
+            value, model_state, metrics = (_plain if state.model_state is None else _stateful)(result)
             if isinstance(value, Mean):
-                return quotient(value), (value.weight, *rest)
-            return value, (None, *rest)
+                return quotient(value), (value.weight, model_state, metrics)
+            return value, (None, model_state, metrics)
 
         (value, (weight, model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
             state.params
         )
-        params, opt_state = _update(optimizer, state, value, grads, lambda params: objective(params)[0])
+        params, opt_state = optimizers.update(
+            transformation, state.params, state.opt_state, value, grads, lambda params: objective(params)[0]
+        )
         new = _like(state, State(state.step + 1, params, opt_state, state.key, model_state))
-        if weight is not None:  # a batch without weight says nothing, not even that weights decay
-            same = jnp.asarray(weight) == 0
-            kept = jax.tree.map(
-                lambda old, new: jnp.where(same, old, new),
-                (state.params, state.opt_state),
-                (new.params, new.opt_state),
-            )
-            new = new._replace(params=kept[0], opt_state=kept[1])
-        return new, {"loss": value, **metrics}
+        return new if weight is None else _unless(weight == 0, new, state), {"loss": value, **metrics}
 
     step.loss = loss  # pyright: ignore[reportFunctionMemberAccess]  (jax.jit hands attributes on)
     return jax.jit(step, donate_argnums=0)
 
 
-def _update(
-    optimizer: optax.GradientTransformationExtraArgs,
-    state: State,
-    value: Float[Array, ""],
-    grads: PyTree,
-    loss: Callable[[PyTree], Float[Array, ""]],
-) -> tuple[PyTree, PyTree]:
-    """The next params and the optimizer's next state.
-
-    An optimizer may ask for the loss's value, as `reduce_on_plateau` does, or for the loss and its gradient
-    at other places: line searches, SAM, Sophia. All that optax has names for is offered; SAM, which refuses
-    what it does not know, gets it without that.
-    """
-    promotion = jax.config.jax_numpy_dtype_promotion  # pyright: ignore[reportAttributeAccessIssue]
-
-    def whole(
-        part: Any, params: PyTree
-    ) -> PyTree:  # what optax.masked keeps from an optimizer stays as it is
-        return params if isinstance(part, optax.MaskedNode) else part
-
-    # A line search hands on to value_fn what it does not know itself, or refuses it.
-    def value_fn(params: PyTree, grad_fn: Any = None, obj_fn: Any = None) -> Float[Array, ""]:
-        del grad_fn, obj_fn
-        masked = lambda node: isinstance(node, optax.MaskedNode)
-        with jax.numpy_dtype_promotion(promotion):
-            return loss(jax.tree.map(whole, params, state.params, is_leaf=masked))
-
-    offers = {
-        "value": value,
-        "grad": grads,
-        "value_fn": value_fn,
-        "grad_fn": lambda params, *_: jax.grad(value_fn)(params),
-        "obj_fn": value_fn,
-    }
-    descent = jax.tree.map(jnp.conj, grads)  # of a complex parameter; a real one's is itself
-    # Strict promotion is a promise of the model; optax's optimizers mix integer counts with floats.
-    with jax.numpy_dtype_promotion("standard"):
-        while True:
-            try:
-                updates, opt_state = optimizer.update(descent, state.opt_state, state.params, **offers)
-                return optax.apply_updates(state.params, updates), opt_state
-            except Exception as error:
-                refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-                if refused is None or offers.pop(refused[1], None) is None:
-                    _explain(optimizer, state, error)
-                    raise
+def _check_state(state: Any) -> None:
+    if not isinstance(state, State):
+        raise DTypeError(
+            "train.make_step: the step was not given a state.",
+            path="state",
+            expected="step(state, batch), with a state from train.init or from the step before",
+            actual=describe(state),
+        )
 
 
-def _explain(optimizer: optax.GradientTransformation, state: State, error: Exception) -> None:
-    """Raise in our words what the optimizer raised, if the reason can be told."""
-    asked = re.search(r"missing \d+ required (?:keyword-only|positional) arguments?: (.+)", str(error))
-    if asked is not None:
-        raise StructureError(
-            "train.make_step: the optimizer asks for what a step does not have.",
-            path="optimizer",
-            expected="an optimizer that asks for no more than value, grad, value_fn, grad_fn and obj_fn",
-            actual=asked[1],
-        ) from error
-    searches = optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState
-    masked = _nodes(state.opt_state, optax.MaskedState)
-    if _nodes(masked, searches):
-        raise StructureError(
-            "train.make_step: a line search within optax.masked was not given the part of the gradient it is for.",
-            path="optimizer",
-            expected="mask_compatible_extra_args=True, of optax.masked or optax.partition",
-            actual=f"{type(error).__name__}: {error}",
-        ) from error
-    wanted = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
-    if wanted != jax.tree.structure(state.opt_state):
-        raise StructureError(
-            "train.make_step: the state was made for another optimizer.",
-            path="state.opt_state",
-            expected=str(wanted),
-            actual=str(jax.tree.structure(state.opt_state)),
-            hint="give train.init and train.make_step the same one",
-        ) from error
+def _unless(nothing: Any, new: State, old: State) -> State:
+    """The new state; with the old params and optimizer's state, if the batch said nothing."""
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(nothing, old, new),
+        (new.params, new.opt_state),
+        (old.params, old.opt_state),
+    )
+    return new._replace(params=params, opt_state=opt_state)
 
 
-def _nodes(tree: PyTree, kinds: Any) -> list[Any]:
-    """The nodes of these types in a tree, outermost only."""
-    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kinds))
-    return [node for node in nodes if isinstance(node, kinds)]
-
-
-def _plain(result: Any) -> tuple[Float[Array, ""] | Mean, tuple[None, dict[str, Any]]]:
-    """What a loss without a model state returned, checked."""
+def _plain(result: Any) -> tuple[Float[Array, ""] | Mean, None, dict[str, Any]]:
+    """Value and metrics of a loss without a model state, checked."""
     if not isinstance(result, tuple) or isinstance(result, Mean):
-        return _scalar(result), (None, {})
+        return _value(result), None, {}
     if len(result) != 2 or not isinstance(result[1], dict):
         stateful = len(result) == 2 and isinstance(result[1], tuple) and len(result[1]) == 2
         raise StructureError(
@@ -190,14 +114,14 @@ def _plain(result: Any) -> tuple[Float[Array, ""] | Mean, tuple[None, dict[str, 
             actual=_outline(result),
             hint="give train.init the model_state that this loss returns" if stateful else None,
         )
-    return _scalar(result[0]), (None, _metrics(result[1]))
+    return _value(result[0]), None, _metrics(result[1])
 
 
-def _stateful(result: Any) -> tuple[Float[Array, ""] | Mean, tuple[PyTree, dict[str, Any]]]:
-    """What a loss with a model state returned, checked."""
+def _stateful(result: Any) -> tuple[Float[Array, ""] | Mean, PyTree, dict[str, Any]]:
+    """Value, model state and metrics of a loss with a model state, checked."""
     match result:
         case (value, (model_state, dict() as metrics)):
-            return _scalar(value), (model_state, _metrics(metrics))
+            return _value(value), model_state, _metrics(metrics)
     raise StructureError(
         "train.make_step: the loss of a run with a model state must return that state.",
         path="loss",
@@ -206,10 +130,14 @@ def _stateful(result: Any) -> tuple[Float[Array, ""] | Mean, tuple[PyTree, dict[
     )
 
 
-def _scalar(value: Any) -> Float[Array, ""] | Mean:
-    if isinstance(value, Mean):
-        scalar("train.make_step", "the loss's weight", value.weight)
-        return Mean(_scalar(value.total), jnp.asarray(value.weight))
+def _value(value: Any) -> Float[Array, ""] | Mean:
+    if not isinstance(value, Mean):
+        return _scalar(value)
+    scalar("train.make_step", "the loss's weight", value.weight)
+    return Mean(_scalar(value.total), jnp.asarray(value.weight))
+
+
+def _scalar(value: Any) -> Float[Array, ""]:
     if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int | complex):
         raise DTypeError(
             f"train.make_step: the loss returned {describe(value)}, not a number.",
