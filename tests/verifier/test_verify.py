@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import funcnet as fn
@@ -11,7 +12,7 @@ from tests.cases import CASES
 
 
 def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
 X, W, B = normal(7, 11), normal(11, 13, seed=1), normal(13, seed=2)
