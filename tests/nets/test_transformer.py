@@ -59,7 +59,7 @@ def drawn(config):
 
 
 def ids_of(config, *shape):
-    return np.random.default_rng(1).integers(0, config.vocabulary, shape, np.int32)
+    return jnp.asarray(np.random.default_rng(1).integers(0, config.vocabulary, shape), jnp.int32)
 
 
 @pytest.fixture
