@@ -65,11 +65,12 @@ def fit(
     Args:
         step: from `make_step`, or any function like it; its metrics contain "loss".
         state: from `init`, or where an earlier run ended. The first step deletes it.
-        batches: any iterable of batches; see `train.batches`.
+        batches: any iterable of batches; see `train.batches`. NumPy arrays are copied: an iterable may fill
+            the same ones again and again.
         steps: take this many steps; None: as many as there are batches.
         log: a folder, made if need be, where each step appends a line to metrics.jsonl.
-        evaluate: `evaluate(state)` gives a dict of numbers, as `train.evaluate` makes it; they are recorded
-            as ``eval_...``. The state is deleted by the next step, so it should not be kept.
+        evaluate: `evaluate(state)` gives a dict of numbers, arrays or Means, as `train.evaluate` makes it;
+            they are recorded as ``eval_...``. The next step deletes the state, so it should not be kept.
         every: evaluate after every so many steps; in any case after the last one.
         rates: other units of speed, name to amount in one step, such as {"tokens_per_second": 2048}; the
             amount times the steps per second is recorded.
@@ -84,7 +85,10 @@ def fit(
         NonFiniteError: a loss was infinite or not a number; it holds the step, the batch, and a good state,
             which was copied to host memory while training (this takes at most a hundredth of the time).
         ShapeError: a batch is empty.
-        ValueRangeError: there was no batch, or `steps`, `every` or the name of a rate makes no sense.
+        DTypeError: an argument, a leaf of a batch, or a metric is not what it should be.
+        StructureError: the step or `evaluate` returns anything else.
+        ValueRangeError: there was no batch, `state` was given to a step before, which deleted it, two things
+            are recorded under one name, or `steps`, `every` or the name of a rate makes no sense.
 
     Whatever else is raised after the first step, by the batches or by `evaluate`, carries the state so far in
     its attribute `state`.
@@ -98,7 +102,11 @@ def fit(
     >>> [record["loss"] for record in history], float(state.params)
     ([1.0, 0.0, 0.0], 1.0)
     """
-    _check_arguments(step, state, batches, steps, log, evaluate, every)
+    _check_arguments(step, state, batches, log, evaluate)
+    if steps is not None:
+        steps = min(_check.whole("train.fit", "steps", steps, 0), sys.maxsize)
+    if every is not None:
+        every = _check.whole("train.fit", "every", every, 1)
     rates = _rates(rates)
     first = done = int(state.step)
     history: list[Record] = []
@@ -138,7 +146,7 @@ def fit(
     with metrics_file(log) as write, terminal(steps, progress) as (show, say), ctrl_c() as (until, pressed):
         try:
             copy_at = keep()
-            for batch in until(itertools.islice(batches, None if steps is None else min(steps, sys.maxsize))):
+            for batch in until(itertools.islice(batches, steps)):
                 batch = _check.own("train.fit", batch)
                 _refuse_empty(batch, done + 1)
                 if done == first:
@@ -188,23 +196,29 @@ def evaluate(
     """Average metrics over the examples of a data set.
 
     Each batch counts by its number of examples, so that a smaller last one, as `in_order` gives it, has its
-    right weight; sums are in float64. `metrics` is jitted, once per shape of a batch; pass the same function
-    object each time, since a lambda made anew is compiled anew.
+    right weight; a metric that is a `Mean` brings its own, as it must if some places do not count.
+    Sums are in float64. `metrics` is jitted, once per shape of a batch; pass the same function object each
+    time, since a lambda made anew is compiled anew.
 
     Args:
         metrics: `metrics(params, batch)`, or `metrics(params, model_state, batch)` if there is a model state,
-            gives a dict of arrays: each a mean over the batch, or one value per example, or per token.
+            gives a dict of arrays: each a mean over the batch, or one value per example, or per token; or of
+            Means.
         params: the parameters, `state.params`.
-        batches: any finite iterable of batches whose arrays have one entry per example; see `in_order`.
+        batches: any finite iterable of batches whose arrays have one entry per example; see `in_order`. Empty
+            ones are passed over. NumPy arrays are copied, so an iterable may fill the same ones again.
         model_state: what the model keeps without a gradient, `state.model_state`.
 
     Returns:
-        The mean of each metric over all examples.
+        The mean of each metric over all examples: totals and weights are added up, and divided once. NaN if
+        there was no weight.
 
     Raises:
-        ValueRangeError: there was no batch.
-        ShapeError: the arrays of a batch do not agree on the number of examples.
-        StructureError: `metrics` did not return a dict.
+        ValueRangeError: there was no example, or `params` went with a state that was given to a step.
+        ShapeError: the arrays of a batch do not agree on the number of examples, or a metric has neither one
+            value nor one for each of them.
+        DTypeError: a metric is not real, or an argument or a leaf of a batch is not what it should be.
+        StructureError: `metrics` takes other arguments, or did not return a dict, the same for each batch.
 
     >>> from funcnet.train import in_order
     >>> evaluate(lambda params, batch: {"mean": batch * params}, 2.0, in_order(np.arange(5.0), 2))
@@ -285,9 +299,7 @@ def _over_examples(name: str, value: Any, size: int) -> np.float64:
     return value.mean(dtype=np.float64)
 
 
-def _check_arguments(
-    step: Any, state: Any, batches: Any, steps: Any, log: Any, evaluate: Any, every: Any
-) -> None:
+def _check_arguments(step: Any, state: Any, batches: Any, log: Any, evaluate: Any) -> None:
     """What `fit` is given, looked at before anything is computed."""
     _check.function("train.fit", "step", step, "step(state, batch), as train.make_step makes it")
     if not isinstance(state, State):
@@ -299,9 +311,6 @@ def _check_arguments(
         )
     _check.here("train.fit", "state", state)
     _check.iterable("train.fit", batches)
-    for name, value, least in (("steps", steps, 0), ("every", every, 1)):
-        if value is not None:
-            _check.whole("train.fit", name, value, least)
     if log is not None and not isinstance(log, str | os.PathLike):
         raise DTypeError(
             "train.fit: log is no folder.", path="log", expected="a path, or None", actual=describe(log)

@@ -39,7 +39,7 @@ class Mean(NamedTuple):
 def quotient(mean: Mean) -> Float[Array, ""]:
     """total / weight, in float32 or wider; where the weight is 0 the total, since a NaN would end a run."""
     total, weight = jnp.asarray(mean.total), jnp.asarray(mean.weight)
-    dtype = jnp.promote_types(total.dtype, jnp.float32)
+    dtype = jnp.float64 if total.dtype == jnp.float64 else jnp.float32
     return total.astype(dtype) / jnp.where(weight == 0, 1, weight.astype(dtype))
 
 

@@ -18,8 +18,8 @@ __all__ = ["init", "transformation", "update"]
 # What a step cannot serve, by what it keeps, and why.
 _REFUSED = {
     optax.LookaheadState: "optax.lookahead keeps two sets of params, and a loss is given one",
-    optax.contrib.DifferentiallyPrivateAggregateState: "differentially_private_aggregate, as dpsgd has it, "
-    "takes the gradient of each example, and a step has that of their mean",
+    optax.contrib.DifferentiallyPrivateAggregateState: "differentially_private_aggregate takes the gradient "
+    "of each example, and a step has that of their mean",
 }
 
 
