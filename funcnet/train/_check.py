@@ -1,6 +1,5 @@
 """Checks of what the functions of this folder are given, in the user's words."""
 
-import contextlib
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -98,24 +97,32 @@ def own(where: str, batch: PyTree) -> PyTree:
     Raises:
         DTypeError: a leaf is no array of numbers.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _own(where, path, leaf), batch)
+    leaves, tree = jax.tree.flatten(batch)
+    owned = [_own(leaf) for leaf in leaves]
+    for place, leaf in enumerate(owned):
+        if leaf is None:
+            path, leaf = jax.tree_util.tree_leaves_with_path(batch)[place]
+            name = f"batch{jax.tree_util.keystr(path)}"
+            raise DTypeError(
+                f"{where}: {name} is no array of numbers.",
+                path=name,
+                expected="an array of numbers",
+                actual=shown(leaf),
+            )
+    return tree.unflatten(owned)
 
 
-def _own(where: str, path: Any, leaf: Any) -> Any:
+def _own(leaf: Any) -> Any:
+    """The leaf, or a copy of it; None if it is no array of numbers."""
     if isinstance(leaf, jax.Array | np.number | np.bool_ | bool | int | float | complex):
         return leaf
-    if hasattr(leaf, "__array__") and not isinstance(leaf, np.ma.MaskedArray):
-        with contextlib.suppress(Exception):  # another library's: what it is will be refused by its name
-            array = np.array(leaf)
-            if any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.number, jnp.bool_)):
-                return array
-    name = f"batch{jax.tree_util.keystr(path)}"
-    raise DTypeError(
-        f"{where}: {name} is no array of numbers.",
-        path=name,
-        expected="an array of numbers",
-        actual=shown(leaf),
-    )
+    if not hasattr(leaf, "__array__") or isinstance(leaf, np.ma.MaskedArray):
+        return None
+    try:
+        array = np.array(leaf)
+    except Exception:  # another library's: what it is will be refused by its name
+        return None
+    return array if array.dtype.kind in "biufc" or jnp.issubdtype(array.dtype, jnp.number) else None
 
 
 def shown(leaf: Any) -> str:

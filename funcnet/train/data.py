@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from itertools import count
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
@@ -14,7 +14,12 @@ from funcnet.train._check import shown, whole
 
 
 def batches(
-    arrays: PyTree, size: int, *, seed: int, epochs: int | None = None, drop_remainder: bool = True
+    arrays: PyTree,
+    size: SupportsIndex,
+    *,
+    seed: SupportsIndex,
+    epochs: SupportsIndex | None = None,
+    drop_remainder: bool = True,
 ) -> Iterator[PyTree]:
     """Shuffled batches for training.
 
@@ -49,8 +54,7 @@ def batches(
     arrays, n = _examples("batches", arrays)
     size = whole("train.batches", "size", size, 1)
     seed = whole("train.batches", "seed", seed, 0)
-    if epochs is not None:
-        epochs = whole("train.batches", "epochs", epochs, 0)
+    numbers = count() if epochs is None else range(whole("train.batches", "epochs", epochs, 0))
     if size > n and drop_remainder:
         raise ValueRangeError(
             f"train.batches: a batch of {size} cannot be filled with {n} examples.",
@@ -62,7 +66,7 @@ def batches(
     stop = n - n % size if drop_remainder else n
 
     def generate() -> Iterator[PyTree]:
-        for epoch in count() if epochs is None else range(epochs):
+        for epoch in numbers:
             order = _order(n, seed, epoch)
             for start in range(0, stop, size):
                 rows = order[start : start + size]
@@ -71,7 +75,7 @@ def batches(
     return generate()
 
 
-def in_order(arrays: PyTree, size: int) -> Iterator[PyTree]:
+def in_order(arrays: PyTree, size: SupportsIndex) -> Iterator[PyTree]:
     """Every example once, in the order given, for `evaluate`; the last batch may be smaller.
 
     Arguments and errors are those of `batches`.

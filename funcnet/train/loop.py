@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +46,10 @@ def fit(
     state: State,
     batches: Iterable[PyTree],
     *,
-    steps: int | None = None,
+    steps: SupportsIndex | None = None,
     log: str | Path | None = None,
     evaluate: Callable[[State], Mapping[str, Any]] | None = None,
-    every: int | None = None,
+    every: SupportsIndex | None = None,
     rates: Mapping[str, int | float] | None = None,
     progress: bool = True,
 ) -> tuple[State, list[Record]]:
