@@ -1,7 +1,7 @@
 """How a loss is called, read off its signature: in one place for all that call one."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import Parameter
 from typing import Any
 
@@ -10,7 +10,7 @@ from funcnet.errors import DTypeError, StructureError, describe
 __all__ = ["call", "check"]
 
 
-def call(where: str, loss: Callable[..., Any], params: Any, model_state: Any, batch: Any, key: Any) -> Any:
+def call(where: str, loss: Any, params: Any, model_state: Any, batch: Any, key: Any) -> Any:
     """`loss(params, batch, key)`, with `model_state` after `params` unless it is None.
 
     The key is left out if the loss takes none. It goes to the parameter after `batch`, if that has no
@@ -31,7 +31,7 @@ def call(where: str, loss: Callable[..., Any], params: Any, model_state: Any, ba
     return loss(*args.values())
 
 
-def check(where: str, path: str, function: Callable[..., Any], names: Sequence[str]) -> str | None:
+def check(where: str, path: str, function: Any, names: Sequence[str]) -> str | None:
     """Whether a function takes arguments that are called so; a "key" at their end may be missing.
 
     Returns:

@@ -84,10 +84,10 @@ def in_order(arrays: PyTree, size: SupportsIndex) -> Iterator[PyTree]:
     [[0, 1, 2], [3, 4, 5], [6]]
     """
     arrays, n = _examples("in_order", arrays)
-    size = whole("train.in_order", "size", size, 1)
+    length = whole("train.in_order", "size", size, 1)
     return (
-        jax.tree.map(lambda array, start=start: array[start : start + size], arrays)
-        for start in range(0, n, size)
+        jax.tree.map(lambda array, start=start: array[start : start + length], arrays)
+        for start in range(0, n, length)
     )
 
 

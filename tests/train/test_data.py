@@ -143,7 +143,7 @@ ERRORS = {
   got       -2""",
     ),
     "size of floats": (
-        lambda: batches(np.arange(3), 1.0, seed=0),
+        lambda: batches(np.arange(3), 1.0, seed=0),  # pyright: ignore[reportArgumentType]
         DTypeError,
         """train.batches: size is no integer.
   expected  an integer, 1 or more
@@ -157,7 +157,7 @@ ERRORS = {
   got       key<fry>[]""",
     ),
     "half an epoch": (
-        lambda: batches(np.arange(3), 1, seed=0, epochs=0.5),
+        lambda: batches(np.arange(3), 1, seed=0, epochs=0.5),  # pyright: ignore[reportArgumentType]
         DTypeError,
         """train.batches: epochs is no integer.
   expected  an integer, 0 or more

@@ -176,7 +176,7 @@ test_errors = golden(
   got       one that keeps a DifferentiallyPrivateAggregateState""",
         ),
         (
-            take(optax.GradientTransformationExtraArgs(lambda params: (), labelled)),
+            take(optax.GradientTransformationExtraArgs(lambda params: (), labelled)),  # pyright: ignore[reportArgumentType]
             StructureError,
             """train.make_step: the optimizer asks for what a step does not have.
   expected  one that asks for no more than value, grad, value_fn, grad_fn and obj_fn
