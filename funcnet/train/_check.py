@@ -114,7 +114,8 @@ def own(where: str, batch: PyTree) -> PyTree:
 
 def _own(leaf: Any) -> Any:
     """The leaf, or a copy of it; None if it is no array of numbers."""
-    if isinstance(leaf, jax.Array | np.number | np.bool_ | bool | int | float | complex):
+    numbers = np.number | np.bool_ | bool | int | float | complex
+    if isinstance(leaf, jax.Array | numbers) or hasattr(leaf, "__jax_array__"):
         return leaf
     if not hasattr(leaf, "__array__") or isinstance(leaf, np.ma.MaskedArray):
         return None
