@@ -572,13 +572,16 @@ def test_evaluate_with_a_model_state():
 
 
 def test_evaluate_reads_a_batch_before_it_asks_for_the_next():
-    def refilled():
-        buffer = np.zeros((4, 1))
+    def refilled(n=100_000):  # so long that the mean is not there when the call returns
+        memory = np.zeros(64 + 4 * n, np.uint8)
+        start = -memory.ctypes.data % 64  # where JAX reads a NumPy array in place
+        buffer = memory[start : start + 4 * n].view(np.float32)
         for number in range(8):
             buffer[:] = number
             yield buffer
 
-    assert fn.train.evaluate(lambda params, batch: {"mean": batch}, {}, refilled()) == {"mean": 3.5}
+    means = fn.train.evaluate(lambda params, batch: {"mean": batch.mean()}, {}, refilled())
+    assert means == {"mean": 3.5}
 
 
 def test_evaluate_passes_over_empty_batches():

@@ -96,24 +96,32 @@ def test_the_loss_goes_down(optimizer):
 
 
 def test_the_loss_at_other_places_is_that_of_this_step():
-    """Its batch, key, model state and dtypes: with them, a line search accepts 1 / curvature at once."""
-    seen = []
+    """Of its batch, key and model state: with them, a line search accepts 1 / curvature at once."""
 
     def keyed(params, model_state, batch, key):
-        seen.append((params["w"].dtype, jax.random.uniform(key, (), jnp.float32)))
         shift = jax.random.normal(key, (), jnp.float32) + model_state
-        return ((params["w"].astype(jnp.float32) - shift) ** 2 / 2 * batch.astype(jnp.float32)).sum(), (
-            model_state,
-            {"shift": shift},
-        )
+        value = (batch * (params["w"].astype(jnp.float32) - shift) ** 2 / 2).sum()
+        return value, (model_state, {"shift": shift})
 
     state = fn.train.init(
         {"w": jnp.zeros(2, jnp.bfloat16)}, BACKTRACKING, key=KEY, model_state=jnp.float32(1)
     )
     state, metrics = fn.train.make_step(keyed, BACKTRACKING)(state, np.ones(2, np.float32))
     np.testing.assert_allclose(state.params["w"].astype(float), np.repeat(metrics["shift"], 2), rtol=2**-8)
-    assert {dtype for dtype, _ in seen} == {jnp.dtype(jnp.bfloat16)}, "the search promoted the params"
+
+
+def test_the_loss_at_other_places_keeps_dtypes_and_promotion():
+    seen = []
+
+    def noted(params, batch):
+        seen.append((params["w"].dtype, jax.config.jax_numpy_dtype_promotion))
+        return jnp.sum(params["w"] * batch)
+
+    zoom = optax.chain(optax.sgd(1.0), optax.scale_by_zoom_linesearch(5))
+    half = jnp.ones(2, jnp.bfloat16)
+    jax.eval_shape(fn.train.make_step(noted, zoom), fn.train.init({"w": half}, zoom, key=KEY), half)
     assert len(seen) > 1
+    assert set(seen) == {(jnp.dtype(jnp.bfloat16), "strict")}
 
 
 def test_a_complex_parameter_goes_downhill():
