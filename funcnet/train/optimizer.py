@@ -97,7 +97,7 @@ def update(
             return loss(whole).astype(float)  # a backtracking search pulls back a Python float
 
     offers = {
-        "value": value.astype(float),
+        "value": value,
         "grad": grads,
         "value_fn": value_fn,
         "grad_fn": lambda params, *_: jax.grad(value_fn)(params),
