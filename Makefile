@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: check lint types imports test slow doctest examples docs smoke
+.PHONY: check lint types imports test slow times mutants doctest examples docs smoke
 
 check: lint types imports doctest examples docs smoke test slow
 
@@ -22,6 +22,13 @@ test:  ## the README's test command: float64 with annotations checked, then as u
 
 slow:  ## every case through every transform; minutes
 	$(PYTHON) -m pytest -m slow
+
+times:  ## where the time of the tests goes, in processor seconds and compiled programs
+	$(PYTHON) -m pytest -q -p tests.times
+	$(PYTHON) -m pytest -q -p tests.times --as-users
+
+mutants:  ## single mistakes put into operations, which the fast tests must find; minutes
+	$(PYTHON) -m tests.mutants
 
 doctest:  ## the examples in docstrings; those in README.md and docs/ are run by tests/test_docs.py
 	$(PYTHON) -m pytest -q -n 0 --doctest-modules funcnet

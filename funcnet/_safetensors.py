@@ -11,31 +11,38 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Mapping
 from io import BufferedReader
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.errors import FileFormatError, ValueRangeError
+from funcnet.errors import DTypeError, FileFormatError, ValueRangeError, describe
 
 __all__ = [
     "CODES",
     "CODE_OF",
+    "CONVERT",
     "MAX_HEADER",
     "Row",
     "contiguous",
+    "is_text",
     "json_bytes",
     "layout",
     "make_header",
     "open_file",
     "parse_json",
+    "path_text",
+    "plain",
     "read_header",
     "read_rows",
     "refusal",
+    "refuse_foreign",
     "replace_file",
 ]
 
@@ -51,6 +58,25 @@ CODES = {
 }  # fmt: skip
 CODE_OF = {dtype: code for code, dtype in CODES.items()}
 
+CONVERT = (
+    "pickled files can run code, so none is opened. Where torch is: "
+    "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
+)
+# How files begin that stand where a safetensors file should, what they are, and what to do about it. No length of
+# a header that is likely begins so.
+_FOREIGN = (
+    (rb"$", "an empty file", None),
+    (rb"version https://git-lfs", "a git-lfs pointer, not the file that it stands for", "git lfs pull."),
+    (rb"PK\x03\x04", "a pickled checkpoint or another zip archive, not safetensors", CONVERT),
+    (rb"\x80[\x02-\x05](?:..[^\0]|\x95)", "a pickled checkpoint, not safetensors", CONVERT),
+    (rb"\x1f\x8b", "compressed by gzip", "gunzip it."),
+    (rb"\x93NUMPY", "a NumPy array, not safetensors", None),
+    (rb"GGUF", "a GGUF file, not safetensors", None),
+    (rb"\x89HDF", "an HDF5 file, not safetensors", None),
+    (rb"\s*<[!?a-zA-Z]", "a page of HTML or XML, as a failed download leaves", None),
+    (rb"\s*{", "JSON, not safetensors", None),
+)
+
 
 class Row(NamedTuple):
     """One row of a file's header: which bytes of the file are which array."""
@@ -59,6 +85,20 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+def path_text(where: str, name: str, path: Any) -> str:
+    """The argument `name` of `where`, a path, as a str."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text:
+        error = DTypeError if not isinstance(text, str) else ValueRangeError
+        raise error(
+            f"{where}: {name} is not a path.",
+            path=name,
+            expected=f"{name}: a str or a pathlib.Path",
+            actual=f"{name}: {describe(path)}",
+        )
+    return text
 
 
 # --- read -------------------------------------------------------------------------------------------------
@@ -73,9 +113,11 @@ def open_file(source: str) -> BufferedReader:
 
 def read_header(file: BufferedReader, source: str) -> tuple[bytes, dict[str, Any], dict[str, str]]:
     """The file's first bytes, header included; the rows in it, not yet checked; and its `__metadata__`."""
-    size = os.fstat(file.fileno()).st_size
+    size, begin = os.fstat(file.fileno()).st_size, file.peek(32)
     length_field = file.read(8)
     length = int.from_bytes(length_field, "little")
+    if len(length_field) < 8 or length > min(size - 8, MAX_HEADER):
+        refuse_foreign(begin, source)
     if len(length_field) < 8 or length > size - 8:
         raise refusal(source, "this is no safetensors file, or it is cut short.", actual=f"{size} bytes")
     if length > MAX_HEADER:
@@ -89,6 +131,13 @@ def read_header(file: BufferedReader, source: str) -> tuple[bytes, dict[str, Any
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise refusal(source, "`__metadata__` does not map names to texts.")
     return length_field + header, rows, metadata
+
+
+def refuse_foreign(begin: bytes, source: str) -> None:
+    """Say what the file is if its first bytes do."""
+    for pattern, what, hint in _FOREIGN:
+        if re.match(pattern, begin, re.DOTALL):
+            raise refusal(source, f"this is {what}.", hint=hint)
 
 
 def read_rows(rows: Mapping[str, Any], start: int, size: int, source: str) -> dict[str, Row]:
@@ -141,6 +190,23 @@ def _are_sizes(value: Any, most: int) -> bool:
 # --- write ------------------------------------------------------------------------------------------------
 
 
+def plain(leaf: Any) -> str | None:
+    """Why `leaf` is not an array that its elements say all of; None: it is."""
+    if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        deleted = not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted()
+        return "an array that was deleted, or donated to a jitted function" if deleted else None
+    if type(leaf) in (np.ndarray, np.memmap) or isinstance(leaf, np.generic):
+        return None
+    if isinstance(leaf, np.ma.MaskedArray):
+        return (
+            "a masked array, whose mask would be lost: store leaf.data and leaf.mask, or leaf.filled(value)"
+        )
+    if isinstance(leaf, np.ndarray):
+        return f"a {type(leaf).__name__}, which would come back as a plain array: store numpy.asarray(leaf)"
+    kind = type(leaf).__name__
+    return f"an array, a key or a number is needed, not {'an' if kind[:1] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
 def contiguous(array: Any) -> np.ndarray:
     """`array` as it lies in a file: C order, little-endian."""
     array = np.asarray(array, order="C")
@@ -181,7 +247,7 @@ def replace_file(target: str, chunks: Iterable[Any]) -> None:
     """Make `target` the file that holds `chunks`, all of it or nothing.
 
     The bytes go to a temporary file in the same folder, are synced to the disk, and then take the name in one
-    step. A symbolic link stays a link; the file that it points to is replaced.
+    step. A symbolic link stays a link; the file that it points to is replaced, and the new one has its mode.
     """
     target = os.path.realpath(target)
     folder = os.path.dirname(target)
@@ -190,9 +256,13 @@ def replace_file(target: str, chunks: Iterable[Any]) -> None:
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"save: there is no folder {folder}; create it first")
     temporary = os.path.join(folder, f".funcnet-{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
+    mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600)  # less the umask
     try:
         with open(descriptor, "wb") as file:
+            if mode is not None:
+                os.chmod(temporary, mode)
             for chunk in chunks:
                 file.write(chunk)
             file.flush()
@@ -219,11 +289,18 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def is_text(text: str) -> bool:
+    """Whether `text` is Unicode that UTF-8 has: no lone surrogate."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def parse_json(text: bytes | str, what: str, source: str) -> Any:
     """JSON as the standard has it: UTF-8, no NaN, no key twice."""
     try:
-        text = text.decode() if isinstance(text, bytes) else text
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        decoded = text.decode() if isinstance(text, bytes) else text
+        return json.loads(
+            decoded, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise refusal(source, f"{what} is not valid JSON: {error}.") from error
 
@@ -237,10 +314,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def refusal(source: str, problem: str, tensor: str | None = None, **details: str) -> FileFormatError:
+def refusal(source: str, problem: str, tensor: str | None = None, **details: str | None) -> FileFormatError:
     """The error for the file `source`; `details` are FileFormatError's expected, actual and hint."""
     return FileFormatError(f"load: {source}: {problem}", path=tensor or source, **details)

@@ -1,8 +1,8 @@
 """The errors that funcnet raises: typed, complete, and with a hint only when a condition proves it.
 
-Every one carries what its text says, as attributes: ``path`` (the argument or leaf), ``expected``,
-``actual`` and ``hint``. They are raised when a function is traced, so the text is the same under
-`jax.jit`, `jax.vmap` and `jax.grad`.
+Every one carries what its text says, as attributes: ``problem`` (its first sentence), ``path`` (the argument
+or leaf), ``expected``, ``actual`` and ``hint``. They are raised when a function is traced, so the text is the
+same under `jax.jit`, `jax.vmap` and `jax.grad`.
 """
 
 from typing import Any
@@ -39,7 +39,8 @@ class FuncnetError(Exception):
         actual: str | None = None,
         hint: str | None = None,
     ):
-        self.path, self.expected, self.actual, self.hint = path, expected, actual, hint
+        self.problem, self.path = problem, path
+        self.expected, self.actual, self.hint = expected, actual, hint
         rows = [("expected", expected), ("got", actual), ("hint", hint)]
         super().__init__("\n".join([problem, *(f"  {name:<8}  {text}" for name, text in rows if text)]))
 

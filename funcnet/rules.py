@@ -24,11 +24,13 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 
-from funcnet.errors import StructureError, ValueRangeError
+from funcnet.errors import DTypeError, StructureError, ValueRangeError, describe
 
 __all__ = [
     "Call",
@@ -37,9 +39,11 @@ __all__ = [
     "bind",
     "call",
     "close",
+    "in_jet",
     "operation",
     "products_saveable",
     "record",
+    "split",
 ]
 
 P = ParamSpec("P")
@@ -142,13 +146,43 @@ def same_variance(*arrays: Any) -> list[jax.Array]:
     ]
 
 
-@functools.lru_cache(maxsize=None, typed=True)
+def split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of `options` is traced, and what is static: the one place that decides it.
+
+    An option that holds an array is traced. All others are static, as Python writes them: a number of NumPy's
+    is a number, a list a tuple.
+
+    >>> split({"causal": np.bool_(True), "window": [2, np.int64(3)], "mask": None})
+    ({}, {'causal': True, 'window': (2, 3), 'mask': None})
+    """
+    traced = {name: value for name, value in options.items() if any(map(_is_array, jax.tree.leaves(value)))}
+    return traced, {name: _as_python(value) for name, value in options.items() if name not in traced}
+
+
+def _is_array(leaf: Any) -> bool:
+    if isinstance(leaf, np.ndarray):
+        return leaf.ndim > 0
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+
+
+def _as_python(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray) and not value.ndim:
+        return value.item()
+    plain = isinstance(value, list | tuple) and not hasattr(value, "_fields")
+    return tuple(map(_as_python, value)) if plain else value
+
+
 def bind(function: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
     """`functools.partial(function, **static)`, the same object each time.
 
     A fresh partial would give every pullback a pytree structure of its own: consumers would retrace,
     and the branches of `jax.lax.cond` would not match.
     """
+    return _bind(function, **{name: _as_python(value) for name, value in static.items()})
+
+
+@functools.lru_cache(maxsize=None, typed=True)
+def _bind(function: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
     return functools.partial(function, **static)
 
 
@@ -179,17 +213,31 @@ def call(vjp: Callable[..., tuple[Any, Partial]], *args: Any, **options: Any) ->
         args: pytrees of arrays.
         options: without gradient: hashable statics, or pytrees of arrays (masks, keys).
     """
-    traced = {name: value for name, value in options.items() if _holds_arrays(value)}
-    static = tuple(sorted((name, value) for name, value in options.items() if name not in traced))
+    traced, static = split(options)
+    _check_hashable(vjp, static)
     arg_leaves, arg_tree = jax.tree.flatten(args)
     traced_leaves, traced_tree = jax.tree.flatten(traced)
-    rule = _Rule(vjp, arg_tree, traced_tree, static)
+    rule = _Rule(vjp, arg_tree, traced_tree, tuple(sorted(static.items())))
     leaves = same_variance(*arg_leaves, *traced_leaves)
-    return rule(leaves)[0] if _rule.value == "jax" else _call(rule, leaves)
+    return rule(leaves)[0] if _rule.value == "jax" or in_jet(*leaves) else _call(rule, leaves)
 
 
-def _holds_arrays(value: Any) -> bool:
-    return any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
+def in_jet(*leaves: Any) -> bool:
+    """Whether `jax.experimental.jet` differentiates: of a `jax.custom_jvp` it runs the forward, and wrongly."""
+    return any(isinstance(leaf, jet.JetTracer) for leaf in leaves)
+
+
+def _check_hashable(vjp: Callable[..., Any], static: dict[str, Any]) -> None:
+    for name, value in static.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise DTypeError(
+                f"{vjp.__module__.rpartition('.')[2]}: the option {name} is neither hashable nor arrays.",
+                path=name,
+                expected=f"{name}: a hashable value, or arrays",
+                actual=f"{name}: {describe(value)}",
+            ) from None
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -343,9 +391,21 @@ def _linear_batch(operands: Any, dims: Any, *, linear: Any, known: int) -> tuple
     return out, [0] * len(out)
 
 
+def _linear_taylor(primals: Any, series: Any, **static: Any) -> tuple[list[Any], list[list[Any]]]:
+    moving = [i for i, p in enumerate(primals) if jnp.issubdtype(p.dtype, jnp.inexact)]
+
+    def push(*moved: Any) -> list[Any]:
+        replaced = dict(zip(moving, moved, strict=True))
+        return _push(*(replaced.get(i, p) for i, p in enumerate(primals)), **static)
+
+    take = lambda values: [values[i] for i in moving]
+    return jet.jet(push, take(primals), take(series), factorial_scaled=False)
+
+
 ad.primitive_jvps[_linear_p] = _linear_jvp
 ad.primitive_transposes[_linear_p] = _linear_transpose
 batching.primitive_batchers[_linear_p] = _linear_batch
+jet.jet_rules[_linear_p] = _linear_taylor
 
 
 # ---- bilinear products: a set of primitives closed under transposition ------------------------------------
@@ -365,13 +425,18 @@ class Bilinear:
     ):
         self.product, self.primitive = _varying(product), Primitive(name)
         # A primitive runs as compiled code, so that eager calls too take the form of their platform.
-        self.primitive.def_impl(jax.jit(self.primitive.bind, static_argnames=static))
+        self._compiled = jax.jit(self.primitive.bind, static_argnames=static)
+        self.primitive.def_impl(self._run)
         self.primitive.def_abstract_eval(self._abstract)
         for form, platform in ((self.product, None), (on_cpu and _varying(on_cpu), "cpu")):
             if form is not None:
                 lowering = mlir.lower_fun(form, multiple_results=False)
                 mlir.register_lowering(self.primitive, lowering, platform=platform)
         _products.add(self.primitive)
+
+    def _run(self, *operands: Any, **static: Hashable) -> Any:
+        disabled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+        return (self.product if disabled else self._compiled)(*operands, **static)
 
     def _abstract(self, *operands: Any, **static: Hashable) -> Any:
         # From the traced forward, so that shardings and varying axes come out as JAX has them.
@@ -434,6 +499,16 @@ def close(
         lambda dc, a, _, **static: to_b(dc, a, **static),
     )
     batching.primitive_batchers[product.primitive] = batcher
+    # Leibniz's rule, which is that of every bilinear product.
+    jet.jet_rules[product.primitive] = functools.partial(_taylor, product.primitive)
+
+
+def _taylor(primitive: Primitive, primals: Any, series: Any, **static: Hashable) -> tuple[Any, list[Any]]:
+    """The Taylor coefficients of c = a b: c_k = Σ_j a_j b_{k−j}."""
+    a, b = ([primal, *terms] for primal, terms in zip(primals, series, strict=True))
+    product = functools.partial(primitive.bind, **static)
+    first, *rest = [sum(map(product, a[: k + 1], b[k::-1])) for k in range(len(a))]
+    return first, rest
 
 
 def products_saveable(primitive: Any, *_: Any, **__: Any) -> bool:

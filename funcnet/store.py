@@ -19,7 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet import _safetensors
-from funcnet._safetensors import contiguous, open_file, parse_json, read_header, read_rows, refusal
+from funcnet._safetensors import (
+    contiguous,
+    is_text,
+    open_file,
+    parse_json,
+    path_text,
+    plain,
+    read_header,
+    read_rows,
+    refusal,
+)
 from funcnet.errors import DTypeError, StructureError, describe
 
 __all__ = ["load", "save"]
@@ -73,6 +83,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         ValueRangeError: so many leaves that the header would pass `load`'s limit of 16 MiB.
         OSError: the disk is full, the folder is missing or not writable, ...
     """
+    target = path_text("save", "path", path)
     leaves: dict[str, Any] = {}
     problems: list[str] = []
     structure = _walk(tree, (), leaves, problems)
@@ -84,9 +95,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         except DTypeError as error:
             problems.append(f"{name!r}: {error}")
     if problems:
-        raise StructureError(
-            _listing(f"save: {os.fspath(path)}: the tree cannot be stored", problems), path="tree"
-        )
+        raise StructureError(_listing(f"save: {target}: the tree cannot be stored", problems), path="tree")
 
     arrays = {name: _stored(array, notes[name]) for name, array in jax.device_get(arrays).items()}
     rows, data = _safetensors.layout(arrays)
@@ -94,10 +103,10 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         notes[name]["sha256"] = hashlib.sha256(data[name]).hexdigest()
     info = {"version": _VERSION, "tree": structure, "tensors": {name: notes[name] for name in rows}}
     metadata = {_CHECKSUM: _NO_CHECKSUM, _INFO: _safetensors.json_bytes(info).decode()}
-    header = _safetensors.make_header(os.fspath(path), rows, metadata)
+    header = _safetensors.make_header(target, rows, metadata)
     # The checksum is the first thing in the header, so the first run of zeros is its own.
     header = header.replace(_NO_CHECKSUM.encode(), hashlib.sha256(header).hexdigest().encode(), 1)
-    _safetensors.replace_file(os.fspath(path), [header, *data.values()])
+    _safetensors.replace_file(target, [header, *data.values()])
 
 
 def _walk(node: Any, parts: tuple[str, ...], leaves: dict[str, Any], problems: list[str]) -> Any:
@@ -121,7 +130,7 @@ def _walk(node: Any, parts: tuple[str, ...], leaves: dict[str, Any], problems: l
                 problems.append(
                     f"{place}: the dict key {entry.key!r} is {_a(type(entry.key).__name__)}, not a str"
                 )
-            elif not _is_text(entry.key):
+            elif not is_text(entry.key):
                 problems.append(f"{place}: the dict key {entry.key!r} is not valid Unicode")
         part = jax.tree_util.keystr((entry,), simple=True)
         structures.append((part, _walk(child, (*parts, part), leaves, problems)))
@@ -159,8 +168,8 @@ def _array_and_note(leaf: Any) -> tuple[Any, dict[str, str]]:
         except OverflowError:
             raise DTypeError("this Python int does not fit into 64 bits") from None
         return array, {"python": type(leaf).__name__}
-    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        raise DTypeError(f"a leaf must be an array, a key or a number, not {_a(type(leaf).__name__)}")
+    if why := plain(leaf):
+        raise DTypeError(why)
     if leaf.dtype.name not in _safetensors.CODE_OF and leaf.dtype.name not in _AS_BYTES:
         raise DTypeError(f"elements of type {leaf.dtype} cannot be stored")
     return leaf, {}
@@ -206,7 +215,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         DTypeError: the file holds 64-bit arrays and JAX's 64-bit mode is off.
         OSError: the file is missing or cannot be read.
     """
-    source = os.fspath(path)
+    source = path_text("load", "path", path)
     with open_file(source) as file:
         tensors, info = _read_header(file, source)
         as_numpy = set()
@@ -412,10 +421,6 @@ def _read_leaf(file: BufferedReader, name: str, tensor: _Tensor, source: str, as
 
 
 # --- both -------------------------------------------------------------------------------------------------
-
-
-def _is_text(key: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in key)  # a lone surrogate
 
 
 def _a(noun: str) -> str:

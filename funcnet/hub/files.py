@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from funcnet import _safetensors
-from funcnet._safetensors import parse_json, read_header, read_rows, refusal
-from funcnet.errors import DTypeError, FileFormatError, describe
+from funcnet._safetensors import parse_json, path_text, read_header, read_rows, refusal
+from funcnet.errors import DTypeError, FileFormatError, ValueRangeError, describe
 
-__all__ = ["read_json", "read_safetensors", "write_safetensors"]
+__all__ = ["INDEX", "WHOLE", "read_json", "read_safetensors", "write_safetensors"]
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -37,10 +37,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         FileFormatError: a file is damaged, of another format, or not what the index says; names the tensor.
         OSError: a file is missing or cannot be read.
     """
-    source = os.fspath(path)
+    source = path_text("load", "path", path)
     if not os.path.isdir(source):
         return _read_file(source)
-    whole, index = os.path.join(source, _WHOLE), os.path.join(source, _INDEX)
+    whole, index = os.path.join(source, WHOLE), os.path.join(source, INDEX)
     if os.path.exists(whole):
         return _read_file(whole)
     if os.path.exists(index):
@@ -49,23 +49,15 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     raise refusal(
         source,
         "no safetensors checkpoint is here.",
-        expected=f"{_WHOLE}, or {_INDEX}",
+        expected=f"{WHOLE}, or {INDEX}",
         actual=", ".join(pickled) if pickled else "neither",
-        **({"hint": _CONVERT} if pickled else {}),
+        hint=_safetensors.CONVERT if pickled else None,
     )
-
-
-_CONVERT = (
-    "pickled files can run code, so none is opened. Where torch is: "
-    "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
-)
 
 
 def _read_file(source: str) -> dict[str, np.ndarray]:
     with _safetensors.open_file(source) as file:
-        magic, size = file.peek(2)[:2], os.fstat(file.fileno()).st_size
-        if magic == b"PK" or (magic[:1] == b"\x80" and source.endswith(_PICKLED)):
-            raise refusal(source, "this is a pickled checkpoint, not safetensors.", hint=_CONVERT)
+        size = os.fstat(file.fileno()).st_size
         head, rows, _ = read_header(file, source)
         checked = read_rows(rows, len(head), size, source)
         data = np.memmap(file, np.uint8, "r", shape=(size,)).view(np.ndarray)
@@ -103,8 +95,11 @@ def _read_shards(folder: str, index: str) -> dict[str, np.ndarray]:
 
 def read_json(path: str) -> dict[str, Any]:
     """The JSON object in a file."""
-    with open(path, "rb") as file:
-        value = parse_json(file.read(), "it", path)
+    with _safetensors.open_file(path) as file:
+        text = file.read()
+    if not text.lstrip().startswith(b"{"):
+        _safetensors.refuse_foreign(text[:32], path)
+    value = parse_json(text, "it", path)
     if not isinstance(value, dict):
         raise refusal(path, "this is not a JSON object.")
     return value
@@ -121,19 +116,50 @@ def write_safetensors(
         metadata: texts for the file's header; transformers wants {"format": "pt"}.
 
     Raises:
-        DTypeError: an array has elements that safetensors does not have.
+        DTypeError: an array has elements that safetensors does not have, or is not a plain array; a name or
+            a text of metadata is not a str.
+        ValueRangeError: a name is "__metadata__", which is safetensors' own, or not valid Unicode.
         OSError: the disk is full, the folder is missing or not writable, ...
     """
-    target = os.fspath(path)
-    arrays = {name: _safetensors.contiguous(array) for name, array in jax.device_get(dict(tensors)).items()}
-    for name, array in arrays.items():
-        if array.dtype.name not in _safetensors.CODE_OF:
+    target = path_text("save", "path", path)
+    for argument, texts in (("tensors", tensors), ("metadata", metadata or {})):
+        if not isinstance(texts, Mapping):
+            raise DTypeError(
+                f"save: {target}: {argument} is not a dict.",
+                path=argument,
+                expected=f"{argument}: a dict",
+                actual=f"{argument}: {describe(texts)}",
+            )
+    for name in tensors:
+        _check_text(target, name, is_name=True)
+    for text in (part for item in (metadata or {}).items() for part in item):
+        _check_text(target, text, is_name=False)
+    for name, array in tensors.items():
+        if (why := _safetensors.plain(array)) or array.dtype.name not in _safetensors.CODE_OF:
             raise DTypeError(
                 f"save: {target}: safetensors has no elements like those of {name!r}.",
                 path=name,
                 expected=", ".join(_safetensors.CODE_OF),
-                actual=describe(array),
+                actual=why or describe(array),
             )
+    arrays = {name: _safetensors.contiguous(array) for name, array in jax.device_get(dict(tensors)).items()}
     rows, data = _safetensors.layout(arrays)
     header = _safetensors.make_header(target, rows, metadata or {})
     _safetensors.replace_file(target, [header, *data.values()])
+
+
+def _check_text(target: str, text: Any, is_name: bool) -> None:
+    """Refuse a name or a text that a header cannot hold."""
+    what = "a tensor's name" if is_name else "metadata"
+    problem = "is not a str" if not isinstance(text, str) else None
+    if problem is None and is_name and text == "__metadata__":
+        problem = "is safetensors' own name for the texts beside the tensors"
+    elif problem is None and not _safetensors.is_text(text):
+        problem = "is not valid Unicode"
+    if problem is not None:
+        raise (ValueRangeError if isinstance(text, str) else DTypeError)(
+            f"save: {target}: {what}, {text!r:.80}, {problem}.",
+            path="tensors" if is_name else "metadata",
+            expected="names and texts: str",
+            actual=describe(text),
+        )

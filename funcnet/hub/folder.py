@@ -1,18 +1,22 @@
 """A model's folder, as transformers keeps it: config.json and model.safetensors, or several such files."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet._safetensors import replace_file
-from funcnet.errors import DTypeError, ValueRangeError, describe
+from funcnet._safetensors import path_text, replace_file
+from funcnet.errors import DTypeError, FuncnetError, ValueRangeError, describe
 from funcnet.hub import bert, gpt2, llama, vit
-from funcnet.hub.files import read_json, read_safetensors, write_safetensors
+from funcnet.hub.fields import fixed, ids
+from funcnet.hub.files import INDEX, WHOLE, read_json, read_safetensors, write_safetensors
 from funcnet.hub.names import from_tensors, to_tensors
 from funcnet.nets import encoder, transformer
 from funcnet.nets import vit as vit_net
@@ -22,42 +26,76 @@ __all__ = ["load", "save"]
 # By the `model_type` of config.json.
 _FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama, "qwen2": llama, "qwen3": llama, "vit": vit}
 
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
+_SHARD = r"model-\d+-of-\d+\.safetensors"
+
 # Fields of a Config that say how a net runs, not what it computes; config.json has no place for them.
-_RUNNING = ("unroll", "remat", "dtype")
+_RUNNING = ("unroll", "remat", "dtype", "files")
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
     """The params and the Config of a pretrained model.
 
     Args:
-        folder: with config.json, and model.safetensors or the files that model.safetensors.index.json lists.
+        folder: with config.json, and model.safetensors or the files that model.safetensors.index.json lists;
+            perhaps with generation_config.json.
 
     Returns:
         ``(params, config)``, for the net of config.json's model_type: `nets.transformer` (gpt2, llama, qwen2,
         qwen3), `nets.encoder` (bert) or `nets.vit` (vit). Params are JAX arrays in the file's own dtype.
+        config.head is that of transformers' class in config.json; config.stop of a decoder has the ids of the
+        tokens that end a text; config.files has the contents of the two JSON files, for `save` and for you.
 
     Raises:
         StructureError: config.json lacks a field; or the tensors do not fit it: the text lists all that are
             missing, unexpected and wrongly shaped.
-        ValueRangeError: config.json describes a model that funcnet does not have; names the field.
+        ValueRangeError: config.json describes a model that funcnet does not have, or a field makes no sense;
+            names the field.
         FileFormatError: a file is damaged, of another format, or pickled.
         DTypeError: the file holds float64 and JAX's 64-bit mode is off.
         OSError: a file is missing or cannot be read.
     """
-    source = os.fspath(folder)
-    fields = read_json(os.path.join(source, "config.json"))
-    family = _FAMILIES.get(fields.get("model_type", ""))
-    if family is None:
-        raise ValueRangeError(
-            f"load: {source}: funcnet has no net for this model.",
-            path="model_type",
-            expected=f"model_type: {', '.join(map(repr, _FAMILIES))}     (config.json)",
-            actual=f"model_type: {fields.get('model_type')!r}",
-        )
-    config = family.config(fields)
+    source = path_text("load", "folder", folder)
+    files = {_CONFIG: read_json(os.path.join(source, _CONFIG))}
+    if os.path.exists(generation := os.path.join(source, _GENERATION)):
+        files[_GENERATION] = read_json(generation)
     tensors = read_safetensors(source)
-    params = from_tensors(family.names(config), _shapes(family, config), tensors, source)
+    with _said_of(f"load: {os.path.join(source, _CONFIG)}"):
+        family, config = _read(files, tensors)
+        shapes = _shapes(family, config)
+    params = from_tensors(family.names(config), shapes, tensors, source)
     return jax.tree.map(lambda leaf: _on_device(leaf, source), params), config
+
+
+def _read(files: Mapping[str, Any], tensors: Collection[str]) -> tuple[Any, Any]:
+    """The family and the Config that the JSON files and the names of the tensors describe."""
+    fields, generation = files[_CONFIG], files.get(_GENERATION, {})
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in _FAMILIES:
+        raise ValueRangeError(
+            "funcnet has no net for this model.",
+            path="model_type",
+            expected=f"model_type: {', '.join(map(repr, _FAMILIES))}",
+            actual=f"model_type: {kind!r:.80}",
+        )
+    family = _FAMILIES[kind]
+    fixed(fields, is_encoder_decoder=False, quantization_config=None, per_layer_config=None)
+    stop = "eos_token_id"
+    with _said_of(_GENERATION):
+        ids(generation, stop, None, 0)
+    if generation.get(stop) is not None:  # it goes before that of config.json
+        fields = {**fields, stop: generation[stop]}
+    return family, dataclasses.replace(family.config(fields, tensors), files=files)
+
+
+@contextlib.contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    """Errors raised within say where they are from."""
+    try:
+        yield
+    except FuncnetError as error:
+        more = {"path": error.path, "expected": error.expected, "actual": error.actual, "hint": error.hint}
+        raise type(error)(f"{where}: {error.problem}", **more) from error
 
 
 def _shapes(family: Any, config: Any) -> Any:
@@ -78,8 +116,12 @@ def _on_device(leaf: np.ndarray, source: str) -> jax.Array:
 def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
     """Write params and config so that transformers, and `load`, can read them.
 
+    What config.json and generation_config.json held when the model was loaded (config.files) is written
+    again, but for what has changed since. The tokenizer's files are not touched.
+
     Args:
-        folder: made if it is not there; config.json and model.safetensors in it are replaced.
+        folder: made if it is not there. What it has of a model's config.json, generation_config.json and
+            model.safetensors, whole or in pieces with an index, is replaced.
         params: of the net that config describes.
         config: a Config of `nets.transformer`, `nets.encoder` or `nets.vit`.
 
@@ -89,26 +131,52 @@ def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
         DTypeError: safetensors does not have the dtype of a leaf.
         OSError: the disk is full, the folder is not writable, ...
     """
+    target = path_text("save", "folder", folder)
     family = _family(config)
-    fields = family.json(config)
-    again = family.config(fields)
+    tensors = to_tensors(family.names(config), _shapes(family, config), params)
+    files = _files(family, config, tensors)
+    os.makedirs(target, exist_ok=True)
+    write_safetensors(os.path.join(target, WHOLE), tensors, {"format": "pt"})
+    for name, fields in files.items():
+        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        replace_file(os.path.join(target, name), [text.encode()])
+    for name in os.listdir(target):  # only now: until here the folder held the whole old model or the new one
+        if name == INDEX or re.fullmatch(_SHARD, name) or (name == _GENERATION and name not in files):
+            os.remove(os.path.join(target, name))
+
+
+def _files(family: Any, config: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """The JSON files of a model: as they were when it was loaded, but for what has changed since."""
+    old, new, before = dict(config.files), family.json(config), {}
+    if _CONFIG in old:
+        loaded_as, was = _read(old, tensors)
+        before = loaded_as.json(was)
+    changed = {name: value for name, value in new.items() if name not in before or before[name] != value}
+    fields = {**old.get(_CONFIG, {}), **changed}
+    dtypes = {leaf.dtype.name for leaf in tensors.values()}
+    if len(dtypes) == 1 and fields.get("dtype", fields.get("torch_dtype")) not in dtypes:
+        fields.pop("torch_dtype", None)
+        fields["dtype"] = dtypes.pop()
+    files = {_CONFIG: fields}
+    if _GENERATION in old:
+        stop = "eos_token_id"
+        files[_GENERATION] = {**old[_GENERATION], **({stop: changed[stop]} if stop in changed else {})}
+    _compare(config, _read(files, tensors)[1], fields["model_type"])
+    return files
+
+
+def _compare(config: Any, again: Any, kind: str) -> None:
+    """Refuse a config of which `again` is what its files say."""
     wanted = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in _RUNNING}
-    # None stands for a number that follows from others, which fields then have.
+    # None stands for a number that follows from others, which the files then have.
     lost = [name for name, value in wanted.items() if value is not None and value != getattr(again, name)]
     if lost:
         raise ValueRangeError(
-            f"save: transformers has no {fields['model_type']} with such a {', '.join(lost)}.",
+            f"save: transformers has no {kind} with such a {', '.join(lost)}.",
             path=lost[0],
             expected=", ".join(f"{name} = {getattr(again, name)!r}" for name in lost),
             actual=", ".join(f"{name} = {wanted[name]!r}" for name in lost),
         )
-    tensors = to_tensors(family.names(config), _shapes(family, config), params)
-    dtypes = {leaf.dtype.name for leaf in tensors.values()}
-    fields |= {"dtype": dtypes.pop()} if len(dtypes) == 1 else {}
-    os.makedirs(folder, exist_ok=True)
-    write_safetensors(os.path.join(folder, "model.safetensors"), tensors, {"format": "pt"})
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-    replace_file(os.path.join(folder, "config.json"), [text.encode()])
 
 
 def _family(config: Any) -> Any:

@@ -1,10 +1,24 @@
 """GPT-2: `nets.transformer` with learned positions, layer norms, biases and a head tied to the tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from funcnet.hub.fields import chosen, fixed, need
-from funcnet.hub.names import Names, Tensor, norm
+from funcnet.hub.fields import (
+    DEEPEST,
+    architecture,
+    chosen,
+    divisor,
+    fixed,
+    flag,
+    id_field,
+    ids,
+    label_fields,
+    labels,
+    nullable,
+    number,
+    size,
+)
+from funcnet.hub.names import Names, Tensor, linear, norm
 from funcnet.nets import transformer
 
 __all__ = ["NET", "config", "json", "names"]
@@ -13,34 +27,48 @@ NET = transformer
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
+# The head that each class of transformers has.
+_CLASSES = {
+    "GPT2LMHeadModel": "next",
+    "GPT2Model": None,
+    "GPT2ForSequenceClassification": "sequence",
+    "GPT2ForTokenClassification": "tokens",
+    "GPT2ForQuestionAnswering": "answer",
+}
 
-def config(json: Mapping[str, Any]) -> transformer.Config:
+
+def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Config:
     """The net of a config.json. Of its three rates of dropout the net has one, that of the residual stream.
 
     Raises:
         StructureError: a field is missing.
         ValueRangeError: a field has a value that the net does not have.
     """
+    del tensors  # config.json says it all
     fixed(
         json,
         scale_attn_weights=True,
         scale_attn_by_inverse_layer_idx=False,
         add_cross_attention=False,
     )
+    head = architecture(json, _CLASSES, "GPT2LMHeadModel")
     return transformer.Config(
-        vocabulary=need(json, "vocab_size"),
-        context=need(json, "n_positions"),
-        layers=need(json, "n_layer"),
-        heads=need(json, "n_head"),
-        d=need(json, "n_embd"),
-        d_hidden=json.get("n_inner"),
+        vocabulary=size(json, "vocab_size"),
+        context=size(json, "n_positions"),
+        layers=size(json, "n_layer", most=DEEPEST),
+        heads=divisor(json, "n_head", "n_embd"),
+        d=size(json, "n_embd"),
+        d_hidden=size(nullable(json, "n_inner"), "n_inner", None),
         norm="layer",
-        norm_eps=json.get("layer_norm_epsilon", 1e-5),
+        norm_eps=number(json, "layer_norm_epsilon", 1e-5),
         mlp=chosen(json, "activation_function", _ACTIVATIONS, "gelu_new"),
         positions="learned",
         bias=True,
-        tied=json.get("tie_word_embeddings", True),
-        dropout=json.get("resid_pdrop", 0.1),
+        tied=flag(json, "tie_word_embeddings", True),
+        dropout=number(json, "resid_pdrop", 0.1, most=1),
+        head=head,
+        classes=labels(json),
+        stop=ids(json, "eos_token_id", 50256, size(json, "vocab_size")),
     )
 
 
@@ -48,7 +76,7 @@ def json(config: transformer.Config) -> dict[str, Any]:
     """The config.json of a net."""
     return {
         "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [name for name, head in _CLASSES.items() if head == config.head],
         "vocab_size": config.vocabulary,
         "n_positions": config.context,
         "n_layer": config.layers,
@@ -61,14 +89,17 @@ def json(config: transformer.Config) -> dict[str, Any]:
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
-        # The ids of GPT-2's one special token, where the vocabulary has them.
-        **dict.fromkeys(["bos_token_id", "eos_token_id"], 50256 if config.vocabulary > 50256 else None),
+        # transformers' own default is the id of GPT-2's one special token.
+        "bos_token_id": 50256 if config.vocabulary > 50256 else None,
+        "eos_token_id": id_field(config.stop),
+        **label_fields(config.classes, always=config.head in ("sequence", "tokens")),
     }
 
 
 def names(config: transformer.Config) -> Names:
-    """Params by the names of transformers' GPT2LMHeadModel, whose maps are [in, out] and q, k, v one."""
-    block = "transformer.h.{layer}."
+    """Params by the names of transformers' classes, whose maps are [in, out] and q, k, v one."""
+    model = "" if config.head is None else "transformer."
+    block = model + "h.{layer}."
     fused = {
         kind: {
             "w": Tensor(f"{block}attn.c_attn.weight", "d (h e) -> d h e", part=i, along=1),
@@ -80,10 +111,10 @@ def names(config: transformer.Config) -> Names:
         "w": Tensor(f"{block}attn.c_proj.weight", "(h e) d -> h e d"),
         "b": Tensor(f"{block}attn.c_proj.bias"),
     }
-    tokens, head = "transformer.wte.weight", "lm_head.weight"
-    tree = {
+    tokens, head = f"{model}wte.weight", "lm_head.weight"
+    tree: dict[str, Any] = {
         "tokens": {"w": Tensor(tokens)},
-        "positions": {"w": Tensor("transformer.wpe.weight")},
+        "positions": {"w": Tensor(f"{model}wpe.weight")},
         "blocks": {
             "norm1": norm(f"{block}ln_1"),
             "attention": {**fused, "o": out},
@@ -91,11 +122,19 @@ def names(config: transformer.Config) -> Names:
             "up": {"w": Tensor(f"{block}mlp.c_fc.weight"), "b": Tensor(f"{block}mlp.c_fc.bias")},
             "down": {"w": Tensor(f"{block}mlp.c_proj.weight"), "b": Tensor(f"{block}mlp.c_proj.bias")},
         },
-        "norm": norm("transformer.ln_f"),
+        "norm": norm(f"{model}ln_f"),
     }
+    own = {
+        "next": {"w": Tensor(head, "v d -> d v")},
+        "sequence": linear("score", bias=False),
+        "tokens": linear("classifier"),
+        "answer": linear("qa_outputs"),
+    }
+    if config.head is not None and not (config.head == "next" and config.tied):
+        tree["head"] = own[config.head]
     return Names(
-        tree | ({} if config.tied else {"head": {"w": Tensor(head, "v d -> d v")}}),
-        renamed=[(r"^(wte|wpe|h|ln_f)\.", r"transformer.\1.")],  # a file of the model without its head
-        ignored=[r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"],  # the causal mask
+        tree,
+        renamed=[(r"^(transformer\.)?(wte|wpe|h|ln_f)\.", rf"{model}\2.")],
+        ignored=[r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"],  # the causal mask
         tied={head: tokens} if config.tied else {},
     )

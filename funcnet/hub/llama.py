@@ -3,11 +3,26 @@
 Qwen2 has biases on q, k and v, Qwen3 norms on q and k, and both may see a window in their later layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from funcnet.errors import ValueRangeError
-from funcnet.hub.fields import chosen, fixed, need
+from funcnet.hub.fields import (
+    DEEPEST,
+    architecture,
+    chosen,
+    divisor,
+    fixed,
+    flag,
+    id_field,
+    ids,
+    label_fields,
+    labels,
+    nullable,
+    number,
+    size,
+    table,
+    wrong,
+)
 from funcnet.hub.names import Names, Tensor, heads, linear, norm, output
 from funcnet.nets import transformer
 from funcnet.ops.attention import rope
@@ -17,34 +32,53 @@ __all__ = ["NET", "config", "json", "names"]
 NET = transformer
 
 
-def config(json: Mapping[str, Any]) -> transformer.Config:
+# The head that each class of transformers has, after Llama, Qwen2 or Qwen3.
+_CLASSES = {
+    "ForCausalLM": "next",
+    "Model": None,
+    "ForSequenceClassification": "sequence",
+    "ForTokenClassification": "tokens",
+    "ForQuestionAnswering": "answer",
+}
+
+
+def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Config:
     """The net of a config.json.
 
     Raises:
         StructureError: a field is missing.
         ValueRangeError: a field has a value that the net does not have.
     """
+    del tensors  # config.json says it all
     kind = json["model_type"]
+    json = nullable(json, "num_key_value_heads", "layer_types", *(["head_dim"] if kind != "qwen3" else []))
     fixed(json, hidden_act="silu", attention_bias=False, mlp_bias=False)
+    head = architecture(json, _classes(kind), f"{kind.capitalize()}ForCausalLM")
+    width = size(json, "head_dim", 128 if kind == "qwen3" else None)
     return transformer.Config(
-        vocabulary=need(json, "vocab_size"),
-        context=need(json, "max_position_embeddings"),
-        layers=need(json, "num_hidden_layers"),
-        heads=need(json, "num_attention_heads"),
-        d=need(json, "hidden_size"),
-        kv_heads=json.get("num_key_value_heads"),
-        head_width=json.get("head_dim", 128 if kind == "qwen3" else None),
-        d_hidden=need(json, "intermediate_size"),
+        vocabulary=size(json, "vocab_size"),
+        context=size(json, "max_position_embeddings"),
+        layers=size(json, "num_hidden_layers", most=DEEPEST),
+        heads=size(json, "num_attention_heads")
+        if width
+        else divisor(json, "num_attention_heads", "hidden_size"),
+        d=size(json, "hidden_size"),
+        kv_heads=divisor(json, "num_key_value_heads", "num_attention_heads", None),
+        head_width=width,
+        d_hidden=size(json, "intermediate_size"),
         norm="rms",
-        norm_eps=json.get("rms_norm_eps", 1e-6),
+        norm_eps=number(json, "rms_norm_eps", 1e-6),
         mlp="swiglu",
         positions="rope",
         rope=_rope(json),
         bias=False,
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
-        tied=json.get("tie_word_embeddings", False),
-        windows=_windows(json),
+        tied=flag(json, "tie_word_embeddings", False),
+        windows=(None,) if kind == "llama" else _windows(json),
+        head=head,
+        classes=labels(json),
+        stop=ids(json, "eos_token_id", 2 if kind == "llama" else None, size(json, "vocab_size")),
     )
 
 
@@ -53,7 +87,7 @@ def json(config: transformer.Config) -> dict[str, Any]:
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     return {
         "model_type": kind,
-        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "architectures": [name for name, head in _classes(kind).items() if head == config.head],
         "vocab_size": config.vocabulary,
         "max_position_embeddings": config.context,
         "num_hidden_layers": config.layers,
@@ -65,18 +99,19 @@ def json(config: transformer.Config) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps or 1e-6,
         "tie_word_embeddings": config.tied,
-        "rope_theta": config.rope.base,
-        "rope_scaling": _scaling(config.rope.scaling),
+        **_rope_fields(config.rope),
         # transformers' own defaults are the ids of its first tokenizers.
         "bos_token_id": None,
-        "eos_token_id": None,
+        "eos_token_id": id_field(config.stop),
         **(_window_fields(config) if kind != "llama" else {}),
+        **label_fields(config.classes, always=config.head in ("sequence", "tokens")),
     }
 
 
 def names(config: transformer.Config) -> Names:
-    """Params by the names of transformers' LlamaForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM."""
-    block = "model.layers.{layer}."
+    """Params by the names of transformers' classes."""
+    model = {None: "", "answer": "transformer."}.get(config.head, "model.")
+    block = model + "layers.{layer}."
     plain = {name: linear(f"{block}mlp.{name}_proj", bias=False) for name in ("gate", "up", "down")}
     attention = {
         **{name: heads(f"{block}self_attn.{name}_proj", bias=bool(config.qkv_bias)) for name in "qkv"},
@@ -84,8 +119,8 @@ def names(config: transformer.Config) -> Names:
     }
     if config.qk_norm:
         attention |= {f"{name}_norm": norm(f"{block}self_attn.{name}_norm", bias=False) for name in "qk"}
-    tokens, head = "model.embed_tokens.weight", "lm_head.weight"
-    tree = {
+    tokens, head = f"{model}embed_tokens.weight", "lm_head.weight"
+    tree: dict[str, Any] = {
         "tokens": {"w": Tensor(tokens)},
         "blocks": {
             "norm1": norm(f"{block}input_layernorm", bias=False),
@@ -93,80 +128,92 @@ def names(config: transformer.Config) -> Names:
             "norm2": norm(f"{block}post_attention_layernorm", bias=False),
             **plain,
         },
-        "norm": norm("model.norm", bias=False),
+        "norm": norm(f"{model}norm", bias=False),
     }
+    own = {
+        "next": {"w": Tensor(head, "v d -> d v")},
+        "sequence": linear("score", bias=False),
+        "tokens": linear("score"),
+        "answer": linear("qa_outputs"),
+    }
+    if config.head is not None and not (config.head == "next" and config.tied):
+        tree["head"] = own[config.head]
     return Names(
-        tree | ({} if config.tied else {"head": {"w": Tensor(head, "v d -> d v")}}),
-        renamed=[(r"^(embed_tokens|layers|norm)\.", r"model.\1.")],  # a file of the model without its head
-        ignored=[r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"],
+        tree,
+        renamed=[(r"^((model|transformer)\.)?(embed_tokens|layers|norm)\.", rf"{model}\3.")],
+        ignored=[r"(\w+\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"],
         tied={head: tokens} if config.tied else {},
     )
 
 
+def _classes(kind: str) -> dict[str, Any]:
+    return {kind.capitalize() + name: head for name, head in _CLASSES.items()}
+
+
 def _rope(json: Mapping[str, Any]) -> rope.Config:
-    """The rotation: rope_parameters, or in files of transformers before 5 rope_theta and rope_scaling."""
-    where = "rope_parameters" if json.get("rope_parameters") else "rope_scaling"
-    fields = {"rope_theta": json.get("rope_theta", 10000.0), **(json.get(where) or {})}
-    kind = fields.get("rope_type", fields.get("type", "default"))
-    fixed(fields, partial_rotary_factor=1.0, mscale=None, mscale_all_dim=None, truncate=True)
-    match kind:
-        case "default":
-            scaling = None
-        case "linear":
-            scaling = rope.Linear(need(fields, "factor"))
-        case "llama3":
-            scaling = rope.Llama3(
-                need(fields, "factor"),
-                need(fields, "original_max_position_embeddings"),
-                low=need(fields, "low_freq_factor"),
-                high=need(fields, "high_freq_factor"),
-            )
-        case "yarn":
-            scaling = rope.YaRN(
-                need(fields, "factor"),
-                fields.get("original_max_position_embeddings") or need(json, "max_position_embeddings"),
-                beta_fast=fields.get("beta_fast") or 32,
-                beta_slow=fields.get("beta_slow") or 1,
-                attention_factor=fields.get("attention_factor"),
-            )
-        case _:
-            raise ValueRangeError(
-                f"config.json: {where} is of type {kind!r}, which the net does not have.",
-                path=where,
-                expected="rope_type: 'default', 'linear', 'llama3', 'yarn'",
-                actual=f"rope_type: {kind!r}",
-            )
-    return rope.Config(base=fields["rope_theta"], scaling=scaling)
+    """The rotation, as transformers 5 reads it.
+
+    rope_scaling, the field of earlier versions, takes the place of rope_parameters unless it is empty. Within
+    either, rope_theta goes before the one beside it; original_max_position_embeddings beside it goes first.
+    """
+    where = "rope_scaling" if table(json, "rope_scaling") else "rope_parameters"
+    at = lambda name: f"{where}.{name}"
+    fields = {at(name): value for name, value in table(json, where).items()}
+    per_layer_type = {name: None for name, value in fields.items() if isinstance(value, dict)}
+    only = {"partial_rotary_factor": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
+    fixed(nullable(json, "partial_rotary_factor"), partial_rotary_factor=1.0)
+    fixed(fields, **per_layer_type, **{at(name): value for name, value in only.items()})
+    kinds = {"default": None, "linear": rope.Linear, "llama3": rope.Llama3, "yarn": rope.YaRN}
+    kind = chosen(fields, at("rope_type") if at("rope_type") in fields else at("type"), kinds, "default")
+    theta = (fields, at("rope_theta")) if at("rope_theta") in fields else (json, "rope_theta", 10000.0)
+    base = number(*theta, least=1)
+    if kind is None:
+        return rope.Config(base)
+    options: dict[str, Any] = {"factor": number(fields, at("factor"), least=1)}
+    if kind is not rope.Linear:
+        length, longest = "original_max_position_embeddings", size(json, "max_position_embeddings")
+        options["context"] = size(json, length, size(fields, at(length), longest))
+    if kind is rope.Llama3:
+        options["low"] = number(fields, at("low_freq_factor"))
+        options["high"] = number(fields, at("high_freq_factor"))
+    if kind is rope.YaRN:
+        names = ("beta_fast", "beta_slow", "attention_factor")
+        fields = {
+            n: v for n, v in fields.items() if v or n not in map(at, names)
+        }  # 0 too is transformers' own
+        options["beta_fast"] = number(fields, at("beta_fast"), 32)
+        options["beta_slow"] = number(fields, at("beta_slow"), 1)
+        options["attention_factor"] = number(fields, at("attention_factor"), None)
+    return rope.Config(base, scaling=kind(**options))
 
 
-def _scaling(scaling: Any) -> dict[str, Any] | None:
-    """rope_scaling, the inverse of `_rope`; None also for a scaling that transformers does not have."""
-    match scaling:
+def _rope_fields(config: rope.Config) -> dict[str, Any]:
+    """The inverse of `_rope`, for all versions of transformers; plain where they have no such scaling."""
+    theta, kind = {"rope_theta": config.base}, {}
+    match config.scaling:
         case rope.Linear(factor=factor):
-            return {"rope_type": "linear", "factor": factor}
+            kind = {"rope_type": "linear", "factor": factor}
         case rope.Llama3(factor=factor, context=context, low=low, high=high):
-            frequencies = {"low_freq_factor": low, "high_freq_factor": high}
-            return {"rope_type": "llama3", "factor": factor, **frequencies} | _context(context)
-        case rope.YaRN(factor=factor, context=context, beta_fast=fast, beta_slow=slow):
-            given = {"rope_type": "yarn", "factor": factor, "beta_fast": fast, "beta_slow": slow}
-            return given | {"attention_factor": scaling.attention_factor} | _context(context)
-    return None
-
-
-def _context(context: int) -> dict[str, int]:
-    return {"original_max_position_embeddings": context}
+            kind = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+            kind["original_max_position_embeddings"] = context
+        case rope.YaRN(factor=factor, context=context, beta_fast=fast, beta_slow=slow, attention_factor=c):
+            kind = {"rope_type": "yarn", "factor": factor, "beta_fast": fast, "beta_slow": slow}
+            kind |= {"attention_factor": c, "original_max_position_embeddings": context}
+    scaling = kind | theta if kind else None
+    return theta | {"rope_scaling": scaling, "rope_parameters": scaling or {"rope_type": "default", **theta}}
 
 
 def _windows(json: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """The window of each layer, as the shortest pattern that is repeated."""
-    window = json.get("sliding_window") if json.get("use_sliding_window") else None
-    if window is None:
-        return (None,)
-    n = need(json, "num_hidden_layers")
-    full = json.get("max_window_layers", 28)
-    types = json.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (n - full)
-    names = {"full_attention": None, "sliding_attention": window}
-    layers = [chosen({"layer_types": kind}, "layer_types", names, "full_attention") for kind in types[:n]]
+    """Of Qwen: the window of each layer, as the shortest pattern that is repeated."""
+    n = size(json, "num_hidden_layers", most=DEEPEST)
+    slides = flag(json, "use_sliding_window", False) and json.get("sliding_window", 4096) is not None
+    window = size(json, "sliding_window", 4096) if slides else None
+    known = {"full_attention": None, "attention": None} | ({"sliding_attention": window} if window else {})
+    full = size(json, "max_window_layers", 28, least=0) if window else n
+    types = json.get("layer_types", [*["full_attention"] * full, *["sliding_attention"] * (n - full)][:n])
+    if not isinstance(types, list) or len(types) != n:
+        raise wrong(json, "layer_types", f"a list of {n}     (num_hidden_layers)")
+    layers = [chosen({"layer_types": kind}, "layer_types", known) for kind in types]
     period = next(p for p in range(1, n + 1) if all(layers[i] == layers[i % p] for i in range(n)))
     return tuple(layers[:period])
 

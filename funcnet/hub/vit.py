@@ -1,9 +1,21 @@
 """ViT: `nets.vit`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from funcnet.hub.fields import fixed, need, pair
+from funcnet.hub.fields import (
+    DEEPEST,
+    architecture,
+    divisor,
+    fixed,
+    flag,
+    label_fields,
+    labels,
+    number,
+    pair,
+    size,
+    wrong,
+)
 from funcnet.hub.names import Names, Tensor, heads, linear, norm, output
 from funcnet.nets import vit
 
@@ -12,36 +24,41 @@ __all__ = ["NET", "config", "json", "names"]
 NET = vit
 
 
-def config(json: Mapping[str, Any]) -> vit.Config:
-    """The net of a config.json: with a head if the file's model is one for classification.
+# Whether each class of transformers has a head.
+_CLASSES = {"ViTModel": False, "ViTForImageClassification": True}
+
+
+def config(json: Mapping[str, Any], tensors: Collection[str]) -> vit.Config:
+    """The net of a config.json, with a pooler if there are `tensors` of one.
 
     Raises:
         StructureError: a field is missing.
         ValueRangeError: a field has a value that the net does not have.
     """
-    fixed(json, hidden_act="gelu")
-    classifies = "ViTForImageClassification" in (json.get("architectures") or ())
+    fixed(json, hidden_act="gelu", pooler_act="tanh")
+    if json.get("pooler_output_size"):
+        fixed(json, pooler_output_size=json.get("hidden_size"))
+    image, patch = pair(json, "image_size"), pair(json, "patch_size")
+    if any(side % part for side, part in zip(image, patch, strict=True)):
+        raise wrong(json, "patch_size", f"divisors of {image[0]} and {image[1]}     (image_size)")
     return vit.Config(
-        image=(*pair(json, "image_size"), json.get("num_channels", 3)),
-        patch=pair(json, "patch_size"),
-        layers=need(json, "num_hidden_layers"),
-        heads=need(json, "num_attention_heads"),
-        d=need(json, "hidden_size"),
-        d_hidden=need(json, "intermediate_size"),
-        # transformers writes the labels unless they are its two default ones.
-        classes=len(json.get("id2label") or "01") if classifies else None,
-        qkv_bias=json.get("qkv_bias", True),
-        norm_eps=json.get("layer_norm_eps", 1e-12),
-        dropout=json.get("hidden_dropout_prob", 0.0),
-        attention_dropout=json.get("attention_probs_dropout_prob", 0.0),
+        image=(*image, size(json, "num_channels", 3)),
+        patch=patch,
+        layers=size(json, "num_hidden_layers", most=DEEPEST),
+        heads=divisor(json, "num_attention_heads", "hidden_size"),
+        d=size(json, "hidden_size"),
+        d_hidden=size(json, "intermediate_size"),
+        classes=labels(json) if architecture(json, _CLASSES, "ViTModel") else None,
+        qkv_bias=flag(json, "qkv_bias", True),
+        norm_eps=number(json, "layer_norm_eps", 1e-12),
+        dropout=number(json, "hidden_dropout_prob", 0.0, most=1),
+        attention_dropout=number(json, "attention_probs_dropout_prob", 0.0, most=1),
+        pooler=any(name.endswith("pooler.dense.weight") for name in tensors),
     )
 
 
 def json(config: vit.Config) -> dict[str, Any]:
     """The config.json of a net."""
-    labels = {i: f"LABEL_{i}" for i in range(config.classes or 0)}
-    head = {"id2label": {str(i): label for i, label in labels.items()}}
-    head |= {"label2id": {label: i for i, label in labels.items()}}
     return {
         "model_type": "vit",
         "architectures": ["ViTModel" if config.classes is None else "ViTForImageClassification"],
@@ -57,16 +74,16 @@ def json(config: vit.Config) -> dict[str, Any]:
         "layer_norm_eps": config.norm_eps,
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
-        **(head if config.classes is not None else {}),
+        **(label_fields(config.classes, always=True) if config.classes is not None else {}),
     }
 
 
 def names(config: vit.Config) -> Names:
-    """Params by the names of transformers' ViTForImageClassification, or ViTModel without its pooler."""
+    """Params by the names of transformers' ViTForImageClassification or ViTModel."""
     model = "" if config.classes is None else "vit."
     patches = f"{model}embeddings.patch_embeddings.projection"
     block = model + "encoder.layer.{layer}."
-    tree = {
+    tree: dict[str, Any] = {
         "patches": {
             "w": Tensor(f"{patches}.weight", "d c p q -> (p q c) d"),
             "b": Tensor(f"{patches}.bias"),
@@ -87,9 +104,13 @@ def names(config: vit.Config) -> Names:
         },
         "norm": norm(f"{model}layernorm"),
     }
+    if config.classes is not None:
+        tree["head"] = linear("classifier")
+    if config.pooler:
+        tree["pooler"] = linear(f"{model}pooler.dense")
     (p, q), c = config.patch, config.image[2]
     return Names(
-        tree | ({"head": linear("classifier")} if config.classes is not None else {}),
+        tree,
         sizes={"p": p, "q": q, "c": c},
-        ignored=[r"(vit\.)?pooler\..*"],  # it has no place in the net
+        renamed=[(r"^(vit\.)?(embeddings|encoder|layernorm|pooler)\.", rf"{model}\2.")],
     )

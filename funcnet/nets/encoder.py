@@ -3,19 +3,20 @@
     x = norm(tokens[ids] + positions + types);
     for each block: x = norm1(x + attention(x)), x = norm2(x + down(gelu(up(x))))
 
-The blocks are stacked (`stack`). Source: Devlin, Chang, Lee and Toutanova, "BERT: Pre-training of Deep
-Bidirectional Transformers for Language Understanding", arXiv 1810.04805. `hub.load` fills it with the weights
-of BERT and MiniLM.
+and `logits` of x, where it has a head. The blocks are stacked (`stack`). Source: Devlin, Chang, Lee and
+Toutanova, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", arXiv
+1810.04805. `hub.load` fills it with the weights of BERT and MiniLM.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from funcnet.errors import DTypeError, ShapeError
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
 from funcnet.nets.spec import describe
@@ -26,7 +27,9 @@ from funcnet.ops.elementwise import gelu, tanh
 from funcnet.ops.norm import layer_norm
 from funcnet.ops.random import dropout
 
-__all__ = ["Config", "apply", "init", "pool", "pool_first", "specs"]
+__all__ = ["Config", "apply", "init", "logits", "next_sentence", "pool", "pool_first", "specs"]
+
+Head = Literal["masked", "sequence", "tokens", "answer"]
 
 
 @jax.tree_util.register_static
@@ -49,6 +52,13 @@ class Config:
         unroll: blocks in one step of the loop over them; where it takes them all, there is no loop.
         remat: keep only what enters each block, and compute the block again in the backward pass.
         dtype: to compute in, "bfloat16" say; None is that of params.
+        head: what `logits` are of: masked tokens, by the table of tokens; classes of a sequence, from the
+            pooler; classes of each token; or where an answer begins and where it ends. None: no head.
+        classes: of a sequence or a token.
+        next_sentence: whether params have the layer of `next_sentence`.
+        files: what `hub.load` read beside the tensors, the contents of each file by its name, for `hub.save`
+            to write again: labels, special tokens ... No number depends on it, so Configs that differ in it
+            are equal.
     """
 
     vocabulary: int = 30522
@@ -65,20 +75,55 @@ class Config:
     unroll: int = 12
     remat: bool = False
     dtype: str | None = None
+    head: Head | None = None
+    classes: int = 2
+    next_sentence: bool = False
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.head not in (None, *get_args(Head)):
+            raise ValueRangeError(
+                f"encoder.Config: head is {self.head!r}.",
+                path="head",
+                expected=f"head: {', '.join(map(repr, get_args(Head)))} or None",
+                actual=f"head = {self.head!r}",
+            )
+        if not self.pooler and (self.head == "sequence" or self.next_sentence):
+            raise ValueRangeError(
+                "encoder.Config: a class of the whole sequence is read from the pooler, and there is none.",
+                path="pooler",
+                expected="pooler: True",
+                actual=f"pooler = False, head = {self.head!r}, next_sentence = {self.next_sentence}",
+            )
 
 
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
-    """{"tokens", "positions", "types", "norm", "blocks" (stacked)} and, with config.pooler, "pooler".
+    """{"tokens", "positions", "types", "norm", "blocks" (stacked)} and, where config has them, the others.
 
-    The tables are N(0, 0.02²), as in BERT, the maps N(0, 1/d_in).
+    Those are "pooler", "head" and "next_sentence". The tables are N(0, 0.02²), as in BERT, the maps
+    N(0, 1/d_in).
     """
-    d, (key_blocks, key_pooler, *keys) = config.d, jax.random.split(key, 5)
+    d, (key_blocks, key_pooler, *keys, key_head, key_next) = config.d, jax.random.split(key, 7)
     sizes = {"tokens": config.vocabulary, "positions": config.context, "types": config.types}
     tables = {name: embedding.init(k, v, d)["w"] for (name, v), k in zip(sizes.items(), keys, strict=True)}
     params: dict[str, Any] = {name: {"w": 0.02 * w} for name, w in tables.items()}
     params["norm"] = layer_norm.init(key, d)
     params["blocks"] = stack.init(key_blocks, config.layers, lambda k: _init_block(k, config))
-    return params | ({"pooler": linear.init(key_pooler, d, d)} if config.pooler else {})
+    if config.pooler:
+        params["pooler"] = linear.init(key_pooler, d, d)
+    if config.head is not None:
+        params["head"] = _init_head(key_head, config)
+    if config.next_sentence:
+        params["next_sentence"] = linear.init(key_next, d, 2)
+    return params
+
+
+def _init_head(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
+    d = config.d
+    if config.head == "masked":
+        inner = {"linear": linear.init(key, d, d), "norm": layer_norm.init(key, d)}
+        return {**inner, "b": jnp.zeros((config.vocabulary,))}
+    return {**linear.init(key, d, 2 if config.head == "answer" else config.classes)}
 
 
 def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
@@ -119,7 +164,7 @@ def apply(
         ValueRangeError: an id or type is out of range (when they are concrete).
     """
     _check(ids, config, mask, types)
-    params = params if config.dtype is None else jax.tree.map(lambda w: w.astype(config.dtype), params)
+    params = _cast(params, config)
     key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
     types = jnp.zeros((1,), ids.dtype) if types is None else types
     x = embedding.apply(params["tokens"], ids) + params["positions"]["w"][: ids.shape[-1]]
@@ -156,6 +201,45 @@ def pool_first(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array
     return tanh.apply(linear.apply(params["pooler"], x[..., 0, :]))
 
 
+def logits(
+    params: dict[str, Any], x: Float[Array, "*n t d"], config: Config
+) -> Float[Array, "*n t v"] | Float[Array, "*n classes"]:
+    """What config.head makes of features x [*n, t, d] of `apply`.
+
+    Returns:
+        "masked": [*n, t, vocabulary], norm(gelu(linear(x))) · tokensᵀ + b. "tokens": [*n, t, classes].
+        "answer": [*n, t, 2], begin and end. "sequence": [*n, classes], of `pool_first`.
+
+    Raises:
+        ValueRangeError: config has no head.
+    """
+    params = _cast(params, config)
+    match config.head:
+        case "masked":
+            head = params["head"]
+            h = layer_norm.apply(head["norm"], gelu.apply(linear.apply(head["linear"], x)), config.norm_eps)
+            return linear.apply({"w": params["tokens"]["w"].T, "b": head["b"]}, h)
+        case "sequence":
+            return linear.apply(params["head"], pool_first(params, x))
+        case "tokens" | "answer":
+            return linear.apply(params["head"], x)
+    raise ValueRangeError(
+        "encoder.logits: the model has no head.",
+        path="config.head",
+        expected=f"config.head: {', '.join(map(repr, get_args(Head)))}",
+        actual="config.head = None",
+    )
+
+
+def next_sentence(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array, "*n 2"]:
+    """BERT's logits of x [*n, t, d]: the second sentence follows the first, or comes from elsewhere."""
+    return linear.apply(params["next_sentence"], pool_first(params, x))
+
+
+def _cast(params: dict[str, Any], config: Config) -> dict[str, Any]:
+    return params if config.dtype is None else jax.tree.map(lambda w: w.astype(config.dtype), params)
+
+
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
     norm = {"w": "d", "b": "d"}
@@ -170,9 +254,20 @@ def specs(config: Config) -> dict[str, Any]:
         "down": {"w": "layers d_hidden d", "b": "layers d"},
         "norm2": stacked,
     }
-    axes = {"tokens": {"w": "v d"}, "positions": {"w": "t d"}, "types": {"w": "types d"}, "norm": norm}
-    pooler = {"pooler": {"w": "d_in d_out", "b": "d_out"}} if config.pooler else {}
-    return describe(init, config, axes | {"blocks": block} | pooler)
+    axes: dict[str, Any] = {
+        "tokens": {"w": "v d"},
+        "positions": {"w": "t d"},
+        "types": {"w": "types d"},
+        "norm": norm,
+    }
+    square, classes = {"w": "d_in d_out", "b": "d_out"}, {"w": "d classes", "b": "classes"}
+    if config.pooler:
+        axes["pooler"] = square
+    if config.head is not None:
+        axes["head"] = {"linear": square, "norm": norm, "b": "v"} if config.head == "masked" else classes
+    if config.next_sentence:
+        axes["next_sentence"] = classes
+    return describe(init, config, axes | {"blocks": block})
 
 
 def _check(ids: Any, config: Config, mask: Any, types: Any) -> None:

@@ -12,7 +12,7 @@ Sources: Radford et al., "Language Models are Unsupervised Multitask Learners", 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -82,6 +82,14 @@ class Config:
             loop, where there are at most 12 rounds, otherwise 1.
         remat: keep only what enters each round, and compute the round again in the backward pass.
         dtype: to compute in, "bfloat16" say; None is that of params.
+        head: what the logits are of: the next token; classes of the sequence (those behind its last token
+            count) or of each token; or where an answer begins and where it ends. None: no head, `apply` gives
+            features.
+        classes: of a sequence or a token.
+        stop: tokens that end a text: ``generate(..., stop=config.stop)``.
+        files: what `hub.load` read beside the tensors, the contents of each file by its name, for `hub.save`
+            to write again: labels, special tokens ... No number depends on it, so Configs that differ in it
+            are equal.
     """
 
     vocabulary: int
@@ -108,12 +116,17 @@ class Config:
     unroll: int | None = None
     remat: bool = False
     dtype: str | None = None
+    head: Literal["next", "sequence", "tokens", "answer"] | None = "next"
+    classes: int = 2
+    stop: tuple[int, ...] = ()
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         choices = {
             "norm": ("layer", "rms"),
             "mlp": ("gelu", "gelu_tanh", "swiglu"),
             "positions": ("learned", "rope", "alibi", "none"),
+            "head": ("next", "sequence", "tokens", "answer", None),
         }
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
@@ -185,7 +198,7 @@ def preset(name: str) -> Config:
 
 
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
-    """{"tokens", "positions" (learned), "blocks" (stacked), "norm", "head" (untied)}.
+    """{"tokens", "positions" (learned), "blocks" (stacked), "norm", "head" (untied, or of classes)}.
 
     The tables are N(0, 0.02²), as in GPT-2, the maps N(0, 1/d_in). The two maps that write into the residual
     stream are scaled by 1/√(2 · layers), so that its variance does not grow with depth.
@@ -199,8 +212,11 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     }
     if config.positions == "learned":
         params["positions"] = small(embedding.init(key_positions, config.context, config.d))
-    if not config.tied:
+    if config.head == "next" and not config.tied:
         params["head"] = linear.init(key_head, config.d, config.vocabulary, bias=False)
+    elif config.head not in ("next", None):
+        classes, bias = (2 if config.head == "answer" else config.classes), config.head != "sequence"
+        params["head"] = linear.init(key_head, config.d, classes, bias=bias)
     return params
 
 
@@ -315,7 +331,14 @@ def cast(params: Any, config: Config) -> Any:
 
 
 def logits(params: dict[str, Any], x: Float[Array, "*n d"], config: Config) -> Float[Array, "*n v"]:
-    """The logits of `hidden` features x: x · head, bent where config has a logit_softcap."""
+    """What config.head makes of `hidden` features x: x · head, bent where config has a logit_softcap.
+
+    Classes come by the head's own map, with a bias but for those of a sequence; without a head, x itself.
+    """
+    if config.head is None:
+        return x
+    if config.head != "next":
+        return linear.apply(cast(params["head"], config), x)
     y = matmul.apply(x, head(params, config))
     c = config.logit_softcap
     return y if c is None else c * jnp.tanh(y / c)
@@ -466,7 +489,8 @@ def unstack(params: dict[str, Any], config: Config) -> dict[str, Any]:
     params = cast(params, config)
     if isinstance(params["blocks"], list):
         return params
-    return params | {"blocks": stack.unstack(params["blocks"]), "head": {"w": head(params, config)}}
+    apart = params | {"blocks": stack.unstack(params["blocks"])}
+    return apart | {"head": {"w": head(params, config)}} if config.head == "next" else apart
 
 
 # ---- facts ------------------------------------------------------------------------------------------------
@@ -482,7 +506,8 @@ def specs(config: Config) -> dict[str, Any]:
         "k": "d h e",
         "v": "d h e",
     }
-    names |= {"o": "h e d", "tokens": "v d", "positions": "t d", "head": "d v"}
+    names |= {"o": "h e d", "tokens": "v d", "positions": "t d"}
+    names["head"] = "d v" if config.head == "next" else "d classes"
 
     def axes(path: Any, _: Any) -> str:
         *_, owner, part = (entry.key for entry in path)

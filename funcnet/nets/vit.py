@@ -10,6 +10,7 @@ fills it with pretrained weights.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,11 +23,11 @@ from funcnet.nets.spec import describe
 from funcnet.ops import _check
 from funcnet.ops.attention import multihead
 from funcnet.ops.dense import embedding, linear
-from funcnet.ops.elementwise import gelu
+from funcnet.ops.elementwise import gelu, tanh
 from funcnet.ops.norm import layer_norm
 from funcnet.ops.random import dropout
 
-__all__ = ["Config", "apply", "hidden", "init", "patches", "specs"]
+__all__ = ["Config", "apply", "hidden", "init", "patches", "pool_first", "specs"]
 
 
 @jax.tree_util.register_static
@@ -49,6 +50,9 @@ class Config:
         unroll: blocks in one step of the loop over them; where it takes them all, there is no loop.
         remat: keep only what enters each block, and compute the block again in the backward pass.
         dtype: to compute in, "bfloat16" say; None is that of params.
+        pooler: whether params have the layer of `pool_first`.
+        files: what `hub.load` read beside the tensors, the contents of each file by its name, for `hub.save`
+            to write again: labels ... No number depends on it, so Configs that differ in it are equal.
     """
 
     image: tuple[int, int, int] = (224, 224, 3)
@@ -65,6 +69,8 @@ class Config:
     unroll: int = 12
     remat: bool = False
     dtype: str | None = None
+    pooler: bool = False
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse patches that do not tile the image."""
@@ -80,11 +86,12 @@ class Config:
 
 
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
-    """{"patches", "cls" [d], "positions", "blocks" (stacked), "norm"} and, with config.classes, "head".
+    """{"patches", "cls" [d], "positions", "blocks" (stacked), "norm"} and, where config has them, the others.
 
-    Positions are N(0, 0.02²), the maps N(0, 1/d_in); cls and the head are 0, as in the source.
+    Those are "head" and "pooler". Positions are N(0, 0.02²), the maps N(0, 1/d_in); cls and the head are 0,
+    as in the source.
     """
-    key_patches, key_positions, key_blocks = jax.random.split(key, 3)
+    key_patches, key_positions, key_blocks, key_pooler = jax.random.split(key, 4)
     (height, width, c), (p, q), d = config.image, config.patch, config.d
     params: dict[str, Any] = {
         "patches": linear.init(key_patches, p * q * c, d),
@@ -97,6 +104,8 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     }
     if config.classes is not None:
         params["head"] = jax.tree.map(jnp.zeros_like, linear.init(key, d, config.classes))
+    if config.pooler:
+        params["pooler"] = linear.init(key_pooler, d, d)
     return params
 
 
@@ -189,6 +198,11 @@ def apply(
     return linear.apply(head, x)
 
 
+def pool_first(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array, "*n d"]:
+    """The summary of `hidden` features x [*n, t, d]: tanh of a linear map of the first, the class token's."""
+    return tanh.apply(linear.apply(params["pooler"], x[..., 0, :]))
+
+
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
     qkv = {"w": "layers d h e"} | ({"b": "layers h e"} if config.qkv_bias else {})
@@ -202,4 +216,5 @@ def specs(config: Config) -> dict[str, Any]:
     }
     axes = {"patches": {"w": "pixels d", "b": "d"}, "cls": "d", "positions": {"w": "t d"}, "norm": norm}
     head = {"head": {"w": "d classes", "b": "classes"}} if config.classes is not None else {}
-    return describe(init, config, axes | {"blocks": block} | head)
+    pooler = {"pooler": {"w": "d_in d_out", "b": "d_out"}} if config.pooler else {}
+    return describe(init, config, axes | {"blocks": block} | head | pooler)

@@ -27,6 +27,7 @@ from funcnet.tasks._task import Saved
 __all__ = ["choose", "metrics", "read", "read_config", "write_config"]
 
 _VERSION = 1
+_LATER = ("head", "classes", "stop")  # fields of Configs that the first files do not have
 
 
 def choose(folder: Path | None, task: str) -> Path:
@@ -56,7 +57,7 @@ def write_config(folder: Path, task: str, config: Any, **facts: Any) -> None:
 
 def _plain(config: Any) -> dict[str, Any]:
     """The fields of a Config; a Config among them as its own fields and its "type"."""
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    fields = {field.name: getattr(config, field.name) for field in _stated(type(config))}
     return {
         name: {"type": type(value).__name__, **_plain(value)} if dataclasses.is_dataclass(value) else value
         for name, value in fields.items()
@@ -98,7 +99,9 @@ def read_config(folder: Path) -> tuple[str, Any, dict[str, Any]]:
 
 def _config(kind: type, values: Mapping[str, Any], path: Path) -> Any:
     """A Config from JSON, every field there and of its type."""
-    hints, fields, wrong = get_type_hints(kind), {}, set(values)
+    every = get_type_hints(kind)
+    hints = {f.name: every[f.name] for f in _stated(kind) if f.name in values or f.name not in _LATER}
+    fields, wrong = {}, set(values)
     for name, hint in hints.items():
         with contextlib.suppress(ValueError):
             fields[name] = _typed(values.get(name, ...), hint)
@@ -111,6 +114,11 @@ def _config(kind: type, values: Mapping[str, Any], path: Path) -> Any:
             actual=", ".join(f"{name}: {value!r:.40}" for name, value in values.items()),
         )
     return kind(**fields)
+
+
+def _stated(kind: type) -> list[dataclasses.Field]:
+    """The fields of a Config that belong into config.json: those that tell two Configs apart."""
+    return [field for field in dataclasses.fields(kind) if field.compare]
 
 
 def _typed(value: Any, hint: Any) -> Any:

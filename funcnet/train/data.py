@@ -1,17 +1,25 @@
 """Batches from arrays that fit in memory."""
 
+import contextlib
 from collections.abc import Iterator
 from itertools import count
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from funcnet.errors import ShapeError, StructureError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.train._check import shown, whole
 
 
 def batches(
-    arrays: PyTree, size: int, *, seed: int, epochs: int | None = None, drop_remainder: bool = True
+    arrays: PyTree,
+    size: SupportsIndex,
+    *,
+    seed: SupportsIndex,
+    epochs: SupportsIndex | None = None,
+    drop_remainder: bool = True,
 ) -> Iterator[PyTree]:
     """Shuffled batches for training.
 
@@ -36,6 +44,7 @@ def batches(
 
     Raises:
         StructureError: there is no array in `arrays`.
+        DTypeError: a leaf of `arrays` is none (or is masked), or a number is no integer.
         ShapeError: first axes differ, or an array has none.
         ValueRangeError: no examples, or a size, seed or number of epochs that makes no sense.
 
@@ -43,10 +52,9 @@ def batches(
     [[1, 4, 5], [6, 2, 0], [6, 2, 3], [1, 0, 4]]
     """
     arrays, n = _examples("batches", arrays)
-    _at_least("batches", "size", size, 1)
-    _at_least("batches", "seed", seed, 0)
-    if epochs is not None:
-        _at_least("batches", "epochs", epochs, 0)
+    size = whole("train.batches", "size", size, 1)
+    seed = whole("train.batches", "seed", seed, 0)
+    numbers = count() if epochs is None else range(whole("train.batches", "epochs", epochs, 0))
     if size > n and drop_remainder:
         raise ValueRangeError(
             f"train.batches: a batch of {size} cannot be filled with {n} examples.",
@@ -58,7 +66,7 @@ def batches(
     stop = n - n % size if drop_remainder else n
 
     def generate() -> Iterator[PyTree]:
-        for epoch in count() if epochs is None else range(epochs):
+        for epoch in numbers:
             order = _order(n, seed, epoch)
             for start in range(0, stop, size):
                 rows = order[start : start + size]
@@ -67,7 +75,7 @@ def batches(
     return generate()
 
 
-def in_order(arrays: PyTree, size: int) -> Iterator[PyTree]:
+def in_order(arrays: PyTree, size: SupportsIndex) -> Iterator[PyTree]:
     """Every example once, in the order given, for `evaluate`; the last batch may be smaller.
 
     Arguments and errors are those of `batches`.
@@ -76,10 +84,10 @@ def in_order(arrays: PyTree, size: int) -> Iterator[PyTree]:
     [[0, 1, 2], [3, 4, 5], [6]]
     """
     arrays, n = _examples("in_order", arrays)
-    _at_least("in_order", "size", size, 1)
+    length = whole("train.in_order", "size", size, 1)
     return (
-        jax.tree.map(lambda array, start=start: array[start : start + size], arrays)
-        for start in range(0, n, size)
+        jax.tree.map(lambda array, start=start: array[start : start + length], arrays)
+        for start in range(0, n, length)
     )
 
 
@@ -90,9 +98,25 @@ def _order(n: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     return np.argsort(bits.random_raw(n), kind="stable")
 
 
+def _in_numpy(name: str, path: Any, leaf: Any) -> np.ndarray:
+    array = None
+    if not isinstance(leaf, np.ma.MaskedArray):
+        with contextlib.suppress(Exception):  # another library's: what it is will be refused by its name
+            array = np.asarray(leaf)
+    if array is None or array.dtype == object:
+        path = f"arrays{jax.tree_util.keystr(path)}"
+        raise DTypeError(
+            f"train.{name}: {path} is no array.",
+            path=path,
+            expected="NumPy or JAX arrays",
+            actual=shown(leaf),
+        )
+    return array
+
+
 def _examples(name: str, arrays: PyTree) -> tuple[PyTree, int]:
     """The arrays in NumPy, and how many examples they hold."""
-    arrays = jax.tree.map(np.asarray, arrays)
+    arrays = jax.tree_util.tree_map_with_path(lambda path, leaf: _in_numpy(name, path, leaf), arrays)
     leaves = [
         (f"arrays{jax.tree_util.keystr(p)}", leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(arrays)
     ]
@@ -122,13 +146,3 @@ def _examples(name: str, arrays: PyTree) -> tuple[PyTree, int]:
             actual=describe(first),
         )
     return arrays, len(first)
-
-
-def _at_least(name: str, argument: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueRangeError(
-            f"train.{name}: {argument} is {value}.",
-            path=argument,
-            expected=f"{least} or more",
-            actual=str(value),
-        )

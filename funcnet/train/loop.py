@@ -2,19 +2,24 @@
 
 import itertools
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from funcnet.errors import FuncnetError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet import signature
+from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.train import _check
 from funcnet.train.interrupt import ctrl_c
 from funcnet.train.log import RESERVED, Record, metrics_file, terminal
+from funcnet.train.metric import Mean, checked, reading, scalar
 from funcnet.train.state import State, step_key
 
 # Of the time, at most, that goes into copying the state to the host.
@@ -41,10 +46,10 @@ def fit(
     state: State,
     batches: Iterable[PyTree],
     *,
-    steps: int | None = None,
+    steps: SupportsIndex | None = None,
     log: str | Path | None = None,
     evaluate: Callable[[State], Mapping[str, Any]] | None = None,
-    every: int | None = None,
+    every: SupportsIndex | None = None,
     rates: Mapping[str, int | float] | None = None,
     progress: bool = True,
 ) -> tuple[State, list[Record]]:
@@ -60,11 +65,12 @@ def fit(
     Args:
         step: from `make_step`, or any function like it; its metrics contain "loss".
         state: from `init`, or where an earlier run ended. The first step deletes it.
-        batches: any iterable of batches; see `train.batches`.
+        batches: any iterable of batches; see `train.batches`. NumPy arrays are copied: an iterable may fill
+            the same ones again and again.
         steps: take this many steps; None: as many as there are batches.
         log: a folder, made if need be, where each step appends a line to metrics.jsonl.
-        evaluate: `evaluate(state)` gives a dict of numbers, as `train.evaluate` makes it; they are recorded
-            as ``eval_...``. The state is deleted by the next step, so it should not be kept.
+        evaluate: `evaluate(state)` gives a dict of numbers, arrays or Means, as `train.evaluate` makes it;
+            they are recorded as ``eval_...``. The next step deletes the state, so it should not be kept.
         every: evaluate after every so many steps; in any case after the last one.
         rates: other units of speed, name to amount in one step, such as {"tokens_per_second": 2048}; the
             amount times the steps per second is recorded.
@@ -79,7 +85,10 @@ def fit(
         NonFiniteError: a loss was infinite or not a number; it holds the step, the batch, and a good state,
             which was copied to host memory while training (this takes at most a hundredth of the time).
         ShapeError: a batch is empty.
-        ValueRangeError: there was no batch, or `steps`, `every` or the name of a rate makes no sense.
+        DTypeError: an argument, a leaf of a batch, or a metric is not what it should be.
+        StructureError: the step or `evaluate` returns anything else.
+        ValueRangeError: there was no batch, `state` was given to a step before, which deleted it, two things
+            are recorded under one name, or `steps`, `every` or the name of a rate makes no sense.
 
     Whatever else is raised after the first step, by the batches or by `evaluate`, carries the state so far in
     its attribute `state`.
@@ -93,20 +102,12 @@ def fit(
     >>> [record["loss"] for record in history], float(state.params)
     ([1.0, 0.0, 0.0], 1.0)
     """
-    for name, value, least in (("steps", steps, 0), ("every", every, 1)):
-        if value is not None and value < least:
-            raise ValueRangeError(
-                f"train.fit: {name} is {value}.", path=name, expected=f"{least} or more", actual=str(value)
-            )
-    rates = {} if rates is None else rates
-    for name in RESERVED:
-        if name in rates:
-            raise ValueRangeError(
-                f'train.fit: a rate has the name "{name}", which training records itself.',
-                path=f'rates["{name}"]',
-                expected=f"names other than {', '.join(RESERVED)}",
-                actual=", ".join(rates),
-            )
+    _check_arguments(step, state, batches, log, evaluate)
+    if steps is not None:
+        steps = min(_check.whole("train.fit", "steps", steps, 0), sys.maxsize)
+    if every is not None:
+        every = _check.whole("train.fit", "every", every, 1)
+    rates = _rates(rates)
     first = done = int(state.step)
     history: list[Record] = []
     pending: tuple[int, PyTree, Any, tuple[int, float]] | None = None  # a step to be noted
@@ -125,18 +126,19 @@ def fit(
         number: int, batch: PyTree, metrics: Any, since: tuple[int, float], evaluate: Any = None
     ) -> None:
         """Wait for the metrics of a step, and write them down."""
-        values = {name: np.asarray(value).tolist() for name, value in metrics.items()}
+        values = _values(metrics)
         if not math.isfinite(values["loss"]):
             raise _non_finite(number, values["loss"], batch, copies[0], state)
         if copies[-1].step < number:
             del copies[:-1]
         now = clock()
-        record = {"step": number, "loss": values.pop("loss"), **values}
         speed = (number - since[0]) / (now - since[1])
-        record |= {"steps_per_second": speed, **{name: amount * speed for name, amount in rates.items()}}
-        record["seconds"] = now - start
+        speeds = {"steps_per_second": speed, **{name: amount * speed for name, amount in rates.items()}}
+        own = {"step": number, "loss": values.pop("loss")}
+        record = _joined(own, values, speeds, {"seconds": now - start})
         if evaluate is not None:
-            record |= {f"eval_{name}": np.asarray(value).tolist() for name, value in evaluate(state).items()}
+            measured = reading("train.fit", "evaluate", evaluate(state))
+            record = _joined(record, {f"eval_{name}": value for name, value in measured.items()})
         history.append(record)
         write(record)
         show(record)
@@ -145,10 +147,11 @@ def fit(
         try:
             copy_at = keep()
             for batch in until(itertools.islice(batches, steps)):
+                batch = _check.own("train.fit", batch)
                 _refuse_empty(batch, done + 1)
                 if done == first:
                     _check_values(step, state, batch)
-                state, metrics = step(state, batch)
+                state, metrics = _pair(step(state, batch))
                 done += 1
                 if pending is not None:
                     note(*pending)
@@ -193,42 +196,59 @@ def evaluate(
     """Average metrics over the examples of a data set.
 
     Each batch counts by its number of examples, so that a smaller last one, as `in_order` gives it, has its
-    right weight; sums are in float64. `metrics` is jitted, once per shape of a batch; pass the same function
-    object each time, since a lambda made anew is compiled anew.
+    right weight; a metric that is a `Mean` brings its own, as it must if some places do not count.
+    Sums are in float64. `metrics` is jitted, once per shape of a batch; pass the same function object each
+    time, since a lambda made anew is compiled anew.
 
     Args:
         metrics: `metrics(params, batch)`, or `metrics(params, model_state, batch)` if there is a model state,
-            gives a dict of arrays: each a mean over the batch, or one value per example, or per token.
+            gives a dict of arrays: each a mean over the batch, or one value per example, or per token; or of
+            Means.
         params: the parameters, `state.params`.
-        batches: any finite iterable of batches whose arrays have one entry per example; see `in_order`.
+        batches: any finite iterable of batches whose arrays have one entry per example; see `in_order`. Empty
+            ones are passed over. NumPy arrays are copied, so an iterable may fill the same ones again.
         model_state: what the model keeps without a gradient, `state.model_state`.
 
     Returns:
-        The mean of each metric over all examples.
+        The mean of each metric over all examples: totals and weights are added up, and divided once. NaN if
+        there was no weight.
 
     Raises:
-        ValueRangeError: there was no batch.
-        ShapeError: the arrays of a batch do not agree on the number of examples.
-        StructureError: `metrics` did not return a dict.
+        ValueRangeError: there was no example, or `params` went with a state that was given to a step.
+        ShapeError: the arrays of a batch do not agree on the number of examples, or a metric has neither one
+            value nor one for each of them.
+        DTypeError: a metric is not real, or an argument or a leaf of a batch is not what it should be.
+        StructureError: `metrics` takes other arguments, or did not return a dict, the same for each batch.
 
     >>> from funcnet.train import in_order
     >>> evaluate(lambda params, batch: {"mean": batch * params}, 2.0, in_order(np.arange(5.0), 2))
     {'mean': 4.0}
     """
+    names = ("params", "batch") if model_state is None else ("params", "model_state", "batch")
+    signature.check("train.evaluate", "metrics", metrics, names)
+    _check.iterable("train.evaluate", batches)
+    _check.here("train.evaluate", "params", params)
+    _check.here("train.evaluate", "model_state", model_state)
     compiled = jax.jit(metrics)
     state = () if model_state is None else (model_state,)
     results, sizes = [], []
     for batch in batches:
-        sizes.append(_size(batch))
-        results.append(compiled(params, *state, batch))  # read after the loop: the device is not kept waiting
-        if not isinstance(results[-1], dict):
+        batch = _check.own("train.evaluate", batch)
+        size = _size(batch)
+        if size == 0:
+            continue
+        # Read after the loop: the device is not kept waiting.
+        result = _measure(compiled, params, *state, batch)
+        if results and result.keys() != results[0].keys():
             raise StructureError(
-                "train.evaluate: metrics did not return a dict.",
+                "train.evaluate: metrics gave other metrics for another batch.",
                 path="metrics",
-                expected="a dict of arrays",
-                actual=describe(results[-1]),
+                expected=", ".join(results[0]),
+                actual=", ".join(result),
             )
-    if not sum(sizes):
+        results.append(result)
+        sizes.append(size)
+    if not sizes:
         raise ValueRangeError(
             "train.evaluate: there was no example.",
             path="batches",
@@ -236,19 +256,137 @@ def evaluate(
             actual="none",
             hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
         )
-    means = [
-        {name: np.asarray(value).mean(dtype=np.float64) for name, value in result.items()}
-        for result in results
-    ]
-    return {name: float(np.average([mean[name] for mean in means], weights=sizes)) for name in means[0]}
+    return {name: _mean(name, [result[name] for result in results], sizes) for name in results[0]}
+
+
+def _measure(compiled: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """The metrics of one batch, still on the device."""
+    try:
+        result = compiled(*args)
+    except TypeError as error:
+        if "not a valid JAX type" not in str(error):
+            raise
+        raise DTypeError(
+            "train.evaluate: metrics returned what is no array.",
+            path="metrics",
+            expected="a dict of arrays",
+            actual=str(error),
+        ) from error
+    return checked("train.evaluate", "metrics", result)
+
+
+def _mean(name: str, values: list[Any], sizes: list[int]) -> float:
+    """The mean over batches: of totals and weights added up, in float64."""
+    total = weight = 0.0
+    for value, size in zip(values, sizes, strict=True):
+        if not isinstance(value, Mean):
+            value = Mean(_over_examples(name, value, size) * size, size)
+        total, weight = total + float(value.total), weight + float(value.weight)
+    return total / weight if weight else math.nan
+
+
+def _over_examples(name: str, value: Any, size: int) -> np.float64:
+    """The mean of a metric over the `size` examples of a batch."""
+    value = np.asarray(value)
+    if value.ndim and (not value.size or value.shape[0] % size):
+        raise ShapeError(
+            f'train.evaluate: metrics["{name}"] has no value for each example.',
+            path=f'metrics["{name}"]',
+            expected=f"one number, or a first axis of {size}, one entry per example",
+            actual=describe(value),
+            hint="give each of them its own name",
+        )
+    return value.mean(dtype=np.float64)
+
+
+def _check_arguments(step: Any, state: Any, batches: Any, log: Any, evaluate: Any) -> None:
+    """What `fit` is given, looked at before anything is computed."""
+    _check.function("train.fit", "step", step, "step(state, batch), as train.make_step makes it")
+    if not isinstance(state, State):
+        raise DTypeError(
+            "train.fit: state is not a state.",
+            path="state",
+            expected="a State, from train.init or an earlier run",
+            actual=describe(state),
+        )
+    _check.here("train.fit", "state", state)
+    _check.iterable("train.fit", batches)
+    if log is not None and not isinstance(log, str | os.PathLike):
+        raise DTypeError(
+            "train.fit: log is no folder.", path="log", expected="a path, or None", actual=describe(log)
+        )
+    if evaluate is not None:
+        _check.function("train.fit", "evaluate", evaluate, "evaluate(state), or None")
+
+
+def _rates(rates: Any) -> dict[str, float]:
+    """The rates of `fit`, if they can be."""
+    if not isinstance(rates, Mapping | None):
+        raise StructureError(
+            "train.fit: rates is no dict.",
+            path="rates",
+            expected="a dict: name to amount in one step",
+            actual=describe(rates),
+        )
+    rates = {} if rates is None else rates
+    for name, amount in rates.items():
+        scalar("train.fit", f'rates["{name}"]', amount)
+        if name in RESERVED:
+            raise ValueRangeError(
+                f'train.fit: a rate has the name "{name}", which training records itself.',
+                path=f'rates["{name}"]',
+                expected=f"names other than {', '.join(RESERVED)}",
+                actual=", ".join(rates),
+            )
+    return {str(name): float(amount) for name, amount in rates.items()}
+
+
+def _pair(result: Any) -> tuple[State, Any]:
+    """What a step returned, if it can be."""
+    if type(result) is tuple and len(result) == 2 and isinstance(result[0], State):
+        return result
+    raise StructureError(
+        "train.fit: the step did not return a state and metrics.",
+        path="step",
+        expected="(state, metrics)",
+        actual=f"({', '.join(map(describe, result))})" if type(result) is tuple else describe(result),
+    )
+
+
+def _values(metrics: Any) -> Record:
+    """The metrics of a step as Python's numbers, with the loss among them."""
+    values = reading("train.fit", "step", metrics)
+    loss = values.get("loss")
+    if not isinstance(loss, float | int):
+        raise StructureError(
+            "train.fit: the step gives no loss.",
+            path='metrics["loss"]',
+            expected='a scalar under the name "loss"',
+            actual=", ".join(values) if loss is None else describe(metrics["loss"]),
+        )
+    return values
+
+
+def _joined(*parts: Record) -> Record:
+    """One record of several, in which no name comes twice."""
+    record: Record = {}
+    for part in parts:
+        for name in part.keys() & record.keys():
+            raise ValueRangeError(
+                f'train.fit: two things to be recorded have the name "{name}".',
+                path=name,
+                expected=f"names other than {', '.join(record)}",
+                actual=", ".join(part),
+            )
+        record |= part
+    return record
 
 
 def _check_values(step: Any, state: State, batch: PyTree) -> None:
     """Run the loss once, not jitted: operations check values, such as labels, wherever they can see them."""
     loss = getattr(step, "loss", None)
     if loss is not None:
-        model_state = () if state.model_state is None else (state.model_state,)
-        loss(state.params, *model_state, batch, step_key(state))
+        signature.call("train.fit", loss, state.params, state.model_state, batch, step_key(state))
 
 
 def _refuse_empty(batch: PyTree, number: int) -> None:

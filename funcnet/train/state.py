@@ -4,10 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, Key, PyTree, UInt32
 
 from funcnet.errors import DTypeError, ShapeError, describe
+from funcnet.train import _check
+from funcnet.train import optimizer as optimizers
 
 
 class State(NamedTuple):
@@ -31,7 +34,7 @@ class State(NamedTuple):
 
 def init(
     params: PyTree,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     key: Key[Array, ""],
     model_state: PyTree = None,
@@ -43,36 +46,51 @@ def init(
 
     Args:
         params: a pytree of floating-point arrays.
-        optimizer: any optax optimizer.
+        optimizer: any optax optimizer that `make_step` takes.
         key: a scalar typed key, `jax.random.key(seed)`, of JAX's default implementation. It never changes:
             step number n, from 0, uses `jax.random.fold_in(key, n)`, so that a run that is resumed draws what
             the uninterrupted one would have drawn.
         model_state: what the model updates without a gradient, if anything.
 
     Raises:
-        DTypeError: a leaf of `params` is not floating-point, or `key` is no typed key or not of the default
-            implementation.
+        DTypeError: a leaf of `params` is not floating-point, one of `model_state` is no array, `optimizer` is
+            none, or `key` is no typed key or not of the default implementation.
         ShapeError: `key` is an array of several keys.
+        StructureError: the optimizer needs a step of its own: it keeps two sets of params (`optax.lookahead`)
+            or takes the gradient of each example (`optax.contrib.dpsgd`).
+        ValueRangeError: something is given that a step has deleted.
 
     >>> import optax
     >>> state = init({"w": jnp.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
     >>> int(state.step), state.params["w"].shape
     (0, (3,))
     """
+    transformation = optimizers.transformation("train.init", optimizer)
     _check_key(key)
+    for path, tree in (("params", params), ("key", key), ("model_state", model_state)):
+        _check.alive("train.init", path, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        if not (_is_array(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)):
             name = f"params{jax.tree_util.keystr(path)}"
             raise DTypeError(
                 f"train.init: {name} cannot be trained: it has no gradient.",
                 path=name,
                 expected="floating-point arrays",
-                actual=describe(leaf),
-                hint="what the model keeps without a gradient goes into model_state",
+                actual=_check.shown(leaf),
+                hint="what the model keeps without a gradient goes into model_state"
+                if _is_array(leaf)
+                else None,
             )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model_state):
+        if not _is_array(leaf):
+            name = f"model_state{jax.tree_util.keystr(path)}"
+            raise DTypeError(
+                f"train.init: {name} is no array.", path=name, expected="arrays", actual=_check.shown(leaf)
+            )
+    opt_state = optimizers.init(transformation, params)
     # The optimizer may keep params themselves in its state, and one array may stand at two places of params:
     # a buffer can be donated only once, so each leaf gets its own.
-    opt_state = jax.tree.map(_copy, optimizer.init(params))
+    opt_state = jax.tree.map(_copy, opt_state)
     params, key_data, model_state = jax.tree.map(_copy, (params, jax.random.key_data(key), model_state))
     return State(jnp.zeros((), jnp.int32), params, opt_state, key_data, model_state)
 
@@ -80,6 +98,13 @@ def init(
 def step_key(state: State) -> Key[Array, ""]:
     """The key of the step that comes next."""
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
+def _is_array(leaf: Any) -> bool:
+    numbers = jax.Array | np.number | np.bool_ | bool | int | float | complex
+    if isinstance(leaf, np.ndarray) and not isinstance(leaf, np.ma.MaskedArray):
+        return any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.number, jnp.bool_))
+    return isinstance(leaf, numbers)
 
 
 def _copy(leaf: Any) -> Array:

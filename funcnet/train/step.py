@@ -9,12 +9,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from funcnet import signature
 from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.train import _check
+from funcnet.train import optimizer as optimizers
 from funcnet.train.log import RESERVED
+from funcnet.train.metric import Mean, checked, quotient, scalar
 from funcnet.train.state import State, step_key
 
 
-def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
+def make_step(
+    loss: Callable[..., Any], optimizer: optax.GradientTransformation | optax.MultiSteps
+) -> jax.stages.Wrapped:
     """One training step, jitted: `state, metrics = step(state, batch)`.
 
     What comes back is the `jax.jit` function itself, so `step.lower`, `step.trace` and the like are there,
@@ -24,12 +30,19 @@ def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation)
     Args:
         loss: `loss(params, batch, key)` gives the scalar to minimise, or `(scalar, metrics)` with a dict of
             arrays. In a run that has a model state, `loss(params, model_state, batch, key)` gives
-            `(scalar, (model_state, metrics))`. The key is a new one in each step.
-        optimizer: any optax optimizer; those that ask for the loss's value (`reduce_on_plateau`) get it.
+            `(scalar, (model_state, metrics))`. The scalar, and each metric, may be a `Mean`. The key is a new
+            one in each step; a loss that draws nothing need not take it (`signature.call` says how that is
+            told).
+        optimizer: any optax optimizer of one set of params and their mean gradient (`init` refuses others).
+            Those that ask for the loss's value, or for the loss or its gradient at other places, get it,
+            always of the same batch, key and model state: `reduce_on_plateau`, line searches and L-BFGS,
+            SAM, Sophia.
 
     Raises:
-        ShapeError, DTypeError, StructureError: when the step is traced, if the loss returns anything else, or
-            if a leaf of the state would change its shape or its type.
+        DTypeError: the loss is no function, or the optimizer no optimizer.
+        ShapeError, DTypeError, StructureError: when the step is traced, if the loss takes or returns anything
+            else, if the optimizer asks for anything else or is not the state's, or if a leaf of the state
+            would change its shape or its type.
 
     >>> def loss(params, batch, key):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -41,32 +54,57 @@ def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation)
     >>> int(state.step), [round(w, 3) for w in state.params["w"].tolist()], float(metrics["loss"])
     (1, [0.1, 0.1], 1.0)
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    transformation = optimizers.transformation("train.make_step", optimizer)
+    _check.function("train.make_step", "loss", loss, "loss(params, batch, key)")
 
     def step(state: State, batch: PyTree) -> tuple[State, dict[str, Array]]:
+        _check_state(state)
         key = step_key(state)
 
-        def objective(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Array]]]:
-            if state.model_state is None:
-                return _plain(loss(params, batch, key))
-            return _stateful(loss(params, state.model_state, batch, key))
+        def objective(params: PyTree) -> tuple[Float[Array, ""], tuple[Any, PyTree, dict[str, Array]]]:
+            result = signature.call("train.make_step", loss, params, state.model_state, batch, key)
+            value, model_state, metrics = (_plain if state.model_state is None else _stateful)(result)
+            if isinstance(value, Mean):
+                return quotient(value), (value.weight, model_state, metrics)
+            return value, (None, model_state, metrics)
 
-        (value, (model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        # Strict promotion is a promise of the model; optax's optimizers mix integer counts with floats.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value)
-            params = optax.apply_updates(state.params, updates)
-        new = State(state.step + 1, params, opt_state, state.key, model_state)
-        return _like(state, new), {"loss": value, **metrics}
+        (value, (weight, model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
+            state.params
+        )
+        params, opt_state = optimizers.update(
+            transformation, state.params, state.opt_state, value, grads, lambda params: objective(params)[0]
+        )
+        new = _like(state, State(state.step + 1, params, opt_state, state.key, model_state))
+        return new if weight is None else _unless(weight == 0, new, state), {"loss": value, **metrics}
 
     step.loss = loss  # pyright: ignore[reportFunctionMemberAccess]  (jax.jit hands attributes on)
     return jax.jit(step, donate_argnums=0)
 
 
-def _plain(result: Any) -> tuple[Float[Array, ""], tuple[None, dict[str, Array]]]:
-    """What a loss without a model state returned, checked."""
-    if not isinstance(result, tuple):
-        return _scalar(result), (None, {})
+def _check_state(state: Any) -> None:
+    if not isinstance(state, State):
+        raise DTypeError(
+            "train.make_step: the step was not given a state.",
+            path="state",
+            expected="step(state, batch), with a state from train.init or from the step before",
+            actual=describe(state),
+        )
+
+
+def _unless(nothing: Any, new: State, old: State) -> State:
+    """The new state; with the old params and optimizer's state, if the batch said nothing."""
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(nothing, old, new),
+        (new.params, new.opt_state),
+        (old.params, old.opt_state),
+    )
+    return new._replace(params=params, opt_state=opt_state)
+
+
+def _plain(result: Any) -> tuple[Float[Array, ""] | Mean, None, dict[str, Any]]:
+    """Value and metrics of a loss without a model state, checked."""
+    if not isinstance(result, tuple) or isinstance(result, Mean):
+        return _value(result), None, {}
     if len(result) != 2 or not isinstance(result[1], dict):
         stateful = len(result) == 2 and isinstance(result[1], tuple) and len(result[1]) == 2
         raise StructureError(
@@ -76,20 +114,27 @@ def _plain(result: Any) -> tuple[Float[Array, ""], tuple[None, dict[str, Array]]
             actual=_outline(result),
             hint="give train.init the model_state that this loss returns" if stateful else None,
         )
-    return _scalar(result[0]), (None, _metrics(result[1]))
+    return _value(result[0]), None, _metrics(result[1])
 
 
-def _stateful(result: Any) -> tuple[Float[Array, ""], tuple[PyTree, dict[str, Array]]]:
-    """What a loss with a model state returned, checked."""
+def _stateful(result: Any) -> tuple[Float[Array, ""] | Mean, PyTree, dict[str, Any]]:
+    """Value, model state and metrics of a loss with a model state, checked."""
     match result:
         case (value, (model_state, dict() as metrics)):
-            return _scalar(value), (model_state, _metrics(metrics))
+            return _value(value), model_state, _metrics(metrics)
     raise StructureError(
         "train.make_step: the loss of a run with a model state must return that state.",
         path="loss",
         expected="(scalar, (model_state, dict of metrics))",
         actual=_outline(result),
     )
+
+
+def _value(value: Any) -> Float[Array, ""] | Mean:
+    if not isinstance(value, Mean):
+        return _scalar(value)
+    scalar("train.make_step", "the loss's weight", value.weight)
+    return Mean(_scalar(value.total), jnp.asarray(value.weight))
 
 
 def _scalar(value: Any) -> Float[Array, ""]:
@@ -121,6 +166,7 @@ def _scalar(value: Any) -> Float[Array, ""]:
 
 
 def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    metrics = checked("train.make_step", "loss", metrics)
     for name in RESERVED:
         if name in metrics:
             raise StructureError(
@@ -129,7 +175,7 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
                 expected=f"names other than {', '.join(RESERVED)}",
                 actual=", ".join(metrics),
             )
-    return metrics
+    return {name: quotient(value) if isinstance(value, Mean) else value for name, value in metrics.items()}
 
 
 def _like(old: State, new: State) -> State:
@@ -171,6 +217,8 @@ def _like(old: State, new: State) -> State:
 def _outline(value: Any) -> str:
     """A returned value, with its tuples opened and its dicts reduced to their names."""
     match value:
+        case Mean():
+            return "a Mean"
         case tuple():
             return f"({', '.join(map(_outline, value))})"
         case dict():

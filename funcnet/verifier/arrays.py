@@ -13,6 +13,7 @@ __all__ = ["Sizes", "at_border", "is_mask", "name_constant", "named", "ratio", "
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # (formula, truth) per cotangent
 Sizes = Mapping[str, int]  # of arguments and result, by name: x.shape[0]
+MANY = 5040  # sets or orders of axes; more are not tried
 SAME = 1e-7  # of the largest element: two arrays are one
 
 
@@ -135,7 +136,7 @@ def _constants(sizes: Sizes) -> Iterator[tuple[str, str, float]]:
         ):
             if n > 1 and value != 1:
                 yield f"{key} {name}", f"{text}: {name}", float(value)
-    for (a, m), (b, n) in itertools.combinations(sizes.items(), 2):
+    for (a, m), (b, n) in itertools.islice(itertools.combinations(sizes.items(), 2), MANY):
         if m > 1 and n > 1:
             yield f"{a}·{b}", f"{m}·{n}: {a} · {b}", float(m * n)
             yield f"1/{a}·{b}", f"1/({m}·{n}): {a} · {b}", 1 / (m * n)
@@ -160,8 +161,10 @@ def _other_shape(argument: str, pairs: Pairs, batched: int) -> Finding:
                 f"{expected}: not summed over the batch",
                 f"append .sum({axes})",
             )
-        for axes in itertools.combinations(range(got.ndim), extra):
-            if _all(pairs, lambda u, axes=axes: u.sum(axes)):
+        for axes in itertools.islice(itertools.combinations(range(got.ndim), extra), MANY):
+            if np.delete(got.shape, axes).tolist() == [*want.shape] and _all(
+                pairs, lambda u, axes=axes: u.sum(axes)
+            ):
                 return Finding(
                     argument, "unbroadcast", f"{expected}: not summed back", f"append .sum({axes})"
                 )
@@ -181,8 +184,10 @@ def _other_shape(argument: str, pairs: Pairs, batched: int) -> Finding:
                 f"sum it over {axes} with keepdims",
             )
     if got.ndim == want.ndim and sorted(got.shape) == sorted(want.shape):
-        for axes in itertools.permutations(range(got.ndim)):
-            if _all(pairs, lambda u, axes=axes: u.transpose(axes)):
+        for axes in itertools.islice(itertools.permutations(range(got.ndim)), MANY):
+            if [got.shape[a] for a in axes] == [*want.shape] and _all(
+                pairs, lambda u, axes=axes: u.transpose(axes)
+            ):
                 return Finding(
                     argument, "transpose", f"{expected}: the transpose of the gradient", "append .T"
                 )

@@ -56,7 +56,8 @@ def verify(
         static: keyword arguments of forward and backward (of reference and vjp).
         shapes: "auto": verify at other sizes too (distinct primes, all equal, other primes, an axis of 0 and
             of 1), wherever the forward pass runs there; None: at those of `args` only.
-        budget: seconds for the diagnosis of a wrong formula; the verdict itself is always reached.
+        budget: seconds for the verdict and the diagnosis of a wrong formula. The verdict is always reached,
+            and the diagnosis has half of them even if the verdict took all.
         seed: of cotangents and other random values.
 
     Returns:
@@ -99,7 +100,7 @@ def verify(
                     "", "shape", f"the formula does not run: {_first(error)}", "", _raised_at(error), math.inf
                 ),
             )
-        return verdict(ready, given, x64, shapes, start + budget, np.random.default_rng(seed))
+        return verdict(ready, given, x64, shapes, start, budget, np.random.default_rng(seed))
 
 
 def verdict(
@@ -107,7 +108,8 @@ def verdict(
     given: Problem,
     x64: bool,
     shapes: str | None,
-    deadline: float,
+    start: float,
+    budget: float,
     rng: np.random.Generator,
 ) -> Report:
     """The report on a formula that is ready to be judged; needs `jax.enable_x64`.
@@ -117,7 +119,8 @@ def verdict(
         given: the same problem in the dtypes of the user.
         x64: whether the user has float64 enabled.
         shapes: as in `verify`.
-        deadline: of the diagnosis, by `time.monotonic`.
+        start: of all this, by `time.monotonic`.
+        budget: the diagnosis ends so many seconds after it, but may take half of them in any case.
         rng: of all random values.
     """
     problem = ready.problem
@@ -134,6 +137,7 @@ def verdict(
     if wrong:
         excused = laws.disputes(ready, points, wrong, tolerances)
         wrong = [i for i in wrong if i not in excused]
+        deadline = max(start + budget, time.monotonic() + budget / 2)
         findings += [*excused.values(), *diagnose(ready, points, wrong, measured, deadline, rng, small)]
     rows = [
         _row(problem, i, points, measured[i], tolerances[i], i in wrong, findings)

@@ -6,13 +6,12 @@ A name counts only if it holds at every point: on other values, and at other siz
 import dataclasses
 import math
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from funcnet.verifier import arrays, edits, inputs, paths
+from funcnet.verifier import arrays, clock, edits, inputs, paths
 from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Judge, Point, largest, measure
 from funcnet.verifier.problem import SMALL, Problem, elsewhere
@@ -92,10 +91,13 @@ def _known(ready: Judge, points: list[Point], wrong: Sequence[int], deadline: fl
         if found is not None:
             known[i] = found
     left = [i for i in wrong if i not in known]
-    if left and time.monotonic() < deadline:
-        named = {i: inputs.search(ready, points, i) for i in left}
+    if left and not clock.is_over(deadline):
+        named, until = {}, clock.part(deadline, 0.3)
+        for n, i in enumerate(left):
+            named[i] = inputs.search(ready, points, i, clock.part(until, 1 / (len(left) - n)))
         small = points[0].truth[0][0].size <= SMALL
-        on_paths = paths.search(ready.problem, points, left) if small else {}
+        until = clock.part(deadline, 0.3)
+        on_paths = paths.search(ready.problem, points, left, until) if small else {}
         by_edits = edits.search(ready.problem, points, left, deadline) if ready.jitted else {}
         for i in left:
             named[i] += on_paths.get(i, []) + by_edits.get(i, [])

@@ -7,13 +7,12 @@ that the edit can be told at the user's file and line.
 
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.verifier import terms, trace
+from funcnet.verifier import clock, terms, trace
 from funcnet.verifier.arrays import SAME, Sizes, name_constant
 from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Point
@@ -22,7 +21,10 @@ from funcnet.verifier.slips import Changed, Edit, Scope, slips
 
 __all__ = ["search"]
 
-MANY = 250  # equations; a longer backward pass is not searched
+MANY = 1000  # equations; a longer program is not searched
+LARGE = 2**26  # elements of all values; a larger program is not searched
+EDITS = 100_000  # single ones
+PAIRED = 400  # edits that are tried two at a time
 _TWICE = ("sign", "transpose", "wrong_axis", "flip", "mask")  # slips that come in pairs
 
 
@@ -44,7 +46,7 @@ def search(
     """For each of the `wrong` gradients the edits that mend it everywhere, and how far-fetched each is."""
     scenes = [scene for scene in (_scene(problem, point) for point in points) if scene is not None]
     found: dict[int, list[tuple[float, Finding]]] = {i: [] for i in wrong}
-    if not scenes or len(scenes[0].program.equations) > MANY:
+    if not scenes:
         return found
     scene = scenes[0]
     alike = [s for s in scenes[1:] if _shape_of(s.program) == _shape_of(scene.program)]
@@ -61,15 +63,18 @@ def search(
         return True
 
     cheap: list[Edit] = []
-    scope = _scope(scene, problem, given)
-    for edit in slips(scope):
-        if time.monotonic() > deadline:
-            return found
-        if not sum(mended(edit, i) for i in given) and edit.kind in _TWICE and edit.effort <= 1:
+    scope = _scope(scene, problem, given, deadline)
+    until = clock.part(deadline, 0.6)
+    for edit in itertools.islice(slips(scope), EDITS):
+        if clock.is_over(until):
+            break
+        mends = sum(mended(edit, i) for i in given)
+        if not mends and edit.kind in _TWICE and edit.effort <= 1 and len(cheap) < PAIRED:
             cheap.append(edit)
     left = [i for i in given if not found[i]]
-    for one, two in itertools.combinations(cheap[:400], 2):
-        if not left or time.monotonic() > deadline:
+    until = clock.part(deadline, 0.6)
+    for one, two in itertools.combinations(cheap, 2):
+        if not left or clock.is_over(until):
             break
         if one.at == two.at or one.kind != two.kind:
             continue
@@ -98,6 +103,9 @@ def _scene(problem: Problem, point: Point) -> Scene | None:
         forward, _ = trace.trace(problem.y, arrays)
     except Exception:  # a formula that cannot be traced at these sizes, for whatever reason
         return None
+    elements = sum(math.prod(getattr(aval, "shape", ())) for aval in program.avals)
+    if len(program.equations) > MANY or len(dys) * elements > LARGE:
+        return None
     given = [i for i, g in enumerate(point.formula[0]) if g is not None]
     outputs = dict(zip(given, program.outputs[len(y) :], strict=True))
     try:
@@ -119,7 +127,7 @@ def _shape_of(program: trace.Program) -> Any:
     ]
 
 
-def _scope(scene: Scene, problem: Problem, wrong: Sequence[int]) -> Scope:
+def _scope(scene: Scene, problem: Problem, wrong: Sequence[int], deadline: float) -> Scope:
     program = scene.program
     live = _needed(program, program.outputs)  # what a formula computes and drops is no part of it
     behind = _needed(program, [scene.outputs[i] for i in wrong])
@@ -130,6 +138,7 @@ def _scope(scene: Scene, problem: Problem, wrong: Sequence[int]) -> Scope:
         scene.first,
         [k for k in equations if behind & {*program.equations[k].outputs}],
         program.after(range(len(problem.arrays), program.inputs)),
+        deadline,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.verifier import judge
+from funcnet.verifier import clock, judge
 from funcnet.verifier.arrays import SAME
 from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Judge, Point, largest
@@ -51,15 +51,17 @@ def on_cotangent(ready: Judge, point: Point, i: int) -> Finding | None:
     return Finding(path, "ignores_cotangent", "a term does not depend on dy", "multiply it by dy")
 
 
-def search(ready: Judge, points: Sequence[Point], i: int) -> list[tuple[float, Finding]]:
+def search(ready: Judge, points: Sequence[Point], i: int, deadline: float) -> list[tuple[float, Finding]]:
     """What, done to the inputs, makes the truth what the formula gives, and how far-fetched each is."""
     first, path, found = points[0], ready.problem.paths[i], []
     if any(u[i] is None or u[i].shape != t[i].shape for u, t in zip(first.formula, first.truth, strict=True)):
         return []
     for change in itertools.chain(_of_dy(first, i), _of_arguments(ready, first)):
+        if clock.is_over(deadline):
+            return found
         if all(_explains(ready, change, point, i) for point in points):
             found.append((change.effort, Finding(path, change.kind, change.message, change.suggestion)))
-    return found + _diagonal(ready, points[0], i)
+    return found + _diagonal(ready, points[0], i, deadline)
 
 
 def _explains(ready: Judge, change: Change, point: Point, i: int) -> bool:
@@ -132,7 +134,7 @@ def _of_arguments(ready: Judge, point: Point) -> Iterator[Change]:
             continue
         yield Change("sign", f"{name} has the opposite sign", "negate it", put(k, lambda a, k=k: -a[k]), 2.1)
         axes = [a for a in range(len(shape)) if shape[a] > 1]
-        for some in [c for n in (1, 2, 3) for c in itertools.combinations(axes, n)]:
+        for some in (c for n in (1, 2, 3) for c in itertools.combinations(axes, n)):
             flip = put(k, lambda a, k=k, some=some: np.flip(a[k], some))
             yield Change("flip", f"{name} is reversed along {some}", f"reverse {name}", flip, 1.2)
         for a, b in itertools.combinations(axes, 2):
@@ -156,15 +158,19 @@ def _of_arguments(ready: Judge, point: Point) -> Iterator[Change]:
                 )
 
 
-def _diagonal(ready: Judge, point: Point, i: int) -> list[tuple[float, Finding]]:
+def _diagonal(ready: Judge, point: Point, i: int, deadline: float) -> list[tuple[float, Finding]]:
     """Is it dy times the diagonal of the Jacobian, as if the operation worked element by element?"""
     path, dys, got = ready.problem.paths[i], point.dys, [f[i] for f in point.formula]
     shape = dys[0][0].shape
     if len(dys[0]) != 1 or any(u.shape != shape for u in got) or not 1 < dys[0][0].size <= 256:
         return []
-    basis = np.eye(dys[0][0].size).reshape(-1, *shape)
-    rows = [np.ravel(ready.truth(point.arrays, [e])[i]) for e in basis]
-    diagonal = np.asarray(rows).diagonal().reshape(shape)
+    diagonal = np.zeros(shape)
+    for element in np.ndindex(shape):
+        if clock.is_over(deadline):
+            return []
+        basis = np.zeros(shape)
+        basis[element] = 1.0
+        diagonal[element] = ready.truth(point.arrays, [basis])[i][element]
     scale = max(largest(u) for u in got)
     if any(judge.differs(u, diagonal * dy[0], SAME, scale) for u, dy in zip(got, dys, strict=True)):
         return []

@@ -168,7 +168,8 @@ def in_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
         if programs[key] is None:
             return function(arrays, dy)
         program, shape = programs[key]
-        return jax.tree.unflatten(jax.tree.structure(shape), program.results(trace.run(program, given)))
+        values = trace.run(program, given, forget=True)
+        return jax.tree.unflatten(jax.tree.structure(shape), program.results(values))
 
     return run
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet import rules
+from funcnet import rules, signature
 from funcnet.verifier import judge
 from funcnet.verifier.compare import verify
 from funcnet.verifier.finding import Finding, Row
@@ -28,19 +28,23 @@ def verify_model(
     of the operation's `reference`, in float64; a wrong one is then diagnosed by `verify`.
 
     Args:
-        loss: ``loss(params, batch, key)``, or with a model_state ``loss(params, model_state, batch, key)``.
+        loss: ``loss(params, batch, key)``, or with a model_state ``loss(params, model_state, batch, key)``; a
+            loss that draws nothing need not take the key. What it returns does not matter.
         params: the model's.
         batch: one batch, as the loss takes it.
-        key: a random key for the loss.
+        key: a random key for the loss; None: one made of `seed`.
         model_state: batch-norm statistics and the like.
         seed: of the cotangents and of the random arguments.
 
     Returns:
         A `Report` with one row per operation and set of shapes: its worst leaf, and its number of calls.
+
+    Raises:
+        DTypeError, StructureError: `loss` is no function, or takes other arguments.
     """
-    args = (params, batch, key) if model_state is None else (params, model_state, batch, key)
+    key = jax.random.key(seed) if key is None else key
     with rules.record() as calls:
-        loss(*args)
+        signature.call("verify_model", loss, params, model_state, batch, key)
     distinct: dict[Any, list[rules.Call]] = {}
     for call in calls:
         if hasattr(call.operation, "vjp"):

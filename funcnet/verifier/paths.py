@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.verifier import trace
+from funcnet.verifier import clock, trace
 from funcnet.verifier.arrays import SAME, is_mask
 from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import Point, differs, largest
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
 
 
 def search(
-    problem: Problem, points: Sequence[Point], wrong: Sequence[int]
+    problem: Problem, points: Sequence[Point], wrong: Sequence[int], deadline: float
 ) -> dict[int, list[tuple[float, Finding]]]:
     """For each of the `wrong` gradients the settings that explain it everywhere, and how far-fetched each is.
 
@@ -55,27 +55,36 @@ def search(
     gates = _gates(program, problem.moving)
     if not 0 < len(gates) <= MANY:
         return {i: [] for i in wrong}
-    settings = _settings(program, gates)
-    explains = {i: list(range(len(settings))) for i in wrong}
+    checks: list[tuple[trace.Program, Point]] = []
     for point in points:
-        program, _ = trace.trace(lambda *a: problem.y(a), *point.arrays)
-        if _gates(program, problem.moving) != gates:
-            continue
-        gated = _gated(problem, program, gates, point.arrays)
-        backward, _ = trace.trace(gated, np.ones(len(gates)), point.dys[0])
+        there, _ = trace.trace(lambda *a: problem.y(a), *point.arrays)
+        if _gates(there, problem.moving) == gates:
+            gated = _gated(problem, there, gates, point.arrays)
+            checks.append((trace.trace(gated, np.ones(len(gates)), point.dys[0])[0], point))
+    found: dict[int, list[tuple[float, Finding]]] = {i: [] for i in wrong}
+    for setting in _settings(program, gates):
+        if clock.is_over(deadline):
+            break
+        factors = np.ones(len(gates))
+        factors[list(setting.gates)] = setting.factor
+        for i in _explained(checks, factors, wrong):
+            found[i].append(_finding(problem.paths[i], program, gates, setting))
+    return found
+
+
+def _explained(
+    checks: Sequence[tuple[trace.Program, Point]], factors: np.ndarray, wrong: Sequence[int]
+) -> list[int]:
+    """Those of the `wrong` gradients that are the true ones with gates at these factors, at every point."""
+    left = list(wrong)
+    for backward, point in checks:
         for dy, formula in zip(point.dys, point.formula, strict=True):
-            found: dict[int, list[Any]] = {}
-            for s in sorted({s for left in explains.values() for s in left}):
-                factors = np.ones(len(gates))
-                factors[list(settings[s].gates)] = settings[s].factor
-                found[s] = backward.results(trace.run(backward, [factors, *dy]))
-            for i, left in explains.items():
-                u, scale = formula[i], max(largest(f[i]) for f in point.formula)
-                left[:] = [s for s in left if u is not None and not differs(found[s][i], u, SAME, scale)]
-    return {
-        i: [_finding(problem.paths[i], program, gates, settings[s]) for s in left]
-        for i, left in explains.items()
-    }
+            if not left:
+                return []
+            found = backward.results(trace.run(backward, [factors, *dy], forget=True))
+            scale = {i: max(largest(f[i]) for f in point.formula) for i in left}
+            left = [i for i in left if not differs(found[i], formula[i], SAME, scale[i])]
+    return left
 
 
 def _active(program: trace.Program, moving: Sequence[int]) -> set[int]:

@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.verifier import trace
+from funcnet.verifier import clock, trace
 from funcnet.verifier.arrays import at_border, is_mask
 
 __all__ = ["Changed", "Edit", "Scope", "Term", "added", "is_float", "slips"]
 
+AXES = 255  # sets of axes that are tried in place of one set: all that 8 axes have
+USES = 5  # of a value; of more, only one and all together are exchanged for another
+MADE = 2**24  # elements of all functions of values
 Changed = Mapping[int, Callable[..., Sequence[Any]]]
 Known = Sequence[Any]  # all values of the program
 
@@ -53,6 +56,7 @@ class Scope:
         first: the formula's first equation.
         behind: the formula's equations that the wrong gradients need.
         moved: the values that depend on dy.
+        deadline: after it no candidates are found.
     """
 
     program: trace.Program
@@ -60,6 +64,7 @@ class Scope:
     first: int
     behind: Sequence[int]
     moved: set[int]
+    deadline: float
 
     def of(self, v: Any) -> Any:
         """The value of an equation's input: of the program, or a constant."""
@@ -85,15 +90,17 @@ class Scope:
         """The values, and functions of those that do not follow dy; each once if several are equal."""
         plain = [Term(v, "") for v, x in enumerate(self.values) if isinstance(x, np.ndarray | np.generic)]
         of = [t.value for t in plain if t.value not in self.moved and np.ndim(self.values[t.value])]
-        made = [Term(v, name) for v in of if is_float(self.values[v]) for name in DERIVED]
-        seen, out = set[Any](), []
-        with np.errstate(all="ignore"):
-            for term in (*plain, *made):
-                x = np.asarray(term(self.values))
-                mark = (x.shape, str(x.dtype), x.tobytes())
-                if mark not in seen and (not term.function or np.isfinite(x).all()):
-                    seen.add(mark)
-                    out.append((term, x))
+        made = (Term(v, name) for v in of if is_float(self.values[v]) for name in DERIVED)
+        seen, out, room = set[Any](), [], MADE
+        for term in itertools.chain(plain, made):
+            room -= np.size(self.values[term.value]) if term.function else 0
+            if room < 0 or clock.is_over(self.deadline):
+                break
+            x = np.asarray(term(self.values))
+            mark = (x.shape, str(x.dtype), hash(x.tobytes()))
+            if mark not in seen and (not term.function or np.isfinite(x).all()):
+                seen.add(mark)
+                out.append((term, x))
         return out
 
     def equal(self, x: Any) -> list[int]:
@@ -117,9 +124,13 @@ class Scope:
         same = lambda t: t.shape == x.shape and np.allclose(t, x, rtol=1e-9, atol=1e-12)
         return any(same(np.squeeze(t)) for _, t in self.terms if t.size == x.size and is_float(t))
 
-    def candidates(self, wanted: Callable[[Any], bool], before: int) -> list["Term"]:
+    def candidates(self, wanted: Callable[[Any], bool], before: int) -> Iterator["Term"]:
         """The terms of the right kind that are known before a value."""
-        return [term for term, x in self.terms if term.value < before and wanted(x)]
+        for term, x in self.terms:
+            if clock.is_over(self.deadline):
+                return
+            if term.value < before and wanted(x):
+                yield term
 
 
 def _collapsed(x: np.ndarray) -> np.ndarray:
@@ -278,8 +289,8 @@ def _axes(scope: Scope) -> Iterator[Edit]:
         alone = len(many) == 1
         if alone and not group.isdigit():
             continue
-        for axes in (c for n in range(1, ndim + 1) for c in itertools.combinations(range(ndim), n)):
-            for mean, keep in itertools.product((False, True), repeat=2) if axes != old else ():
+        for axes in _other_axes(old, ndim):
+            for mean, keep in itertools.product((False, True), repeat=2):
                 words = ("run {op}" if alone else "take all sums and means") + f" over axis {_plain(axes)}"
                 build = _over(tuple(many), axes, ndim, mean, keep)
                 yield Edit("wrong_axis", words, many[0], build, 1.0 if alone else 1.2)
@@ -296,10 +307,17 @@ def _axes(scope: Scope) -> Iterator[Edit]:
             yield Edit("flip", "run {op} from the other end", k, turned)
         if eqn.name == "broadcast_in_dim" and eqn.params["broadcast_dimensions"]:
             ndim, old = len(eqn.params["shape"]), tuple(eqn.params["broadcast_dimensions"])
-            for axes in itertools.combinations(range(ndim), len(old)):
+            for axes in itertools.islice(itertools.combinations(range(ndim), len(old)), AXES):
                 if axes != old:
                     words = f"let {{op}} repeat along other axes: {_plain(axes)} stay"
                     yield Edit("wrong_axis", words, k, _params(k, {"broadcast_dimensions": axes}))
+
+
+def _other_axes(old: Sequence[int], ndim: int) -> Iterator[tuple[int, ...]]:
+    """Other sets of axes, those that differ by few axes first."""
+    differ = (set(c) for n in range(1, ndim + 1) for c in itertools.combinations(range(ndim), n))
+    others = (tuple(sorted(by.symmetric_difference(old))) for by in differ)
+    return itertools.islice(filter(None, others), AXES)
 
 
 def _over(
@@ -412,7 +430,7 @@ def _turned(scope: Scope) -> Iterator[Edit]:
         axes = [a for a in range(np.ndim(x)) if np.shape(x)[a] > 1]
         if not is_float(x):
             continue
-        for some in [c for n in (1, 2, 3) for c in itertools.combinations(axes, n)]:
+        for some in (c for n in (1, 2, 3) for c in itertools.combinations(axes, n)):
             turn = lambda x, _, some=some: np.flip(x, some)
             yield Edit("flip", f"reverse {what} along axis {_plain(some)}", at[0][0], _operands(at, turn))
         for axis, by in itertools.product(axes, (1, -1)) if len(at) == 1 else ():
@@ -562,8 +580,8 @@ def _others(scope: Scope) -> Iterator[Edit]:
     for v, places in scope.uses.items():
         if len(places) < 2 or not hasattr(values[v], "dtype") or np.ndim(values[v]) == 0:
             continue
-        some = [c for n in range(2, len(places) + 1) for c in itertools.combinations(places, n)]
-        for at in some if len(places) <= 5 else [tuple(places)]:
+        counts = range(2, len(places) + 1) if len(places) <= USES else [len(places)]
+        for at in (c for n in counts for c in itertools.combinations(places, n)):
             for term in scope.candidates(_fits(values[v]), program.equations[at[0][0]].outputs[0]):
                 if np.array_equal(term(values), values[v]) or (v in moved) != (term.value in moved):
                     continue

@@ -5,13 +5,13 @@ follows dy, Σ over some axes or none. Layer norm's x̂ · mean(dy · x̂) is of
 """
 
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.verifier.slips import Edit, Scope, Term, added
+from funcnet.verifier import clock
+from funcnet.verifier.slips import AXES, Edit, Scope, Term, added
 
 __all__ = ["missing"]
 
@@ -60,7 +60,7 @@ def missing(
     k = next(k for k, eqn in enumerate(scope.program.equations) if output in eqn.outputs)
     norm = float(np.vdot(want, want))
     for product in _products(scope, want.shape[1:]):
-        if time.monotonic() > deadline:
+        if clock.is_over(deadline):
             return
         with np.errstate(all="ignore"):
             term = np.stack([np.broadcast_to(product(values), want.shape[1:]) for values in known])
@@ -81,11 +81,22 @@ def _products(scope: Scope, shape: tuple[int, ...]) -> Iterator[Product]:
             None,
             *[t for t, x in still if x.ndim == y.ndim and all(_one(x.shape, y.shape))][:MANY],
         ]
-        for q, n in itertools.product(inner, range(y.ndim + 1)):
-            for axes in itertools.combinations(range(y.ndim), n):
-                reduced = tuple(1 if a in axes else d for a, d in enumerate(y.shape))
-                if len(reduced) <= len(shape) and all(_one(reduced, shape)):
-                    yield from (Product(p, q, m, axes) for p in outer)
+        for q in inner:
+            for axes in itertools.islice(_sums(y.shape, shape), AXES):
+                yield from (Product(p, q, m, axes) for p in outer)
+
+
+def _sums(shape: tuple[int, ...], to: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The sets of axes whose sums, kept with size 1, broadcast to another shape; small ones first."""
+    if len(shape) > len(to):
+        return
+    fits = [False] * len(shape)
+    fits[::-1] = _one(shape, to)
+    needed = {a for a, fit in enumerate(fits) if not fit}
+    free = [a for a, fit in enumerate(fits) if fit and shape[a] > 1]
+    for n in range(len(free) + 1):
+        for some in itertools.combinations(free, n):
+            yield tuple(sorted(needed.union(some)))
 
 
 def _one(shape: Sequence[int], to: Sequence[int]) -> list[bool]:

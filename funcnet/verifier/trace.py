@@ -92,6 +92,20 @@ class Program:
                 reached.update(eqn.outputs)
         return reached
 
+    @functools.cached_property
+    def done(self) -> dict[int, list[Value]]:
+        """By the number of an equation: the values that nothing after it needs."""
+        last = {
+            v: k
+            for k, eqn in enumerate(self.equations)
+            for v in (*eqn.inputs, *eqn.outputs)
+            if isinstance(v, int)
+        }
+        done: dict[int, list[Value]] = {}
+        for v in last.keys() - set(self.outputs):
+            done.setdefault(last[v], []).append(v)
+        return done
+
     def fixed(self, v: Any) -> Any:
         """The constant that an equation's input is, but for its dtype and shape; None if it is none."""
         while isinstance(v, int):
@@ -211,6 +225,8 @@ def run(
     inputs: Sequence[Any],
     changed: Mapping[int, Any] = {},
     by: Callable[[Equation, Sequence[Any]], Sequence[Any]] | None = None,
+    *,
+    forget: bool = False,
 ) -> list[Any]:
     """All values of the program.
 
@@ -219,6 +235,7 @@ def run(
         inputs: one array per input.
         changed: by the number of an equation, what computes its outputs instead: ``f(operands, values)``.
         by: what computes the others: `apply` (NumPy), or `bind` (JAX, differentiable).
+        forget: keep the outputs only: no value lives longer than it is needed.
     """
     by = by or apply
     values: list[Any] = [None] * len(program)
@@ -228,6 +245,8 @@ def run(
         results = changed[k](operands, values) if k in changed else by(eqn, operands)
         for v, result in zip(eqn.outputs, results, strict=True):
             values[v] = result
+        for v in program.done.get(k, ()) if forget else ():
+            values[v] = None
     return values
 
 

@@ -1,5 +1,7 @@
 """Operators against the dense matrix of the contract: products, spectra, certified norms, gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,32 +43,52 @@ def build_nothing(monkeypatch):
     monkeypatch.setattr("funcnet.linalg.operator._TINY", 0)
 
 
+@functools.cache
+def built(name):
+    """The operator of a case, and its matrix. (What is asked of an operator is compiled whole, for speed.)"""
+    params, shape, options = CASES[name]
+    matrix = jax.jit(lambda params: fn.conv.matrix(params, shape, **options))
+    return fn.conv.operator(params, shape, **options), np.asarray(matrix(params))
+
+
 @pytest.fixture(params=CASES, name="case")
 def _case(request):
-    params, shape, options = CASES[request.param]
-    return fn.conv.operator(params, shape, **options), fn.conv.matrix(params, shape, **options)
+    return built(request.param)
 
 
 def test_products_and_matrices(case):
     A, M = case
     v, u = normal(A.shape[1], seed=1), normal(A.shape[0], 3, seed=2)
     assert A.shape == M.shape
-    np.testing.assert_allclose(A @ v, M @ v, atol=1e-12)
-    np.testing.assert_allclose(A.T @ u, M.T @ u, atol=1e-12)
-    np.testing.assert_allclose(A.T.T @ v, M @ v, atol=1e-12)
-    for B, N in ((A, M), (A.T, M.T)):
-        np.testing.assert_array_equal(B.matrix(), N)
-        np.testing.assert_allclose(B.matrix("bcoo").todense(), N, atol=1e-12)
+
+    @jax.jit
+    def of(A, v, u):
+        return A @ v, A.T @ u, A.T.T @ v, [(B.matrix(), B.matrix("bcoo").todense()) for B in (A, A.T)]
+
+    av, atu, again, matrices = of(A, v, u)
+    np.testing.assert_allclose(av, M @ v, atol=1e-12)
+    np.testing.assert_allclose(atu, M.T @ u, atol=1e-12)
+    np.testing.assert_allclose(again, M @ v, atol=1e-12)
+    for (dense, entries), N in zip(matrices, (M, M.T), strict=True):
+        np.testing.assert_array_equal(dense, N)
+        np.testing.assert_allclose(entries, N, atol=1e-12)
 
 
 def test_spectrum(case):
     A, M = case
     want = np.linalg.svd(M, compute_uv=False)
-    np.testing.assert_allclose(A.singular_values(), want, atol=1e-10)
-    np.testing.assert_allclose(A.T.singular_values(2 if len(want) > 1 else 1), want[:2], atol=1e-10)
-    assert np.isclose(A.condition(), want[0] / want[-1])
-    assert A.rank() == np.linalg.matrix_rank(M)
-    assert A.rank(tol=float(want.mean())) == (want > want.mean()).sum()
+
+    @jax.jit
+    def of(A):
+        two = A.T.singular_values(2 if len(want) > 1 else 1)
+        return A.singular_values(), two, A.condition(), A.rank(), A.rank(tol=float(want.mean()))
+
+    values, two, condition, rank, above_mean = of(A)
+    np.testing.assert_allclose(values, want, atol=1e-10)
+    np.testing.assert_allclose(two, want[:2], atol=1e-10)
+    assert np.isclose(condition, want[0] / want[-1])
+    assert rank == np.linalg.matrix_rank(M)
+    assert above_mean == (want > want.mean()).sum()
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
@@ -86,19 +108,25 @@ def test_norm_is_certified(case, large, monkeypatch):
 def test_the_frequencies_of_a_circular_border_are_exact(monkeypatch):
     build_nothing(monkeypatch)
     for name in ("circular", "circular, stride", "circular, longer", "point"):
-        params, shape, options = CASES[name]
-        A = fn.conv.operator(params, shape, **options)
-        want = np.linalg.svd(fn.conv.matrix(params, shape, **options), compute_uv=False)
-        np.testing.assert_allclose(A.singular_values(), want, atol=1e-10)
-        assert jax.jit(lambda A: A.norm().upper)(A) < 1.05 * want[0]
+        A, M = built(name)
+        want = np.linalg.svd(M, compute_uv=False)
+        values, upper = jax.jit(lambda A: (A.singular_values(), A.norm().upper))(A)
+        np.testing.assert_allclose(values, want, atol=1e-10)
+        assert upper < 1.05 * want[0]
 
 
 def test_the_circular_bound_fails_for_a_reflected_border():
     """Which is why it is not used there."""
-    params = {"w": jnp.ones((3, 1, 1))}
-    M = fn.conv.matrix(params, (4, 1), padding_mode="reflect")
-    taps = fn.conv.operator(params, (6, 1), padding_mode="circular").taps()
-    assert circulant.gram_bound(circulant.blocks(taps, 1)[0]) < np.linalg.norm(M, 2)
+    params = {"w": np.ones((3, 1, 1))}
+
+    @jax.jit
+    def of(params):
+        taps = fn.conv.operator(params, (6, 1), padding_mode="circular").taps()
+        bound = circulant.gram_bound(circulant.blocks(taps, 1)[0])
+        return bound, fn.conv.matrix(params, (4, 1), padding_mode="reflect")
+
+    bound, M = of(params)
+    assert bound < np.linalg.norm(M, 2)
     assert fn.conv.operator(params, (4, 1), padding_mode="reflect").above is None
 
 
@@ -106,22 +134,33 @@ def test_the_norm_of_the_reshaped_kernel_is_another_number():
     params = {"w": normal(3, 3, 4, 4)}
     A = fn.conv.operator(params, (8, 8, 4))
     reshaped = np.linalg.norm(np.asarray(params["w"]).reshape(-1, 4), 2)
-    assert abs(reshaped / float(A.norm().lower) - 1) > 0.2
+    assert abs(reshaped / float(jax.jit(lambda A: A.norm().lower)(A)) - 1) > 0.2
 
 
 def test_transposed_convolution_and_linear():
     params = {"w": normal(4, 4, 2, 3)}
-    A = fn.conv_transpose.operator(params, (3, 3, 3), stride=2)
-    M = fn.conv_transpose.matrix(params, (3, 3, 3), stride=2)
-    np.testing.assert_allclose(A.matrix(), M)
-    np.testing.assert_allclose(A @ normal(27), M @ normal(27), atol=1e-12)
-    w = normal(5, 3)
-    L = fn.linear.operator({"w": w}, (5,))
-    np.testing.assert_allclose(L @ normal(5), normal(5) @ w)
-    np.testing.assert_allclose(L.T @ normal(3), w @ normal(3))
-    np.testing.assert_allclose(L.matrix("bcoo").todense(), w.T)
-    np.testing.assert_allclose(L.singular_values(), np.linalg.svd(w, compute_uv=False))
-    assert L.norm().lower <= np.linalg.norm(w, 2) <= L.norm().upper
+
+    @jax.jit
+    def of_conv(params, v):
+        A = fn.conv_transpose.operator(params, (3, 3, 3), stride=2)
+        return A.matrix(), A @ v, fn.conv_transpose.matrix(params, (3, 3, 3), stride=2)
+
+    A, av, M = of_conv(params, normal(27))
+    np.testing.assert_allclose(A, M)
+    np.testing.assert_allclose(av, M @ normal(27), atol=1e-12)
+
+    @jax.jit
+    def of_linear(w, v, u):
+        L = fn.linear.operator({"w": w}, (5,))
+        return L @ v, L.T @ u, L.matrix("bcoo").todense(), L.singular_values(), L.norm()
+
+    w = np.asarray(normal(5, 3))
+    lv, ltu, entries, values, norm = of_linear(w, normal(5), normal(3))
+    np.testing.assert_allclose(lv, normal(5) @ w)
+    np.testing.assert_allclose(ltu, w @ normal(3))
+    np.testing.assert_allclose(entries, w.T)
+    np.testing.assert_allclose(values, np.linalg.svd(w, compute_uv=False))
+    assert norm.lower <= np.linalg.norm(w, 2) <= norm.upper
 
 
 def test_linear_without_building_it(monkeypatch):
@@ -129,9 +168,10 @@ def test_linear_without_building_it(monkeypatch):
     w = normal(40, 30)
     L = fn.linear.operator({"w": w})
     want = np.linalg.svd(w, compute_uv=False)
-    np.testing.assert_allclose(L.singular_values(), want, atol=1e-10)
-    np.testing.assert_allclose(L.singular_values(3), want[:3], rtol=1e-6)
-    assert L.norm().upper < 1.05 * want[0]
+    values, three, norm = jax.jit(lambda L: (L.singular_values(), L.singular_values(3), L.norm()))(L)
+    np.testing.assert_allclose(values, want, atol=1e-10)
+    np.testing.assert_allclose(three, want[:3], rtol=1e-6)
+    assert norm.upper < 1.05 * want[0]
 
 
 @settings(max_examples=15, deadline=None)
@@ -139,15 +179,19 @@ def test_linear_without_building_it(monkeypatch):
 def test_krylov_never_exceeds_the_truth(rows, columns, k, seed):
     M = normal(rows, columns, seed=seed)
     k = min(k, rows, columns)
-    u, s, v = krylov.largest(lambda x: x @ M.T, lambda y: y @ M, columns, k, dtype=M.dtype, steps=30)
+    u, s, v = _largest(M, k)
     want = np.linalg.svd(M, compute_uv=False)[:k]
     assert (s <= want * (1 + 1e-12)).all()
-    np.testing.assert_allclose(jnp.einsum("kr,rc,kc->k", u, M, v), s, atol=1e-10)
+    np.testing.assert_allclose(np.einsum("kr,rc,kc->k", u, M, v), s, atol=1e-10)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _largest(M, k):
+    return krylov.largest(lambda x: x @ M.T, lambda y: y @ M, M.shape[1], k, dtype=M.dtype, steps=30)
 
 
 def test_krylov_finds_repeated_values():
-    M = jnp.diag(jnp.array([3.0, 3.0, 3.0, 1.0] + [0.5] * 26))
-    _, s, _ = krylov.largest(lambda x: x @ M.T, lambda y: y @ M, 30, 4, dtype=M.dtype)
+    _, s, _ = _largest(np.diag([3.0, 3.0, 3.0, 1.0] + [0.5] * 26), 4)
     np.testing.assert_allclose(s, [3, 3, 3, 1], atol=1e-10)
 
 
@@ -167,26 +211,30 @@ def test_gradients_exist_where_singular_values_repeat(padding_mode, large, monke
     """An orthogonal layer: every singular value is 1, where the derivatives of singular vectors are NaN."""
     if large:
         build_nothing(monkeypatch)
-    w = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))
+    w = np.zeros((3, 3, 2, 2))
+    w[1, 1] = np.eye(2)
     A = lambda w: fn.conv.operator({"w": w}, (4, 4, 2), padding_mode=padding_mode)
     for f in (
         lambda w: A(w).norm().lower,
         lambda w: A(w).norm().upper,
         lambda w: A(w).singular_values(3).sum(),
     ):
-        value, grad = jax.jit(jax.value_and_grad(f))(w)
-        assert jnp.isfinite(grad).all()
-        scaled = (f(1.001 * w) - value) / 1e-3  # f(t w) = t f(w), so ⟨∇f, w⟩ = f
-        np.testing.assert_allclose(jnp.vdot(grad, w), value, rtol=1e-6)
+        of = jax.jit(jax.value_and_grad(f))
+        value, grad = of(w)
+        assert np.isfinite(grad).all()
+        further, _ = of(1.001 * np.asarray(w))
+        scaled = (further - value) / 1e-3  # f(t w) = t f(w), so ⟨∇f, w⟩ = f
+        np.testing.assert_allclose(np.vdot(grad, w), value, rtol=1e-6)
         np.testing.assert_allclose(scaled, value, rtol=1e-3)
 
 
 def test_gradient_of_the_norm_by_differences():
-    w, t = normal(3, 3, 2, 3), normal(3, 3, 2, 3, seed=1)
-    for pick in (0, 1):
-        f = jax.jit(lambda w, pick=pick: fn.conv.operator({"w": w}, (5, 4, 2)).norm()[pick])
-        want = (f(w + 1e-6 * t) - f(w - 1e-6 * t)) / 2e-6
-        np.testing.assert_allclose(jnp.vdot(jax.grad(f)(w), t), want, rtol=1e-5)
+    w, t = np.asarray(normal(3, 3, 2, 3)), np.asarray(normal(3, 3, 2, 3, seed=1))
+    norm = lambda w: fn.conv.operator({"w": w}, (5, 4, 2)).norm()
+    f, gradients = jax.jit(norm), jax.jit(jax.jacrev(norm))
+    ahead, behind = f(w + 1e-6 * t), f(w - 1e-6 * t)
+    for gradient, a, b in zip(gradients(w), ahead, behind, strict=True):
+        np.testing.assert_allclose(np.vdot(gradient, t), (a - b) / 2e-6, rtol=1e-5)
 
 
 def test_an_operator_passes_through_jit():

@@ -21,6 +21,7 @@ CONFIG = dataclasses.replace(FAMILIES["gpt2"], context=CONTEXT, layers=2)
 apply = jax.jit(transformer.apply)
 
 
+@jax.jit
 def drawn(config):
     return jax.tree.map(lambda v: 3 * v, transformer.init(jax.random.key(0), config))
 

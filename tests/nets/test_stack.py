@@ -4,6 +4,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import funcnet as fn
@@ -26,9 +27,9 @@ def wide(p, x, scale):
     return jnp.sin(x @ p["w"]) + p["b"] * scale
 
 
-PARAMS = stack.init(jax.random.key(0), LAYERS, init_block)
-X = jax.random.normal(jax.random.key(1), (5, 3))
-SCALES = jnp.linspace(0.5, 1.5, LAYERS)
+PARAMS = jax.jit(lambda: stack.init(jax.random.key(0), LAYERS, init_block))()
+X = jnp.asarray(np.random.default_rng(1).standard_normal((5, 3)))
+SCALES = jnp.asarray(np.linspace(0.5, 1.5, LAYERS))
 
 
 def loop(blocks, params, x):

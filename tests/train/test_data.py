@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcnet as fn
-from funcnet.errors import ShapeError, StructureError, ValueRangeError
+from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.train import batches, in_order
 
 
@@ -142,15 +142,64 @@ ERRORS = {
   expected  0 or more
   got       -2""",
     ),
+    "size of floats": (
+        lambda: batches(np.arange(3), 1.0, seed=0),  # pyright: ignore[reportArgumentType]
+        DTypeError,
+        """train.batches: size is no integer.
+  expected  an integer, 1 or more
+  got       1.0 (float)""",
+    ),
+    "a key for a seed": (
+        lambda: batches(np.arange(3), 1, seed=jax.random.key(0)),
+        DTypeError,
+        """train.batches: seed is no integer.
+  expected  an integer, 0 or more
+  got       key<fry>[]""",
+    ),
+    "half an epoch": (
+        lambda: batches(np.arange(3), 1, seed=0, epochs=0.5),  # pyright: ignore[reportArgumentType]
+        DTypeError,
+        """train.batches: epochs is no integer.
+  expected  an integer, 0 or more
+  got       0.5 (float)""",
+    ),
+    "a function": (
+        lambda: in_order({"x": batches}, 1),
+        DTypeError,
+        """train.in_order: arrays['x'] is no array.
+  expected  NumPy or JAX arrays
+  got       a function""",
+    ),
+    "masked": (
+        lambda: in_order(np.ma.masked_array([1.0, 2.0], [True, False]), 1),
+        DTypeError,
+        """train.in_order: arrays is no array.
+  expected  NumPy or JAX arrays
+  got       float64[2], masked""",
+    ),
+    "keys": (
+        lambda: in_order(jax.random.split(jax.random.key(0), 3), 1),
+        DTypeError,
+        """train.in_order: arrays is no array.
+  expected  NumPy or JAX arrays
+  got       key<fry>[3]""",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors_come_at_the_call_not_at_the_first_batch(case):
+def test_errors_come_at_the_call_not_at_the_first_batch(unchecked, case):
     call, error, text = ERRORS[case]
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value) == text
+
+
+def test_numbers_of_other_libraries_are_numbers(unchecked):
+    expected = [batch.tolist() for batch in batches(np.arange(7), 3, seed=5, epochs=1)]
+    for integer in (np.int64, np.uint8, jnp.int32):
+        taken = batches(np.arange(7), integer(3), seed=integer(5), epochs=integer(1))
+        assert [batch.tolist() for batch in taken] == expected
 
 
 def test_names():

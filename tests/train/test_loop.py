@@ -14,7 +14,7 @@ import pytest
 from jax.core import Tracer
 
 import funcnet as fn
-from funcnet.errors import ShapeError, StructureError, ValueRangeError
+from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.train import loop
 
 OPTIMIZER = optax.adam(0.05)
@@ -410,6 +410,126 @@ def test_counts_that_make_no_sense(name, value):
         fit(**{name: value})
 
 
+def refilled():
+    """The batches, all in the same two arrays."""
+    x, y = np.empty((8, 3)), np.empty(8)
+    for batch in data():
+        x[:], y[:] = batch
+        yield x, y
+
+
+def test_an_iterable_may_fill_the_same_arrays_again():
+    states, metrics = by_hand(6)
+    state, history = fit(batches=refilled(), steps=6)
+    assert same(state, states[-1])
+    assert [record["loss"] for record in history] == [values["loss"] for values in metrics]
+
+    def poisoned_buffers():
+        for number, (x, y) in zip(count(1), refilled(), strict=False):
+            y *= math.nan if number == 2 else 1.0
+            yield x, y
+
+    with pytest.raises(fn.train.NonFiniteError) as raised:
+        fit(batches=poisoned_buffers())
+    assert np.isnan(raised.value.batch[1]).all(), "not the batch of the step, but the one after"
+
+
+def test_a_state_that_a_step_was_given_is_refused():
+    state = start()
+    fit(state=state, steps=1)
+    with pytest.raises(ValueRangeError) as raised:
+        fit(state=state)
+    assert str(raised.value) == (
+        "train.fit: state.step is deleted: "
+        "a step was given it, and reuses the memory of its state (donation).\n"
+        "  expected  what the last step, or fit, returned\n"
+        "  got       what was given to it\n"
+        "  hint      to start from one state twice, give each a copy: jax.tree.map(jnp.copy, state)"
+    )
+    with pytest.raises(ValueRangeError, match=r"train\.evaluate: params\['w'\] is deleted"):
+        fn.train.evaluate(measure, state.params, [(X, Y)])
+    with pytest.raises(ValueRangeError, match=r"train\.init: params\['w'\] is deleted"):
+        fn.train.init(state.params, OPTIMIZER, key=jax.random.key(0))
+    state = start()
+    states = [fit(state=jax.tree.map(jnp.copy, state), steps=2)[0] for _ in range(2)]
+    assert same(*states)
+
+
+def test_losses_without_a_key():
+    def drawless(params, batch):
+        x, y = batch
+        return jnp.mean((x @ params["w"] - y) ** 2)
+
+    step = fn.train.make_step(drawless, OPTIMIZER)
+    keyed = fn.train.make_step(lambda params, batch, key: drawless(params, batch), OPTIMIZER)
+    assert same(fit(step, steps=3)[0], fit(keyed, steps=3)[0])
+
+
+def stepping(result):
+    """A step that returns what `result` makes of the next state."""
+    return lambda state, batch: result(state._replace(step=state.step + 1))
+
+
+WRONG = {  # options of fit, and the error
+    "no step": ({"step": None}, DTypeError, "step is not a function"),
+    "a pair": ({"state": (None, {})}, DTypeError, "state is not a state"),
+    "a function": ({"batches": data}, DTypeError, "call it: a generator function"),
+    "one array": ({"batches": X}, DTypeError, r"put one batch into a list: \[batch\]"),
+    "one dict": ({"batches": {"x": X}}, DTypeError, "batches is no iterable of batches"),
+    "a number": ({"batches": 3}, DTypeError, "batches is no iterable of batches"),
+    "text": ({"batches": [("text", X)]}, DTypeError, r"batch\[0\] is no array of numbers"),
+    "objects": ({"batches": [np.array([None])]}, DTypeError, r"object\[1\]"),
+    "masked": ({"batches": [np.ma.masked_array(X, X > 0)]}, DTypeError, r"float64\[24, 3\], masked"),
+    "half a step": ({"steps": 1.5}, DTypeError, "steps is no integer"),
+    "NaN steps": ({"steps": math.nan}, DTypeError, "steps is no integer"),
+    "steps as text": ({"steps": "3"}, DTypeError, "steps is no integer"),
+    "True steps": ({"steps": True}, DTypeError, "steps is no integer"),
+    "every half": ({"every": 0.5}, DTypeError, "every is no integer"),
+    "log": ({"log": 3}, DTypeError, "log is no folder"),
+    "evaluate": ({"evaluate": {"x": 1}}, DTypeError, "evaluate is not a function"),
+    "None from it": ({"evaluate": lambda state: None}, StructureError, "does it return its result?"),
+    "text from it": ({"evaluate": lambda state: {"x": "good"}}, DTypeError, r'metrics\["x"\]'),
+    "rates": ({"rates": [1]}, StructureError, "rates is no dict"),
+    "rate": ({"rates": {"x": None}}, DTypeError, r'rates\["x"\] is not a real number'),
+    "state alone": ({"step": stepping(lambda s: s)}, StructureError, "did not return a state and metrics"),
+    "no metrics": ({"step": stepping(lambda s: (s, None))}, StructureError, "did not return a dict"),
+    "no loss": ({"step": stepping(lambda s: (s, {"x": 1.0}))}, StructureError, "the step gives no loss"),
+    "losses": ({"step": stepping(lambda s: (s, {"loss": X}))}, StructureError, r"got       float64\[24, 3\]"),
+    "a step's own": ({"step": stepping(lambda s: (s, {"loss": 1.0, "step": 7}))}, ValueRangeError, '"step"'),
+    "two of a name": (
+        {"step": stepping(lambda s: (s, {"loss": 1.0, "eval_x": 7})), "evaluate": lambda state: {"x": 1}},
+        ValueRangeError,
+        'two things to be recorded have the name "eval_x"',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_fit_cannot_use_is_refused(unchecked, case):
+    options, error, text = WRONG[case]
+    with pytest.raises(error, match=text):
+        fit(**{"steps": 1, **options})
+
+
+def test_numbers_of_other_libraries_are_numbers(unchecked, tmp_path):
+    _, history = fit(
+        steps=np.int64(2),
+        every=jnp.int32(1),
+        rates={"x_per_second": np.float32(2)},
+        evaluate=lambda state: {"mean": fn.train.Mean(3, 2), "list": [1, 2.5], "half": jnp.bfloat16(0.5)},
+        log=tmp_path,
+    )
+    assert len(history) == 2
+    assert [history[0][f"eval_{name}"] for name in ("mean", "list", "half")] == [1.5, [1.0, 2.5], 0.5]
+
+
+def test_loops_run_on_the_host(unchecked):
+    with pytest.raises(DTypeError, match=r"state\.step is traced"):
+        jax.jit(lambda state: fit(state=state))(start())
+    with pytest.raises(DTypeError, match=r"params\['w'\] is traced"):
+        jax.jit(lambda params: fn.train.evaluate(measure, params, [(X, Y)]))({"w": jnp.ones(3)})
+
+
 # evaluate
 
 
@@ -451,6 +571,24 @@ def test_evaluate_with_a_model_state():
     assert means == {"shifted": 14.0}
 
 
+def test_evaluate_reads_a_batch_before_it_asks_for_the_next():
+    def refilled(n=100_000):  # so long that the mean is not there when the call returns
+        memory = np.zeros(64 + 4 * n, np.uint8)
+        start = -memory.ctypes.data % 64  # where JAX reads a NumPy array in place
+        buffer = memory[start : start + 4 * n].view(np.float32)
+        for number in range(8):
+            buffer[:] = number
+            yield buffer
+
+    means = fn.train.evaluate(lambda params, batch: {"mean": batch.mean()}, {}, refilled())
+    assert means == {"mean": 3.5}
+
+
+def test_evaluate_passes_over_empty_batches():
+    batches = [np.ones((0, 2)), np.ones((3, 2)), np.ones((0, 2))]
+    assert fn.train.evaluate(lambda params, batch: {"x": batch}, {}, batches) == {"x": 1.0}
+
+
 def test_evaluate_compiles_once_per_shape():
     traces = []
 
@@ -490,9 +628,35 @@ def test_evaluate_compiles_once_per_shape():
   expected  arrays whose first axes are equally long
   got       float64[3], float64[2, 3]""",
         ),
+        (
+            lambda params, batch: {"x" if len(batch) == 3 else "y": batch},
+            [np.ones(3), np.ones(2)],
+            StructureError,
+            """train.evaluate: metrics gave other metrics for another batch.
+  expected  x
+  got       y""",
+        ),
+        (
+            lambda params, batch, key: {"x": batch},
+            [np.ones(3)],
+            StructureError,
+            """train.evaluate: metrics does not take the arguments that it is given.
+  expected  metrics(params, batch)
+  got       metrics(params, batch, key)
+  hint      no key is given here: bind one, functools.partial(metrics, key=...)""",
+        ),
+        (
+            lambda params, batch: {"x": batch},
+            lambda: [np.ones(3)],
+            DTypeError,
+            """train.evaluate: batches is no iterable of batches.
+  expected  an iterable, each element a batch: train.batches(...), a list, a generator
+  got       a function
+  hint      call it: a generator function gives its iterator then""",
+        ),
     ],
 )
-def test_evaluate_errors(metrics, batches, error, text):
+def test_evaluate_errors(unchecked, metrics, batches, error, text):
     with pytest.raises(error) as raised:
         fn.train.evaluate(metrics, 1.0, batches)
     assert str(raised.value) == text

@@ -80,6 +80,22 @@ def test_shardings_are_kept():
   hint      what the model keeps without a gradient goes into model_state""",
         ),
         (
+            {"w": "float32"},  # the name of a dtype is one to JAX
+            KEY,
+            DTypeError,
+            """train.init: params['w'] cannot be trained: it has no gradient.
+  expected  floating-point arrays
+  got       'float32' (str)""",
+        ),
+        (
+            {"w": np.ma.masked_array([1.0, 2.0], [True, False])},
+            KEY,
+            DTypeError,
+            """train.init: params['w'] cannot be trained: it has no gradient.
+  expected  floating-point arrays
+  got       float64[2], masked""",
+        ),
+        (
             {},
             jax.random.PRNGKey(0),
             DTypeError,
@@ -121,3 +137,11 @@ def test_errors(unchecked, params, key, error, text):
         fn.train.init(params, optax.sgd(0.1), key=key)
     assert str(raised.value) == text
     assert None not in (raised.value.path, raised.value.expected, raised.value.actual)
+
+
+def test_a_model_state_of_arrays(unchecked):
+    with pytest.raises(DTypeError) as raised:
+        fn.train.init({}, optax.sgd(0.1), key=KEY, model_state={"name": "text"})
+    assert str(raised.value) == (
+        "train.init: model_state['name'] is no array.\n  expected  arrays\n  got       'text' (str)"
+    )

@@ -16,7 +16,7 @@ from funcnet.verifier import KINDS, Finding, FormulaError
 
 
 def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 X, W, B = normal(7, 11), normal(11, 13, seed=1), normal(13, seed=2)

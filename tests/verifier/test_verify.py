@@ -2,16 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import funcnet as fn
-from funcnet.errors import DTypeError
+from funcnet.errors import DTypeError, StructureError
 from funcnet.verifier.report import FormulaError
 from tests.cases import CASES
 
 
 def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
 X, W, B = normal(7, 11), normal(11, 13, seed=1), normal(13, seed=2)
@@ -165,6 +166,16 @@ def test_a_models_operations_are_read_off_its_program(setting, wrap):
     assert report.ok
     assert [(r.operation, r.count) for r in report.rows] == [("linear", 4), ("tanh", 4), ("mse", 1)]
     assert "calls" in report.table()
+
+
+def test_a_loss_without_a_key_and_what_is_no_loss(setting):
+    rows = fn.verify_model(lambda params, batch: model(params, batch, None), *setting).rows
+    assert [(r.operation, r.count) for r in rows] == [("linear", 4), ("tanh", 4), ("mse", 1)]
+    with pytest.raises(StructureError) as error:
+        fn.verify_model(lambda params: 0.0, *setting)
+    assert error.value.expected == "loss(params, batch) or loss(params, batch, key)"
+    with pytest.raises(DTypeError, match="verify_model: loss is not a function"):
+        fn.verify_model(None, *setting)
 
 
 def test_a_wrong_rule_in_a_model_is_found(setting, monkeypatch):

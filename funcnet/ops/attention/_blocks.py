@@ -230,9 +230,12 @@ def _over_blocks(form: Form, z: _Sizes, step: Callable[[Any, Array, Array, bool]
     """step(carry, i, j, whether an edge crosses the block) for every block that is not empty."""
     inner, edge = _list_blocks(form, z)
     for pairs, crossed in ((inner, False), (edge, True)):
-        if len(pairs):
+        if len(pairs) <= _UNROLLED:
+            for i, j in pairs:
+                carry = step(carry, jnp.int32(i), jnp.int32(j), crossed)
+        else:
             body = lambda c, ij, crossed=crossed: (step(c, ij[0], ij[1], crossed), None)
-            carry, _ = lax.scan(body, carry, jnp.asarray(pairs, jnp.int32), unroll=len(pairs) <= _UNROLLED)
+            carry, _ = lax.scan(body, carry, jnp.asarray(pairs, jnp.int32))
     return carry
 
 

@@ -8,7 +8,7 @@ from funcnet.ops.loss import cross_entropy
 
 LOGITS = jnp.asarray(np.random.default_rng(0).standard_normal((5, 7)), jnp.float32)
 LABELS = jnp.asarray([3, 0, 6, 3, 1], jnp.int32)
-Q = jax.nn.softmax(jnp.asarray(np.random.default_rng(1).standard_normal((5, 7)), jnp.float32))
+Q = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(7), 5), jnp.float32)
 
 
 def dlogits(logits, labels, **options):

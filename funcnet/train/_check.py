@@ -1,0 +1,131 @@
+"""Checks of what the functions of this folder are given, in the user's words."""
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from funcnet.errors import DTypeError, ValueRangeError, describe
+
+__all__ = ["alive", "function", "here", "iterable", "own", "shown", "whole"]
+
+
+def whole(where: str, path: str, value: Any, least: int) -> int:
+    """`value`, an integer of `least` or more."""
+    try:
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise DTypeError(
+            f"{where}: {path} is no integer.",
+            path=path,
+            expected=f"an integer, {least} or more",
+            actual=describe(value),
+        )
+    if number < least:
+        raise ValueRangeError(
+            f"{where}: {path} is {number}.", path=path, expected=f"{least} or more", actual=str(number)
+        )
+    return number
+
+
+def function(where: str, path: str, value: Any, form: str) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise DTypeError(
+            f"{where}: {path} is not a function.", path=path, expected=form, actual=describe(value)
+        )
+
+
+def iterable(where: str, batches: Any) -> Iterable[PyTree]:
+    """Refuse what gives no batches, or gives the rows of an array or the names of a dict for batches."""
+    one = (
+        isinstance(batches, Mapping | str | bytes) or hasattr(batches, "_fields") or hasattr(batches, "dtype")
+    )
+    many = any(hasattr(batches, name) for name in ("__iter__", "__getitem__"))
+    if many and not one and not isinstance(batches, type):
+        return batches
+    hint = "put one batch into a list: [batch]" if one else None
+    raise DTypeError(
+        f"{where}: batches is no iterable of batches.",
+        path="batches",
+        expected="an iterable, each element a batch: train.batches(...), a list, a generator",
+        actual=describe(batches),
+        hint="call it: a generator function gives its iterator then" if callable(batches) else hint,
+    )
+
+
+def alive(where: str, path: str, tree: PyTree) -> None:
+    """Refuse arrays whose memory a step has taken."""
+    for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+            raise ValueRangeError(
+                f"{where}: {path}{jax.tree_util.keystr(leaf_path)} is deleted: a step was given it, "
+                "and reuses the memory of its state (donation).",
+                path=path,
+                expected="what the last step, or fit, returned",
+                actual="what was given to it",
+                hint="to start from one state twice, give each a copy: jax.tree.map(jnp.copy, state)",
+            )
+
+
+def here(where: str, path: str, tree: PyTree) -> None:
+    """Refuse what has no values, within jit, and arrays whose memory a step has taken."""
+    for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer):
+            name = f"{path}{jax.tree_util.keystr(leaf_path)}"
+            raise DTypeError(
+                f"{where}: {name} is traced, and a loop over batches runs on the host.",
+                path=name,
+                expected="an array, outside of jax.jit and the like",
+                actual=describe(leaf),
+            )
+    alive(where, path, tree)
+
+
+def own(where: str, batch: PyTree) -> PyTree:
+    """The batch with its NumPy arrays copied, since whoever made it may fill the same buffers again.
+
+    (A computation may read them, without a copy, long after its call has returned.)
+
+    Raises:
+        DTypeError: a leaf is no array of numbers.
+    """
+    leaves, tree = jax.tree.flatten(batch)
+    owned = [_own(leaf) for leaf in leaves]
+    for place, leaf in enumerate(owned):
+        if leaf is None:
+            path, leaf = jax.tree_util.tree_leaves_with_path(batch)[place]
+            name = f"batch{jax.tree_util.keystr(path)}"
+            raise DTypeError(
+                f"{where}: {name} is no array of numbers.",
+                path=name,
+                expected="an array of numbers",
+                actual=shown(leaf),
+            )
+    return tree.unflatten(owned)
+
+
+def _own(leaf: Any) -> Any:
+    """The leaf, or a copy of it; None if it is no array of numbers."""
+    numbers = np.number | np.bool_ | bool | int | float | complex
+    if isinstance(leaf, jax.Array | numbers) or hasattr(leaf, "__jax_array__"):
+        return leaf
+    if not hasattr(leaf, "__array__") or isinstance(leaf, np.ma.MaskedArray):
+        return None
+    try:
+        array = np.array(leaf)
+    except Exception:  # another library's: what it is will be refused by its name
+        return None
+    return array if array.dtype.kind in "biufc" or jnp.issubdtype(array.dtype, jnp.number) else None
+
+
+def shown(leaf: Any) -> str:
+    """`describe`, which does not tell of a mask."""
+    return f"{describe(leaf)}, masked" if isinstance(leaf, np.ma.MaskedArray) else describe(leaf)

@@ -1,0 +1,80 @@
+"""Single mistakes put into `funcnet/ops`, each of which the fast tests must find: `make mutants`; minutes.
+
+    python -m tests.mutants [OPERATION...]
+
+A mistake is a piece of text that stands once in a file, and what is put there. For each, a copy of the
+package is broken, and what the fast tests have on that operation is run: its laws and its own file. A mistake
+that they let pass fails the run; so does one whose text is gone, since it is no mistake any more.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import funcnet as fn
+
+ROOT = Path(__file__).parents[1]
+MUTANTS = [  # operation, file beside it ("" is its own), what stands there, what is put there
+    ("linear", "", "dx = jnp.matmul(dy, wx.T,", "dx = jnp.matmul(dy, wx,"),
+    ("matmul", "", "if x.shape[axis] != 1]", "]"),  # no sum over an axis that was broadcast
+    ("embedding", "", "ids.astype(jnp.int32), -1)", "ids.astype(jnp.int32), 0)"),
+    ("conv", "", "_bias.gradient(params, dy)", "_bias.gradient(params, -dy)"),
+    ("conv", "_toeplitz.py", "add(first[::-1])", "add(first)"),
+    ("conv_transpose", "", "kernel_gradient(dy, x,", "kernel_gradient(dy, -x,"),
+    ("max_pool", "", "equal = (block == y)", "equal = (block <= y)"),
+    ("avg_pool", "", "axis.kernel - 1 - axis.low", "axis.kernel - axis.low"),
+    ("layer_norm", "", "(g * xhat).mean(-1, keepdims=True)", "g.mean(-1, keepdims=True)"),
+    ("rms_norm", "", "dx = rrms * (g - xhat", "dx = rrms * (g + xhat"),
+    ("group_norm", "", "_WITHIN = (-3, -1)", "_WITHIN = (-1,)"),
+    ("batch_norm", "", "(n / (n - 1))", "(n / n)"),
+    ("softmax", "", "narrow(p * (g - (p * g)", "narrow(p * (g - (g)"),
+    ("gelu", "", "* (p + h * density)", "* (p + density)"),
+    ("swiglu", "", "s * (1 + g * (1 - s))", "s * (1 + g * s)"),
+    ("dropout", "", "(1 / (1 - rate))", "(1 / rate)"),
+    ("cross_entropy", "", "q.sum(-1, keepdims=True) - q)", "1 - q)"),
+    ("mse", "", "narrow(-de, target)", "narrow(de, target)"),
+    ("attention", "_blocks.py", "ds = p * (dp - _at(d, i))", "ds = p * dp"),
+    ("rope", "", "b * cos + a * sin", "b * cos - a * sin"),
+    ("alibi", "", "if axis != dy.ndim - 3)", "if axis > dy.ndim - 3)"),
+]
+
+
+def found(operation: str, file: str, old: str, new: str) -> bool:
+    """Whether the fast tests of the operation fail once `old` is `new`."""
+    family = fn._OPERATIONS[operation]
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("funcnet", "tests"):
+            shutil.copytree(ROOT / part, Path(folder) / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        path = Path(folder) / "funcnet/ops" / family / (file or f"{operation}.py")
+        text = path.read_text("utf-8")
+        if text.count(old) != 1:
+            raise SystemExit(f"{path.name} holds {old!r} {text.count(old)} times: write another mistake.")
+        path.write_text(text.replace(old, new), "utf-8")
+        names = f"[{operation}- or -{operation}- or test_{operation}.py"
+        tests = ["tests/test_laws.py", f"tests/ops/{family}/test_{operation}.py", "-k", names]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        env = {**os.environ, "PYTHONPATH": folder, "JAX_PLATFORMS": "cpu"}
+        run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    if run.returncode not in (0, 1):
+        raise SystemExit(run.stdout + run.stderr)
+    return run.returncode == 1
+
+
+def main(operations: list[str]) -> int:
+    passed = 0
+    for mutant in MUTANTS:
+        if not operations or mutant[0] in operations:
+            caught = found(*mutant)
+            passed += not caught
+            verdict = "found" if caught else "PASSED"
+            print(f"{verdict:6}  {mutant[0]}: {mutant[2]!r} -> {mutant[3]!r}", flush=True)
+    print(f"{passed} passed unseen")
+    return int(passed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
