@@ -51,16 +51,20 @@ def _pullback(x: Array, dy: Array) -> tuple[Array]:
     return (narrow(dy.astype(h.dtype) * _logistic(h) * _logistic(-h), x),)
 
 
-@jax.custom_jvp
 def _logistic(h: Array) -> Array:
     """σ, with its derivative as σ(h) · σ(−h) in every order: JAX takes 1 − σ(h), which cancels."""
+    return lax.logistic(h) if rules.in_jet(h) else _precise(h)
+
+
+@jax.custom_jvp
+def _precise(h: Array) -> Array:
     return lax.logistic(h)
 
 
-@_logistic.defjvp
+@_precise.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (h,), (dh,) = primals, tangents
-    return _logistic(h), dh * _logistic(h) * _logistic(-h)
+    return _precise(h), dh * _precise(h) * _precise(-h)
 
 
 def cost(x: Float[Abstract, "*n"]) -> Cost:
