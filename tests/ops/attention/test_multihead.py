@@ -110,6 +110,13 @@ def test_every_option_changes_something_as_in_attention(options):
     np.testing.assert_allclose(y, multihead.reference(PARAMS, X, **options), rtol=1e-4, atol=1e-5)
 
 
+def test_a_block_changes_the_program_and_not_the_result():
+    program = lambda **block: str(jax.make_jaxpr(lambda x: multihead.apply(PARAMS, x, **block))(X))
+    assert program(block=(2, 3)) != program()
+    y = multihead.apply(PARAMS, X, block=(2, 3))
+    np.testing.assert_allclose(y, multihead.apply(PARAMS, X), rtol=1e-4, atol=1e-5)
+
+
 def test_norms_and_sinks_change_something():
     y = multihead.apply(PARAMS, X)
     for more in ({"q_norm": {"w": normal(3)}}, {"k_norm": {"w": normal(3)}}, {"sinks": normal(4)}):

@@ -137,6 +137,14 @@ def test_init_refuses(unchecked):
     ]:
         with pytest.raises(error, match=match):
             conv.init(key, *args, **options)
+    for operation in (conv, fn.conv_transpose):
+        assert text_of(DTypeError, lambda op=operation: op.init(key, 3, 8, kernel=3)) == (
+            f"{operation.__name__.split('.')[-1]}.init: kernel is not a tuple, "
+            "so the number of spatial axes is open.\n"
+            "  expected  kernel: one size per spatial axis\n"
+            "  got       kernel: 3 (int)\n"
+            "  hint      (3,) is for sequences, (3, 3) for images."
+        )
 
 
 def test_the_same_error_under_jit_and_vmap(unchecked):

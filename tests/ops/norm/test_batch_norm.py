@@ -79,12 +79,68 @@ def test_an_empty_batch_leaves_the_state():
     assert jax.tree.map(lambda v: v.tolist(), state) == jax.tree.map(lambda v: v.tolist(), STATE)
 
 
+MASK = jnp.asarray(np.random.default_rng(1).random((5, 7)) < 0.6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_with_a_mask_it_is_as_if_the_others_were_not_there(train):
+    """Value, state and gradients; what stands in their place is of no consequence, NaN or not."""
+
+    def run(x, mask=None):
+        f = lambda p, x: batch_norm.apply(p, STATE, x, train=train, mask=mask)
+        (y, state), pull = jax.vjp(f, ONE, x)
+        return y, state, pull((jnp.cos(x), jax.tree.map(jnp.zeros_like, state)))
+
+    y, state, (dparams, dx) = run(jnp.where(MASK[..., None], X, jnp.nan), MASK)
+    want_y, want_state, (want_dparams, want_dx) = run(X[MASK])
+    assert not jnp.any(y[~MASK])
+    assert not jnp.any(dx[~MASK])
+    got, want = (y[MASK], state, dparams, dx[MASK]), (want_y, want_state, want_dparams, want_dx)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_mask_of_no_element_or_one_leaves_the_state(count):
+    mask = jnp.zeros((5, 7), bool).at[2, :count].set(True)
+    y, state = batch_norm.apply({**ONE, "b": STATE["mean"]}, STATE, X, train=True, mask=mask)
+    np.testing.assert_array_equal(y, jnp.where(mask[..., None], STATE["mean"], 0))
+    assert jax.tree.map(lambda v: v.tolist(), state) == jax.tree.map(lambda v: v.tolist(), STATE)
+    grads = jax.grad(lambda p, x: batch_norm.apply(p, STATE, x, train=True, mask=mask)[0].sum(), (0, 1))
+    dparams, dx = grads(ONE, X)
+    assert dparams["w"].tolist() == [0] * 3
+    assert dparams["b"].tolist() == [count] * 3
+    assert not jnp.any(dx)
+
+
 def test_residuals_are_params_x_and_two_numbers_a_channel():
     pullback = batch_norm.vjp(ONE, STATE, X, train=True)[1]
     assert sum(v.size for v in jax.tree.leaves(pullback)) == 6 + X.size + 2 * 3
 
 
 ERRORS = [
+    (
+        lambda: batch_norm.apply(ONE, STATE, X, train=True, mask=jnp.ones((5, 7), jnp.float32)),
+        DTypeError,
+        "batch_norm.apply: mask is not a boolean array.\n"
+        "  expected  mask: bool[5, 7]     (x: float32[5, 7, 3])\n"
+        "  got       mask: float32[5, 7]\n"
+        "  hint      compare it: mask != 0.",
+    ),
+    (
+        lambda: batch_norm.apply(ONE, STATE, X, train=True, mask=jnp.ones(5, bool)),
+        ShapeError,
+        "batch_norm.apply: mask does not say of every element of x whether it is one.\n"
+        "  expected  mask: bool[5, 7]     (x: float32[5, 7, 3])\n"
+        "  got       mask: bool[5]\n"
+        "  hint      of whole examples: jnp.broadcast_to(mask.reshape(-1, 1), x.shape[:-1]).",
+    ),
+    (
+        lambda: batch_norm.apply(ONE, STATE, X, train=True, eps=-1e-5),
+        ValueRangeError,
+        "batch_norm.apply: eps is -1e-05, outside its range.\n"
+        "  expected  0 ≤ eps < ∞\n"
+        "  got       eps = -1e-05",
+    ),
     (
         lambda: batch_norm.apply(ONE, STATE, X.transpose(0, 2, 1), train=True),
         ShapeError,

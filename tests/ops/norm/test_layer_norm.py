@@ -59,6 +59,14 @@ def test_residuals_are_params_x_and_two_numbers_a_row():
 
 ERRORS = [
     (
+        lambda: jax.grad(lambda eps: layer_norm.apply(ONE, X, eps).sum())(jnp.float32(1e-5)),
+        DTypeError,
+        "layer_norm.apply: eps is traced, but its value is needed for tracing.\n"
+        "  expected  eps: a Python value\n"
+        "  got       eps: float32[]\n"
+        '  hint      make it static where it enters jax.jit: static_argnames="eps".',
+    ),
+    (
         lambda: layer_norm.apply(ONE, X.T),
         ShapeError,
         'layer_norm.apply: x has 5 features in its last axis, but params["w"] (float32[7]) takes 7.\n'

@@ -64,24 +64,30 @@ def test_the_residual_is_the_key():
     assert [v is KEY for v in jax.tree.leaves(pullback)] == [True]
 
 
+def test_of_rate_one_nothing_is_left():
+    x = jnp.asarray([1.0, jnp.inf, jnp.nan])
+    y, pull = jax.vjp(lambda x: dropout.apply(x, rate=1, key=jax.random.key(0)), x)
+    assert y.tolist() == pull(x)[0].tolist() == [0, 0, 0]
+
+
 ERRORS = [
     (
-        lambda: dropout.apply(X, rate=1.0, key=KEY),
+        lambda: dropout.apply(X, rate=100.5, key=KEY),
         ValueRangeError,
-        "dropout.apply: rate is 1.0, outside [0, 1).\n  expected  0 ≤ rate < 1\n  got       rate = 1.0",
+        "dropout.apply: rate is 100.5, outside [0, 1].\n  expected  0 ≤ rate ≤ 1\n  got       rate = 100.5",
     ),
     (
         lambda: dropout.apply(X, rate=20, key=KEY),
         ValueRangeError,
-        "dropout.apply: rate is 20, outside [0, 1).\n"
-        "  expected  0 ≤ rate < 1\n"
+        "dropout.apply: rate is 20, outside [0, 1].\n"
+        "  expected  0 ≤ rate ≤ 1\n"
         "  got       rate = 20\n"
         "  hint      rate is a fraction, not per cent: 0.2.",
     ),
     (
         lambda: dropout.apply(X, rate=-0.1),  # in evaluation too
         ValueRangeError,
-        "dropout.apply: rate is -0.1, outside [0, 1).\n  expected  0 ≤ rate < 1\n  got       rate = -0.1",
+        "dropout.apply: rate is -0.1, outside [0, 1].\n  expected  0 ≤ rate ≤ 1\n  got       rate = -0.1",
     ),
     (
         lambda: jax.jit(lambda rate: dropout.apply(X, rate=rate, key=KEY))(np.float32(0.1)),
