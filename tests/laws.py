@@ -126,8 +126,10 @@ def finite_differences(case: Case, op: Any, args: Any, options: Any) -> None:
     f, pull = jax.jit(f), pulled(f)
     dy, t, h = normal_like(jax.eval_shape(f, *values), 3), normal_like(values, 4), 1e-6
     if case.op == "batch_norm":  # the state is an argument without gradient, not a constant
-        t = [u * np.any(g) for u, g in zip(t, pull(values, dy), strict=True)]
+        t = [u * float(np.any(g)) for u, g in zip(t, pull(values, dy), strict=True)]
         dy = (dy[0], jax.tree.map(jnp.zeros_like, dy[1]))
+    if (row := options.get("padding_index")) is not None:  # so is the row of padding
+        t = [np.where(np.arange(len(u))[:, None] == row, 0, u) for u in t]
     dot = lambda a, b: sum(
         float(np.vdot(u, v)) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
