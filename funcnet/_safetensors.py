@@ -62,8 +62,8 @@ CONVERT = (
     "pickled files can run code, so none is opened. Where torch is: "
     "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
 )
-# How files begin that stand where a safetensors file should, what they are, and what to do about it. No length of
-# a header that is likely begins so.
+# How files begin that lie where a safetensors file should, what they are, and what to do about it. The length
+# of a header does not begin so.
 _FOREIGN = (
     (rb"$", "an empty file", None),
     (rb"version https://git-lfs", "a git-lfs pointer, not the file that it stands for", "git lfs pull."),

@@ -133,36 +133,45 @@ def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
     """
     target = path_text("save", "folder", folder)
     family = _family(config)
-    tensors = to_tensors(family.names(config), _shapes(family, config), params)
-    files = _files(family, config, tensors)
+    names = family.names(config)
+    files = _files(family, config, {tensor.name for tensor in jax.tree.leaves(names.tree)})
+    tensors = to_tensors(names, _shapes(family, config), params)
+    _set_dtype(files[_CONFIG], {tensor.dtype.name for tensor in tensors.values()}, new=not config.files)
     os.makedirs(target, exist_ok=True)
     write_safetensors(os.path.join(target, WHOLE), tensors, {"format": "pt"})
     for name, fields in files.items():
         text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
         replace_file(os.path.join(target, name), [text.encode()])
-    for name in os.listdir(target):  # only now: until here the folder held the whole old model or the new one
+    for name in os.listdir(target):  # last: whoever reads the folder takes the whole file before the pieces
         if name == INDEX or re.fullmatch(_SHARD, name) or (name == _GENERATION and name not in files):
             os.remove(os.path.join(target, name))
 
 
-def _files(family: Any, config: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+def _files(family: Any, config: Any, tensors: Collection[str]) -> dict[str, dict[str, Any]]:
     """The JSON files of a model: as they were when it was loaded, but for what has changed since."""
-    old, new, before = dict(config.files), family.json(config), {}
+    old, new, before = config.files, family.json(config), {}
     if _CONFIG in old:
         loaded_as, was = _read(old, tensors)
         before = loaded_as.json(was)
     changed = {name: value for name, value in new.items() if name not in before or before[name] != value}
-    fields = {**old.get(_CONFIG, {}), **changed}
-    dtypes = {leaf.dtype.name for leaf in tensors.values()}
-    if len(dtypes) == 1 and fields.get("dtype", fields.get("torch_dtype")) not in dtypes:
-        fields.pop("torch_dtype", None)
-        fields["dtype"] = dtypes.pop()
-    files = {_CONFIG: fields}
+    if before and family.head(old[_CONFIG]) != family.head(
+        new
+    ):  # it claimed a head that was not there, or none
+        changed["architectures"] = new["architectures"]
+    files = {_CONFIG: {**old.get(_CONFIG, {}), **changed}}
     if _GENERATION in old:
         stop = "eos_token_id"
         files[_GENERATION] = {**old[_GENERATION], **({stop: changed[stop]} if stop in changed else {})}
-    _compare(config, _read(files, tensors)[1], fields["model_type"])
+    _compare(config, _read(files, tensors)[1], new["model_type"])
     return files
+
+
+def _set_dtype(fields: dict[str, Any], dtypes: set[str], *, new: bool) -> None:
+    """Correct what config.json says of the tensors' dtype; torch_dtype is the field's earlier name."""
+    stated = fields.get("dtype", fields.get("torch_dtype"))
+    if stated not in dtypes and (new or stated is not None):
+        fields.pop("torch_dtype", None)
+        fields["dtype"] = dtypes.pop() if len(dtypes) == 1 else None
 
 
 def _compare(config: Any, again: Any, kind: str) -> None:

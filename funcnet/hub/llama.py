@@ -27,7 +27,7 @@ from funcnet.hub.names import Names, Tensor, heads, linear, norm, output
 from funcnet.nets import transformer
 from funcnet.ops.attention import rope
 
-__all__ = ["NET", "config", "json", "names"]
+__all__ = ["NET", "config", "head", "json", "names"]
 
 NET = transformer
 
@@ -42,6 +42,11 @@ _CLASSES = {
 }
 
 
+def head(json: Mapping[str, Any]) -> Any:
+    """The head that transformers' class in a config.json has."""
+    return architecture(json, _classes(json["model_type"]), f"{json['model_type'].capitalize()}ForCausalLM")
+
+
 def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Config:
     """The net of a config.json.
 
@@ -53,7 +58,6 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Con
     kind = json["model_type"]
     json = nullable(json, "num_key_value_heads", "layer_types", *(["head_dim"] if kind != "qwen3" else []))
     fixed(json, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    head = architecture(json, _classes(kind), f"{kind.capitalize()}ForCausalLM")
     width = size(json, "head_dim", 128 if kind == "qwen3" else None)
     return transformer.Config(
         vocabulary=size(json, "vocab_size"),
@@ -76,7 +80,7 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Con
         qk_norm=kind == "qwen3",
         tied=flag(json, "tie_word_embeddings", False),
         windows=(None,) if kind == "llama" else _windows(json),
-        head=head,
+        head=head(json),
         classes=labels(json),
         stop=ids(json, "eos_token_id", 2 if kind == "llama" else None, size(json, "vocab_size")),
     )
@@ -87,7 +91,7 @@ def json(config: transformer.Config) -> dict[str, Any]:
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     return {
         "model_type": kind,
-        "architectures": [name for name, head in _classes(kind).items() if head == config.head],
+        "architectures": [name for name, has in _classes(kind).items() if has == config.head],
         "vocab_size": config.vocabulary,
         "max_position_embeddings": config.context,
         "num_hidden_layers": config.layers,
@@ -119,7 +123,7 @@ def names(config: transformer.Config) -> Names:
     }
     if config.qk_norm:
         attention |= {f"{name}_norm": norm(f"{block}self_attn.{name}_norm", bias=False) for name in "qk"}
-    tokens, head = f"{model}embed_tokens.weight", "lm_head.weight"
+    tokens, logits = f"{model}embed_tokens.weight", "lm_head.weight"
     tree: dict[str, Any] = {
         "tokens": {"w": Tensor(tokens)},
         "blocks": {
@@ -131,7 +135,7 @@ def names(config: transformer.Config) -> Names:
         "norm": norm(f"{model}norm", bias=False),
     }
     own = {
-        "next": {"w": Tensor(head, "v d -> d v")},
+        "next": {"w": Tensor(logits, "v d -> d v")},
         "sequence": linear("score", bias=False),
         "tokens": linear("score"),
         "answer": linear("qa_outputs"),
@@ -142,12 +146,12 @@ def names(config: transformer.Config) -> Names:
         tree,
         renamed=[(r"^((model|transformer)\.)?(embed_tokens|layers|norm)\.", rf"{model}\3.")],
         ignored=[r"(\w+\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"],
-        tied={head: tokens} if config.tied else {},
+        tied={logits: tokens} if config.tied else {},
     )
 
 
 def _classes(kind: str) -> dict[str, Any]:
-    return {kind.capitalize() + name: head for name, head in _CLASSES.items()}
+    return {kind.capitalize() + name: has for name, has in _CLASSES.items()}
 
 
 def _rope(json: Mapping[str, Any]) -> rope.Config:

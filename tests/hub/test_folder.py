@@ -69,7 +69,7 @@ def test_what_is_saved_is_loaded(tmp_path, name, dtype):
     params = random_params(net, config, dtype)
     hub.save(tmp_path / "new", params, config)
     again, config_ = fn.hub.load(tmp_path / "new")
-    assert all(getattr(config_, k) == v for k, v in vars(config).items() if v is not None)
+    assert all(getattr(config_, k) == v for k, v in vars(config).items() if v is not None and k != "files")
     assert jax.tree.structure(again) == jax.tree.structure(params)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
         assert a.dtype == b.dtype
