@@ -114,7 +114,8 @@ def table(json: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def architecture(json: Mapping[str, Any], known: Mapping[str, Any], default: str) -> Any:
     """What `known` has for transformers' class in `architectures`, or for `default` where there is none."""
-    names = json.get("architectures") or [default]
+    names = json.get("architectures")
+    names = [default] if names in (None, []) else names
     if not isinstance(names, list) or not isinstance(names[0], str):
         raise wrong(json, "architectures", "a list of names")
     if names[0] not in known:

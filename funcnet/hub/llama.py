@@ -160,9 +160,9 @@ def _rope(json: Mapping[str, Any]) -> rope.Config:
     rope_scaling, the field of earlier versions, takes the place of rope_parameters unless it is empty. Within
     either, rope_theta goes before the one beside it; original_max_position_embeddings beside it goes first.
     """
-    where = "rope_scaling" if table(json, "rope_scaling") else "rope_parameters"
-    at = lambda name: f"{where}.{name}"
-    fields = {at(name): value for name, value in table(json, where).items()}
+    old, new = table(json, "rope_scaling"), table(json, "rope_parameters")
+    at = lambda name: f"{'rope_scaling' if old else 'rope_parameters'}.{name}"
+    fields = {at(name): value for name, value in (old or new).items()}
     per_layer_type = {name: None for name, value in fields.items() if isinstance(value, dict)}
     only = {"partial_rotary_factor": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
     fixed(nullable(json, "partial_rotary_factor"), partial_rotary_factor=1.0)
@@ -181,12 +181,9 @@ def _rope(json: Mapping[str, Any]) -> rope.Config:
         options["low"] = number(fields, at("low_freq_factor"))
         options["high"] = number(fields, at("high_freq_factor"))
     if kind is rope.YaRN:
-        names = ("beta_fast", "beta_slow", "attention_factor")
-        fields = {
-            n: v for n, v in fields.items() if v or n not in map(at, names)
-        }  # 0 too is transformers' own
-        options["beta_fast"] = number(fields, at("beta_fast"), 32)
-        options["beta_slow"] = number(fields, at("beta_slow"), 1)
+        fields = nullable(fields, *map(at, ("beta_fast", "beta_slow", "attention_factor")))
+        options["beta_fast"] = number(fields, at("beta_fast"), 32) or 32  # 0 too is transformers' default
+        options["beta_slow"] = number(fields, at("beta_slow"), 1) or 1
         options["attention_factor"] = number(fields, at("attention_factor"), None)
     return rope.Config(base, scaling=kind(**options))
 
