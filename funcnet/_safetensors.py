@@ -25,12 +25,12 @@ import numpy as np
 from funcnet.errors import DTypeError, FileFormatError, ValueRangeError, describe
 
 __all__ = [
-    "a",
     "CODES",
     "CODE_OF",
     "CONVERT",
     "MAX_HEADER",
     "Row",
+    "a",
     "contiguous",
     "is_text",
     "json_bytes",

@@ -330,7 +330,7 @@ def row(dtype: Any = "U8", shape: Any = (1,), offsets: Any = (0, 1)) -> dict[str
 
 ROW = b'{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
 MALFORMED = {
-    "empty": (b"", "cut short"),
+    "empty": (b"", "an empty file"),
     "seven bytes": (b"\1" * 7, "cut short"),
     "length beyond the file": (plain({}, length=10**9), "cut short"),
     "length of 2^63": (plain({}, length=2**63), "cut short"),

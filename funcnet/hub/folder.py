@@ -1,11 +1,10 @@
 """A model's folder, as transformers keeps it: config.json and model.safetensors, or several such files."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet._safetensors import path_text, replace_file
-from funcnet.errors import DTypeError, FuncnetError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ValueRangeError, describe
 from funcnet.hub import bert, gpt2, llama, vit
-from funcnet.hub.fields import fixed, ids
+from funcnet.hub.fields import fixed, ids, said_of
 from funcnet.hub.files import INDEX, WHOLE, read_json, read_safetensors, write_safetensors
 from funcnet.hub.names import from_tensors, to_tensors
 from funcnet.nets import encoder, transformer
@@ -60,7 +59,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
     if os.path.exists(generation := os.path.join(source, _GENERATION)):
         files[_GENERATION] = read_json(generation)
     tensors = read_safetensors(source)
-    with _said_of(f"load: {os.path.join(source, _CONFIG)}"):
+    with said_of(f"load: {os.path.join(source, _CONFIG)}"):
         family, config = _read(files, tensors)
         shapes = _shapes(family, config)
     params = from_tensors(family.names(config), shapes, tensors, source)
@@ -81,21 +80,11 @@ def _read(files: Mapping[str, Any], tensors: Collection[str]) -> tuple[Any, Any]
     family = _FAMILIES[kind]
     fixed(fields, is_encoder_decoder=False, quantization_config=None, per_layer_config=None)
     stop = "eos_token_id"
-    with _said_of(_GENERATION):
+    with said_of(_GENERATION):
         ids(generation, stop, None, 0)
     if generation.get(stop) is not None:  # it goes before that of config.json
         fields = {**fields, stop: generation[stop]}
     return family, dataclasses.replace(family.config(fields, tensors), files=files)
-
-
-@contextlib.contextmanager
-def _said_of(where: str) -> Iterator[None]:
-    """Errors raised within say where they are from."""
-    try:
-        yield
-    except FuncnetError as error:
-        more = {"path": error.path, "expected": error.expected, "actual": error.actual, "hint": error.hint}
-        raise type(error)(f"{where}: {error.problem}", **more) from error
 
 
 def _shapes(family: Any, config: Any) -> Any:

@@ -19,6 +19,7 @@ from funcnet.hub.fields import (
     labels,
     nullable,
     number,
+    said_of,
     size,
     table,
     wrong,
@@ -161,7 +162,8 @@ def _rope(json: Mapping[str, Any]) -> rope.Config:
     either, rope_theta goes before the one beside it; original_max_position_embeddings beside it goes first.
     """
     old, new = table(json, "rope_scaling"), table(json, "rope_parameters")
-    at = lambda name: f"{'rope_scaling' if old else 'rope_parameters'}.{name}"
+    where = "rope_scaling" if old else "rope_parameters"
+    at = lambda name: f"{where}.{name}"
     fields = {at(name): value for name, value in (old or new).items()}
     per_layer_type = {name: None for name, value in fields.items() if isinstance(value, dict)}
     only = {"partial_rotary_factor": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
@@ -172,7 +174,8 @@ def _rope(json: Mapping[str, Any]) -> rope.Config:
     theta = (fields, at("rope_theta")) if at("rope_theta") in fields else (json, "rope_theta", 10000.0)
     base = number(*theta, least=1)
     if kind is None:
-        return rope.Config(base)
+        with said_of("rope_theta"):
+            return rope.Config(base)
     options: dict[str, Any] = {"factor": number(fields, at("factor"), least=1)}
     if kind is not rope.Linear:
         length, longest = "original_max_position_embeddings", size(json, "max_position_embeddings")
@@ -185,7 +188,8 @@ def _rope(json: Mapping[str, Any]) -> rope.Config:
         options["beta_fast"] = number(fields, at("beta_fast"), 32) or 32  # 0 too is transformers' default
         options["beta_slow"] = number(fields, at("beta_slow"), 1) or 1
         options["attention_factor"] = number(fields, at("attention_factor"), None)
-    return rope.Config(base, scaling=kind(**options))
+    with said_of(where):
+        return rope.Config(base, scaling=kind(**options))
 
 
 def _rope_fields(config: rope.Config) -> dict[str, Any]:

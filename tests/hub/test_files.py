@@ -167,7 +167,8 @@ test_errors = golden(
         (
             pickled_file,
             FileFormatError,
-            "load: pickled/weights.safetensors: this is a pickled checkpoint, not safetensors.\n" + CONVERT,
+            "load: pickled/weights.safetensors: "
+            "this is a pickled checkpoint or another zip archive, not safetensors.\n" + CONVERT,
         ),
         (
             pickled_folder,
