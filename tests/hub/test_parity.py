@@ -378,7 +378,7 @@ def test_a_vit_without_head(tmp_path):
 
 
 def test_a_checkpoint_that_has_kept_more_than_its_class(tmp_path):
-    """bert-base-uncased is a BertForMaskedLM whose file has the pooler and the other head of its pretraining."""
+    """As bert-base-uncased: a BertForMaskedLM whose file has a pooler and the second head of pretraining."""
     random_model("Bert", "ForPreTraining", BERT).save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
     (tmp_path / "config.json").write_text(json.dumps(fields))
