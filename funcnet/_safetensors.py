@@ -19,6 +19,7 @@ from io import BufferedReader
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

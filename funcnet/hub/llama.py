@@ -171,8 +171,8 @@ def _rope(json: Mapping[str, Any]) -> rope.Config:
     fixed(fields, **per_layer_type, **{at(name): value for name, value in only.items()})
     kinds = {"default": None, "linear": rope.Linear, "llama3": rope.Llama3, "yarn": rope.YaRN}
     kind = chosen(fields, at("rope_type") if at("rope_type") in fields else at("type"), kinds, "default")
-    theta = (fields, at("rope_theta")) if at("rope_theta") in fields else (json, "rope_theta", 10000.0)
-    base = number(*theta, least=1)
+    within = at("rope_theta") in fields
+    base = number(fields if within else json, at("rope_theta") if within else "rope_theta", 10000.0, least=1)
     if kind is None:
         with said_of("rope_theta"):
             return rope.Config(base)

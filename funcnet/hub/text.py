@@ -73,7 +73,7 @@ def generate(
         nonlocal said
         known.extend(more)
         so_far = text(known)
-        if not so_far.endswith("\ufffd"):  # the rest of a character is to come
+        if stream is not None and not so_far.endswith("\ufffd"):  # the rest of a character is to come
             stream(so_far[said:])
             said = len(so_far)
 
