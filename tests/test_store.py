@@ -704,7 +704,7 @@ def donated():
         (np.ma.masked, "a masked array"),
         (np.zeros(2, [("a", "f4")]), "elements of type"),
         (np.zeros(2, [("a", "f4")]).view(np.recarray), "a recarray"),
-        (np.asmatrix(np.ones((2, 2))), "a matrix, which would come back as a plain array"),
+        (np.ones((2, 2)).view(np.matrix), "a matrix, which would come back as a plain array"),
         (np.array(["x"]), "elements of type"),
         (np.zeros(2, np.longdouble), "elements of type"),
         (donated(), "an array that was deleted, or donated"),

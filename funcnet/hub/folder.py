@@ -59,32 +59,34 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
     if os.path.exists(generation := os.path.join(source, _GENERATION)):
         files[_GENERATION] = read_json(generation)
     tensors = read_safetensors(source)
-    with said_of(f"load: {os.path.join(source, _CONFIG)}"):
-        family, config = _read(files, tensors)
-        shapes = _shapes(family, config)
-    params = from_tensors(family.names(config), shapes, tensors, source)
+    family, config = _read(files, tensors, f"load: {os.path.join(source, '')}")
+    params = from_tensors(family.names(config), _shapes(family, config), tensors, source)
     return jax.tree.map(lambda leaf: _on_device(leaf, source), params), config
 
 
-def _read(files: Mapping[str, Any], tensors: Collection[str]) -> tuple[Any, Any]:
+def _read(files: Mapping[str, Any], tensors: Collection[str], where: str) -> tuple[Any, Any]:
     """The family and the Config that the JSON files and the names of the tensors describe."""
-    fields, generation = files[_CONFIG], files.get(_GENERATION, {})
-    kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in _FAMILIES:
-        raise ValueRangeError(
-            "funcnet has no net for this model.",
-            path="model_type",
-            expected=f"model_type: {', '.join(map(repr, _FAMILIES))}",
-            actual=f"model_type: {kind!r:.80}",
-        )
-    family = _FAMILIES[kind]
-    fixed(fields, is_encoder_decoder=False, quantization_config=None, per_layer_config=None)
-    stop = "eos_token_id"
-    with said_of(_GENERATION):
+    fields, generation, stop = files[_CONFIG], files.get(_GENERATION, {}), "eos_token_id"
+    with said_of(f"{where}{_GENERATION}"):
         ids(generation, stop, None, 0)
     if generation.get(stop) is not None:  # it goes before that of config.json
         fields = {**fields, stop: generation[stop]}
-    return family, dataclasses.replace(family.config(fields, tensors), files=files)
+    with said_of(f"{where}{_CONFIG}"):
+        family = _family_of(fields)
+        fixed(fields, is_encoder_decoder=False, quantization_config=None, per_layer_config=None)
+        return family, dataclasses.replace(family.config(fields, tensors), files=files)
+
+
+def _family_of(fields: Mapping[str, Any]) -> Any:
+    kind = fields.get("model_type")
+    if isinstance(kind, str) and kind in _FAMILIES:
+        return _FAMILIES[kind]
+    raise ValueRangeError(
+        "funcnet has no net for this model.",
+        path="model_type",
+        expected=f"model_type: {', '.join(map(repr, _FAMILIES))}",
+        actual=f"model_type: {kind!r:.80}",
+    )
 
 
 def _shapes(family: Any, config: Any) -> Any:
@@ -126,11 +128,11 @@ def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
     files = _files(family, config, {tensor.name for tensor in jax.tree.leaves(names.tree)})
     tensors = to_tensors(names, _shapes(family, config), params)
     _set_dtype(files[_CONFIG], {tensor.dtype.name for tensor in tensors.values()}, new=not config.files)
+    texts = {name: _text(name, fields) for name, fields in files.items()}
     os.makedirs(target, exist_ok=True)
     write_safetensors(os.path.join(target, WHOLE), tensors, {"format": "pt"})
-    for name, fields in files.items():
-        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-        replace_file(os.path.join(target, name), [text.encode()])
+    for name, text in texts.items():
+        replace_file(os.path.join(target, name), [text])
     for name in os.listdir(target):  # last: whoever reads the folder takes the whole file before the pieces
         if name == INDEX or re.fullmatch(_SHARD, name) or (name == _GENERATION and name not in files):
             os.remove(os.path.join(target, name))
@@ -139,8 +141,11 @@ def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
 def _files(family: Any, config: Any, tensors: Collection[str]) -> dict[str, dict[str, Any]]:
     """The JSON files of a model: as they were when it was loaded, but for what has changed since."""
     old, new, before = config.files, family.json(config), {}
+    known = isinstance(old, Mapping) and old.keys() <= {_CONFIG, _GENERATION}
+    if not known or not all(isinstance(fields, Mapping) for fields in old.values()):
+        raise _no_files(f"{old!r:.80}")
     if _CONFIG in old:
-        loaded_as, was = _read(old, tensors)
+        loaded_as, was = _read(old, tensors, "save: config.files: ")
         before = loaded_as.json(was)
     changed = {name: value for name, value in new.items() if name not in before or before[name] != value}
     if before and family.head(old[_CONFIG]) != family.head(
@@ -151,8 +156,24 @@ def _files(family: Any, config: Any, tensors: Collection[str]) -> dict[str, dict
     if _GENERATION in old:
         stop = "eos_token_id"
         files[_GENERATION] = {**old[_GENERATION], **({stop: changed[stop]} if stop in changed else {})}
-    _compare(config, _read(files, tensors)[1], new["model_type"])
+    _compare(config, _read(files, tensors, "save: ")[1], new["model_type"])
     return files
+
+
+def _text(name: str, fields: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _no_files(f"{name}: {error}") from error
+
+
+def _no_files(actual: str) -> DTypeError:
+    return DTypeError(
+        "save: config.files is not what JSON files hold.",
+        path="config.files",
+        expected=f"{_CONFIG!r} and {_GENERATION!r} with their fields, as from load; or nothing",
+        actual=actual,
+    )
 
 
 def _set_dtype(fields: dict[str, Any], dtypes: set[str], *, new: bool) -> None:

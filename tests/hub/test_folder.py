@@ -70,8 +70,11 @@ def random_params(net, config, dtype="float32"):
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), dtype), shapes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", CONFIGS)
+HALF = ("bert without pooler", "vit", "gpt2", "llama, yarn", "qwen2")
+EACH = [(name, "float32") for name in CONFIGS]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*EACH, *((name, "bfloat16") for name in HALF)])
 def test_what_is_saved_is_loaded(tmp_path, name, dtype):
     net, config = CONFIGS[name]
     params = random_params(net, config, dtype)
@@ -361,7 +364,7 @@ def test_a_wrong_value_of_any_field_is_followed_or_refused_by_name(name):
 
     def attempt(fields, path):
         try:
-            hub.folder._read({"config.json": fields}, tensors)
+            hub.folder._read({"config.json": fields}, tensors, "")
         except (ValueRangeError, StructureError) as error:
             refused.append((path, error))
 
@@ -433,6 +436,24 @@ def test_a_file_of_another_kind_is_called_by_it(name, content, said):
 def test_params_that_no_file_has_are_refused(leaf, said):
     with pytest.raises(StructureError, match=said):
         hub.save("bert", random_params(encoder, BERT) | {"tokens": {"w": leaf}}, BERT)
+    assert not os.path.exists("bert")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        None,
+        [],
+        {"config.json": []},
+        {"vocab.txt": {}},
+        {"generation_config.json": {"x": {1, 2}}},
+        {"generation_config.json": {"x": float("nan")}},
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_files_that_are_not_json_are_refused_before_anything_is_written(files):
+    with pytest.raises(DTypeError, match=r"config\.files is not what JSON files hold"):
+        hub.save("bert", random_params(encoder, BERT), but(BERT, files=files))
     assert not os.path.exists("bert")
 
 
