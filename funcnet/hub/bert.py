@@ -50,10 +50,9 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> encoder.Config:
     kind, next_sentence = architecture(json, _CLASSES, "BertModel")
     if kind is None and _MASKED in tensors:
         kind = "masked"
+    # So funcnet 0.1 wrote an encoder without pooler: a BertForMaskedLM without head or prefix.
     elif kind == "masked" and _MASKED not in tensors and "embeddings.word_embeddings.weight" in tensors:
-        kind = (
-            None  # so funcnet 0.1 wrote an encoder without pooler: a BertForMaskedLM without head or prefix
-        )
+        kind = None
     if kind == "masked":
         fixed(json, tie_word_embeddings=True)
     next_sentence = next_sentence or "cls.seq_relationship.weight" in tensors

@@ -140,7 +140,7 @@ def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
 
 def _files(family: Any, config: Any, tensors: Collection[str]) -> dict[str, dict[str, Any]]:
     """The JSON files of a model: as they were when it was loaded, but for what has changed since."""
-    old, new, before = config.files, family.json(config), {}
+    old, new, loaded_as, before = config.files, family.json(config), None, {}
     known = isinstance(old, Mapping) and old.keys() <= {_CONFIG, _GENERATION}
     if not known or not all(isinstance(fields, Mapping) for fields in old.values()):
         raise _no_files(f"{old!r:.80}")
@@ -148,9 +148,8 @@ def _files(family: Any, config: Any, tensors: Collection[str]) -> dict[str, dict
         loaded_as, was = _read(old, tensors, "save: config.files: ")
         before = loaded_as.json(was)
     changed = {name: value for name, value in new.items() if name not in before or before[name] != value}
-    if before and family.head(old[_CONFIG]) != family.head(
-        new
-    ):  # it claimed a head that was not there, or none
+    # A class that claimed a head which was not there, or had one that it did not claim.
+    if loaded_as and loaded_as.head(old[_CONFIG]) != family.head(new):
         changed["architectures"] = new["architectures"]
     files = {_CONFIG: {**old.get(_CONFIG, {}), **changed}}
     if _GENERATION in old:

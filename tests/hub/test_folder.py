@@ -13,6 +13,7 @@ import pytest
 import funcnet as fn
 from funcnet import hub
 from funcnet.errors import DTypeError, FileFormatError, StructureError, ValueRangeError
+from funcnet.hub.folder import _read
 from funcnet.nets import encoder, mlp, transformer, vit
 from funcnet.ops.attention import rope
 from tests.errors import golden
@@ -364,7 +365,7 @@ def test_a_wrong_value_of_any_field_is_followed_or_refused_by_name(name):
 
     def attempt(fields, path):
         try:
-            hub.folder._read({"config.json": fields}, tensors, "")
+            _read({"config.json": fields}, tensors, "")
         except (ValueRangeError, StructureError) as error:
             refused.append((path, error))
 

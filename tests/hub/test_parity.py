@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from funcnet import hub
+from funcnet.hub import llama
 from funcnet.nets import encoder, transformer, vit
 from funcnet.ops.attention import rope
 
@@ -433,7 +434,7 @@ def test_the_rotation_is_read_as_transformers_reads_it(family):
         fields = LLAMA | {"model_type": family.lower(), "hidden_act": "silu"} | fields
         config = getattr(transformers, f"{family}Config").from_dict(copy.deepcopy(fields))
         want = angles(config)
-        theta, c = rope.frequencies(hub.llama.config(fields, ()).rope, 8)
+        theta, c = rope.frequencies(llama.config(fields, ()).rope, 8)
         assert np.allclose(theta, want.inv_freq.numpy(), rtol=1e-5), name
         assert c == pytest.approx(want.attention_scaling), name
         found.add((tuple(theta), c))
