@@ -19,6 +19,7 @@ from io import BufferedReader
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,6 +31,7 @@ __all__ = [
     "CONVERT",
     "MAX_HEADER",
     "Row",
+    "a",
     "contiguous",
     "is_text",
     "json_bytes",
@@ -62,8 +64,8 @@ CONVERT = (
     "pickled files can run code, so none is opened. Where torch is: "
     "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
 )
-# How files begin that stand where a safetensors file should, what they are, and what to do about it. No length of
-# a header that is likely begins so.
+# How files begin that lie where a safetensors file should, what they are, and what to do about it. The length
+# of a header does not begin so.
 _FOREIGN = (
     (rb"$", "an empty file", None),
     (rb"version https://git-lfs", "a git-lfs pointer, not the file that it stands for", "git lfs pull."),
@@ -191,20 +193,22 @@ def _are_sizes(value: Any, most: int) -> bool:
 
 
 def plain(leaf: Any) -> str | None:
-    """Why `leaf` is not an array that its elements say all of; None: it is."""
+    """What `leaf` is, if it is not an array whose elements are all of it; None: it is one."""
     if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         deleted = not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted()
         return "an array that was deleted, or donated to a jitted function" if deleted else None
     if type(leaf) in (np.ndarray, np.memmap) or isinstance(leaf, np.generic):
         return None
     if isinstance(leaf, np.ma.MaskedArray):
-        return (
-            "a masked array, whose mask would be lost: store leaf.data and leaf.mask, or leaf.filled(value)"
-        )
+        return "a masked array, whose mask would be lost: store its data and its mask, or leaf.filled(value)"
     if isinstance(leaf, np.ndarray):
-        return f"a {type(leaf).__name__}, which would come back as a plain array: store numpy.asarray(leaf)"
-    kind = type(leaf).__name__
-    return f"an array, a key or a number is needed, not {'an' if kind[:1] in 'aeiouAEIOU' else 'a'} {kind}"
+        return f"{a(type(leaf).__name__)}, which would come back as a plain array: store numpy.asarray(leaf)"
+    return a(type(leaf).__name__)
+
+
+def a(noun: str) -> str:
+    """`noun` with its article."""
+    return f"{'an' if noun[:1] in tuple('aeiouAEIOU') else 'a'} {noun}"
 
 
 def contiguous(array: Any) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 
 from funcnet import _safetensors
 from funcnet._safetensors import (
+    a,
     contiguous,
     is_text,
     open_file,
@@ -128,7 +129,7 @@ def _walk(node: Any, parts: tuple[str, ...], leaves: dict[str, Any], problems: l
         if isinstance(entry, jax.tree_util.DictKey):
             if not isinstance(entry.key, str):
                 problems.append(
-                    f"{place}: the dict key {entry.key!r} is {_a(type(entry.key).__name__)}, not a str"
+                    f"{place}: the dict key {entry.key!r} is {a(type(entry.key).__name__)}, not a str"
                 )
             elif not is_text(entry.key):
                 problems.append(f"{place}: the dict key {entry.key!r} is not valid Unicode")
@@ -169,7 +170,7 @@ def _array_and_note(leaf: Any) -> tuple[Any, dict[str, str]]:
             raise DTypeError("this Python int does not fit into 64 bits") from None
         return array, {"python": type(leaf).__name__}
     if why := plain(leaf):
-        raise DTypeError(why)
+        raise DTypeError(f"a leaf must be an array, a key or a number, not {why}")
     if leaf.dtype.name not in _safetensors.CODE_OF and leaf.dtype.name not in _AS_BYTES:
         raise DTypeError(f"elements of type {leaf.dtype} cannot be stored")
     return leaf, {}
@@ -421,10 +422,6 @@ def _read_leaf(file: BufferedReader, name: str, tensor: _Tensor, source: str, as
 
 
 # --- both -------------------------------------------------------------------------------------------------
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[:1] in tuple('aeiouAEIOU') else 'a'} {noun}"
 
 
 def _say(leaf: jax.ShapeDtypeStruct | type) -> str:

@@ -330,7 +330,7 @@ def row(dtype: Any = "U8", shape: Any = (1,), offsets: Any = (0, 1)) -> dict[str
 
 ROW = b'{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
 MALFORMED = {
-    "empty": (b"", "cut short"),
+    "empty": (b"", "an empty file"),
     "seven bytes": (b"\1" * 7, "cut short"),
     "length beyond the file": (plain({}, length=10**9), "cut short"),
     "length of 2^63": (plain({}, length=2**63), "cut short"),
@@ -690,6 +690,40 @@ def test_all_that_cannot_be_stored_is_listed(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def donated():
+    x = jnp.ones(2)
+    x.delete()
+    return x
+
+
+@pytest.mark.parametrize(
+    ("leaf", "said"),
+    [
+        (np.ma.masked_array([1.0, 2.0], [True, False]), "a masked array, whose mask would be lost"),
+        (np.ma.masked_array([1.0, 2.0]), "a masked array"),
+        (np.ma.masked, "a masked array"),
+        (np.zeros(2, [("a", "f4")]), "elements of type"),
+        (np.zeros(2, [("a", "f4")]).view(np.recarray), "a recarray"),
+        (np.ones((2, 2)).view(np.matrix), "a matrix, which would come back as a plain array"),
+        (np.array(["x"]), "elements of type"),
+        (np.zeros(2, np.longdouble), "elements of type"),
+        (donated(), "an array that was deleted, or donated"),
+    ],
+)
+def test_a_leaf_that_is_more_than_its_elements_is_refused(tmp_path, leaf, said):
+    with pytest.raises(StructureError, match=f"'w': .*{said}"):
+        fn.save(tmp_path / "f", {"w": leaf})
+    assert os.listdir(tmp_path) == []
+
+
+def test_arrays_in_any_layout_come_back(tmp_path):
+    mapped = np.memmap(tmp_path / "m", np.int16, "w+", shape=(3, 4))
+    mapped[:] = np.arange(12).reshape(3, 4)
+    for array in (mapped, mapped.T, mapped[::2, ::-1], mapped.astype(">i2"), np.asfortranarray(mapped)):
+        fn.save(tmp_path / "f", array)
+        assert_same(fn.load(tmp_path / "f", like=np.zeros(array.shape, np.int16)), np.array(array, np.int16))
+
+
 def test_keys_of_an_unregistered_implementation_are_refused(tmp_path):
     def unused(*args):
         raise AssertionError
@@ -858,6 +892,18 @@ def test_mode_follows_the_umask_and_paths_may_be_relative(tmp_path, monkeypatch)
     finally:
         os.umask(old)
     assert os.stat("f").st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o755, 0o444])
+def test_a_file_keeps_its_mode(tmp_path, mode):
+    link = tmp_path / "latest"
+    link.symlink_to("f")
+    fn.save(link, OLD)
+    os.chmod(tmp_path / "f", mode)
+    fn.save(link, NEW)
+    assert link.is_symlink()
+    assert os.stat(tmp_path / "f").st_mode & 0o7777 == mode
+    assert_same(fn.load(link, like=NEW), NEW)
 
 
 def test_folder_problems_are_named(tmp_path):

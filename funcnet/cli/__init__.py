@@ -16,7 +16,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "TASK [options]    train a model on real data, its gradient formulas verified first",
     "predict": "RUN FILE        apply a trained model",
-    "generate": "RUN [options]  go on with a text, by a language model",
+    "generate": "FOLDER [options] go on with a text, by a language model",
     "summary": "TASK | RUN      the layers of a model: shapes, parameters, FLOPs",
     "verify": "FORWARD BACKWARD a gradient formula: right, or what the mistake is",
     "doctor": "                 versions, known faults, and whether this machine computes right",

@@ -4,7 +4,8 @@
     fn.hub.save(folder, params, config)
 
 `files` reads and writes safetensors, `names` says which tensor is which leaf, and each family of models
-(gpt2, llama, bert, vit) has one file with its config.json and its names.
+(gpt2, llama, bert, vit) has one file with its config.json and its names, read by `fields`. `text` is for the
+command line: a decoder and its tokenizer.
 """
 
 from funcnet.hub.files import read_safetensors, write_safetensors

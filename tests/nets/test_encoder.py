@@ -141,6 +141,26 @@ def test_every_formula_in_it_is_right(params, ids):
     assert report.ok, str(report)
 
 
+def test_every_head_has_its_shape_and_its_dtype(params, ids):
+    x = apply(params, ids, CONFIG)
+    shapes = {"masked": (2, 5, 11), "sequence": (2, 3), "tokens": (2, 5, 3), "answer": (2, 5, 2)}
+    for head, shape in shapes.items():
+        config = changed(head=head, classes=3, dtype="bfloat16")
+        own = {"head": encoder.init(key(), config)["head"]}
+        logits = encoder.logits(params | own, x.astype(jnp.bfloat16), config)
+        assert (logits.shape, logits.dtype) == (shape, jnp.bfloat16)
+    masked = changed(head="masked")
+    logits = encoder.logits(params | encoder.init(key(), masked), x, masked)
+    assert not jnp.allclose(logits, encoder.logits(params | encoder.init(key(1), masked), x, masked))
+    second = encoder.init(key(), changed(next_sentence=True))
+    assert encoder.next_sentence(second, x).shape == (2, 2)
+
+
+def test_a_head_does_not_change_the_encoder_of_a_key():
+    plain, more = encoder.init(key(), CONFIG), encoder.init(key(), changed(head="masked", next_sentence=True))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, plain, {name: more[name] for name in plain}))
+
+
 IDS = jnp.zeros((2, 5), int)
 test_errors = golden(
     [
@@ -173,6 +193,27 @@ test_errors = golden(
             "  expected  mask: bool[*n, t], True = a token\n"
             "  got       mask: int64[2, 5]\n"
             "  hint      1 = a token, 0 = padding? mask == 1.",
+        ),
+        (
+            lambda: encoder.logits({}, jnp.zeros((2, 5, 6)), CONFIG),
+            ValueRangeError,
+            "encoder.logits: the model has no head.\n"
+            "  expected  config.head: 'masked', 'sequence', 'tokens', 'answer'\n"
+            "  got       config.head = None",
+        ),
+        (
+            lambda: encoder.Config(head="mask"),
+            ValueRangeError,
+            "encoder.Config: head is 'mask'.\n"
+            "  expected  head: 'masked', 'sequence', 'tokens', 'answer' or None\n"
+            "  got       head = 'mask'",
+        ),
+        (
+            lambda: encoder.Config(head="sequence", pooler=False),
+            ValueRangeError,
+            "encoder.Config: a class of the whole sequence is read from the pooler, and there is none.\n"
+            "  expected  pooler: True\n"
+            "  got       pooler = False, head = 'sequence', next_sentence = False",
         ),
     ]
 )

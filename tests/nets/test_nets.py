@@ -26,6 +26,15 @@ NETS = [
     (resnet, BOTTLENECKS),
     (encoder, encoder.Config(vocabulary=11, context=7, layers=3, heads=2, d=6)),
     (encoder, encoder.Config(vocabulary=11, context=7, layers=3, heads=2, d=6, pooler=False)),
+    (
+        encoder,
+        encoder.Config(vocabulary=11, context=7, layers=1, heads=2, d=6, head="masked", next_sentence=True),
+    ),
+    (encoder, encoder.Config(vocabulary=11, context=7, layers=1, heads=2, d=6, head="sequence", classes=5)),
+    (transformer, dataclasses.replace(DECODER, layers=1, head="sequence", classes=5)),
+    (transformer, dataclasses.replace(DECODER, layers=1, head="answer", classes=5)),
+    (transformer, dataclasses.replace(DECODER, layers=1, head=None, tied=False)),
+    (vit, vit.Config((6, 4, 3), patch=(3, 2), layers=1, heads=2, d=6, classes=None, pooler=True)),
     (vit, vit.Config((6, 4, 3), patch=(3, 2), layers=3, heads=2, d=6, classes=4)),
     (vit, vit.Config((6, 4, 3), patch=(3, 2), layers=3, heads=2, d=6, classes=None, qkv_bias=False)),
 ]

@@ -158,6 +158,27 @@ def test_logits_are_those_of_hidden_and_head():
         np.testing.assert_allclose(*both(drawn(config), ids_of(config, 2, 7)), rtol=1e-12)
 
 
+def test_heads_of_classes_and_none(unchecked):
+    ids = ids_of(SMALL, 2, 7)
+    params = transformer.init(key(), SMALL)
+    for head, size in {"sequence": 3, "tokens": 3, "answer": 2, None: SMALL.d}.items():
+        config = dataclasses.replace(SMALL, head=head, classes=3)
+        own = transformer.init(key(), config)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, params, {name: own[name] for name in params}))
+        y, x = apply(own, ids, config), transformer.hidden(own, ids, config)
+        assert y.shape == (2, 7, size)
+        if head is not None:
+            x = x @ own["head"]["w"] + own["head"].get("b", 0)
+        np.testing.assert_allclose(y, x, rtol=1e-12)
+        if head == "tokens":
+            cache = transformer.init_cache(config, 2, 7, dtype=y.dtype)
+            np.testing.assert_allclose(
+                transformer.decode(own, ids, cache, config)[0], y, rtol=1e-9, atol=1e-12
+            )
+        with pytest.raises(ValueRangeError, match="generate: the model has no head for the next token"):
+            fn.generate(own, [1], config, max_new_tokens=2)
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_packed_documents_have_the_logits_that_they_have_alone(name):
     config = FAMILIES[name]

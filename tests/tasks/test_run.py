@@ -56,6 +56,20 @@ def test_what_is_written_is_read(tmp_path, task, config):
     assert _run.read_config(tmp_path) == (task, config, {"sha256": "00"})
 
 
+def test_a_run_of_before_the_later_fields_is_read(tmp_path):
+    config = transformer.Config(vocabulary=5, context=7, d=8)
+    described(tmp_path, "chars", config)
+    written = json.loads((tmp_path / "config.json").read_text())["model"]
+    assert "files" not in written
+    for name in ("head", "classes", "stop"):
+        assert name in written
+        changed(tmp_path / "config.json", "model", name, ...)
+    assert _run.read_config(tmp_path)[1] == config
+    changed(tmp_path / "config.json", "model", "bias", ...)
+    with pytest.raises(FileFormatError, match="config is wrong in bias"):
+        _run.read_config(tmp_path)
+
+
 def test_the_parameters_come_back(tmp_path):
     params = convnet.init(jax.random.key(0), CONFIG)
     fn.save(described(tmp_path) / "params.safetensors", params)
