@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.cases import Case, F, I, K, P, S, U, case
+from tests.cases import Case, F, I, K, P, S, U, case, heads
 
 INF, NAN = np.inf, np.nan
 
@@ -107,6 +107,9 @@ ROW = np.array([[35.0, 20.0, 20.0]])  # a confident one, far from the origin
 OFFSETS = [add(0, by) for by in (1e3, 1e8, -1e9)]
 IGNORED = np.array([0, -1, 2])
 FAR = [add(-1, 1e3), add(-1, 1e5), (times(-1, 8), add(-1, 1e8)), (times(-1, 64), add(-1, -1e9))]
+FIRST = {"float32": 1, "bfloat16": 1}
+LEAST = float(np.finfo(np.float32).min)
+MASK = np.array([[True, True, True, False], [True] * 4])[:, None, None]
 
 HARD = [
     # cross_entropy
@@ -310,4 +313,52 @@ HARD = [
     hard(case("dropout", F(13), rate=0.5, key=K()), *poisons(0, 1), *poisons(0, 2), poison("dy", 1, NAN)),
     hard(case("dropout", F(13), rate=1.0, key=K()), *poisons(0, 1), poison("dy", 1, NAN)),
     hard(case("rope", F(3, 2, 4), positions=np.array([0, 7, 100000])), *FAR, *poisons(0, 1), products=True),
+    # attention: q, k, v, bias, sinks
+    hard(
+        case("attention", F(4, 2, 3), F(4, 1, 3), F(4, 1, 2), F(4, 4), block=(2, 2)),
+        *(add(3, by) for by in (-1e9, -1e4, 1e8)),
+        *(put(3, (..., 3), value) for value in (-INF, -1e9, LEAST)),
+        put(3, 1, LEAST),
+        times(0, 100),
+        orders=FIRST,
+    ),
+    hard(  # a key that no query sees
+        case(
+            "attention",
+            F(4, 2, 3),
+            F(4, 1, 3),
+            F(4, 1, 2),
+            F(4, 4),
+            F(2),
+            causal=True,
+            mask=np.array([True, False, True, True]),
+            softcap=2.0,
+        ),
+        *poisons(1, 1),
+        *poisons(2, 1),
+        *poisons(3, (..., 1)),
+        add(3, -1e9),
+    ),
+    hard(  # what some queries see
+        case(
+            "attention",
+            F(4, 1, 3),
+            F(4, 1, 3),
+            F(4, 1, 2),
+            causal=True,
+            segment_ids=np.array([0, 0, 1, 1]),
+            block=(2, 3),
+        ),
+        *(poison(leaf, at, value) for leaf in (0, 1, 2) for at in (0, 2) for value in (NAN, INF, 1e6)),
+        poison(2, (2, 0, 1), NAN),
+        orders=FIRST,
+    ),
+    # multihead
+    hard(
+        case("multihead", heads(3, 2, 1, 2, bias=""), F(2, 4, 3), causal=True, mask=MASK),
+        *(poison(-1, (0, 3), value) for value in (NAN, INF, 1e6)),
+        poison(-1, (0, 1), NAN),
+        times(-1, 30),
+        orders=FIRST,
+    ),
 ]

@@ -5,7 +5,10 @@ traced: those that causality or a window empties are left out, and only those th
 positions. `jax.lax.scan` runs over the list, so that there is a reverse mode of the reverse mode; batch and
 heads stay axes of every product, so that arrays may be sharded along them.
 
-The rows of a block are its queries in every head that shares a key head: [*n, h_kv, h / h_kv · rows, e].
+The queries of a block are those in every head that shares a key head: [*n, h_kv, h / h_kv · rows, e]. Both
+passes compute a block with keys as its rows. So Pᵀ dO and dSᵀ Q are products of plain matrices, which XLA has
+a faster CPU code for than for those whose left operand is transposed; Oᵀ = Vᵀ Pᵀ and dQᵀ = Kᵀ dSᵀ are too.
+And both have the same logits, bit by bit: of a logit of 1e4 no other rounding could be subtracted from m.
 """
 
 import dataclasses
@@ -94,34 +97,35 @@ def forward(
     q, k, v = common(q, k, v)
     z, sums = _sizes(form, q, k), wide(q.dtype)
     q, scale = _scaled(form, q)
-    q, k, v = _by_queries(z, q), _by_keys(z, k), _by_keys(z, v)
+    q, k, vt = _by_queries(z, q), _by_keys(z, k), _by_keys(z, v).mT
     logits = _logits(dataclasses.replace(form, scale=scale), z, arrays, bias)
 
     def step(carry: tuple[Array, Array, Array], i: Array, j: Array, edge: bool) -> Any:
-        o, m, total = carry
-        s, _, seen = logits(_at(q, i), _at(k, j), i, j, edge, False)
+        ot, m, total = carry
+        s, _, seen = logits(_at(q, i), _at(k, j), i, j, edge)
         before = _at(m, i)
-        highest = jnp.maximum(before, lax.stop_gradient(s).max(-1))
-        p, shrink = jnp.exp(s - highest[..., None]), jnp.exp(before - highest)
-        total = _put(total, _at(total, i) * shrink + p.sum(-1), i)
+        highest = jnp.maximum(before, lax.stop_gradient(s).max(-2, keepdims=True))
+        p, shrink = jnp.exp(s - highest), jnp.exp(before - highest)
+        total = _put(total, _at(total, i) * shrink + p.sum(-2, keepdims=True), i)
         if form.rate:
             p = jnp.where(_kept_in_block(form, z, arrays, i, j), p, 0)
-        o_ = _weigh(p.astype(v.dtype), _at(v, j), seen)
-        return _put(o, _at(o, i) * shrink[..., None] + o_, i), _put(m, highest, i), total
+        ot_ = _weigh(_at(vt, j), p.astype(v.dtype), seen)
+        return _put(ot, _at(ot, i) * shrink + ot_, i), _put(m, highest, i), total
 
-    rows = q.shape[:-1]
-    (o,) = _varying(q, jnp.zeros((*rows, v.shape[-1]), sums))
+    (*lead, rows, _) = q.shape
+    (ot,) = _varying(q, jnp.zeros((*lead, v.shape[-1], rows), sums))
     if sinks is None:
-        m, total = _varying(q, jnp.full(rows, jnp.finfo(sums).min), jnp.zeros(rows, sums))
+        m = jnp.full((*lead, 1, rows), jnp.finfo(sums).min)
+        m, total = _varying(q, m, jnp.zeros_like(m))
     else:  # one more key in each row, with this logit and no value
-        sinks = jnp.broadcast_to(_of_heads(z, sinks.astype(sums)), rows)
+        sinks = jnp.broadcast_to(_of_heads(z, sinks.astype(sums))[:, None], (*lead, 1, rows))
         m = lax.stop_gradient(sinks)
         total = jnp.exp(sinks - m)
-    o, m, total = _over_blocks(form, z, step, (o, m, total))
+    ot, m, total = _over_blocks(form, z, step, (ot, m, total))
     total = jnp.where(total > 0, total, 1)
-    o = o / (total[..., None] * (1 - form.rate))
-    m, log_total = (_from_queries(z, x[..., None])[..., 0] for x in (m, jnp.log(total)))
-    return _from_queries(z, o).astype(v.dtype), m, log_total
+    ot = ot / (total * (1 - form.rate))
+    m, log_total = (_from_queries(z, x.mT)[..., 0] for x in (m, jnp.log(total)))
+    return _from_queries(z, ot.mT).astype(v.dtype), m, log_total
 
 
 @functools.partial(jax.jit, static_argnames="form")
@@ -138,11 +142,7 @@ def backward(
     log_total: Array,
     do: Array,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
-    """dq, dk, dv, dbias and dsinks, from P computed again block by block.
-
-    Every block is computed with keys as rows: then Pᵀ dO and dSᵀ Q are products of plain matrices, which XLA
-    has a faster CPU code for than for those whose left operand is transposed; and dQᵀ = Kᵀ dSᵀ is one too.
-    """
+    """dq, dk, dv, dbias and dsinks, from P computed again block by block."""
     z, sums = _sizes(form, q, k), log_total.dtype
     leaves = q, k, v
     q, k, v, o, do = common(q, k, v, o, do)
@@ -161,14 +161,14 @@ def backward(
     def step(carry: Any, i: Array, j: Array, edge: bool) -> Any:
         dqt, dk, dv, dbias = carry
         do_ = _at(do, i)
-        s, slope, seen = logits(_at(q, i), _at(k, j), i, j, edge, True)
+        s, slope, seen = logits(_at(q, i), _at(k, j), i, j, edge)
         # A row of NaN has NaN for m, and d: what it does not see is masked once more.
         p = jnp.exp(_where(seen, s - _at(m, i) - _at(log_total, i), -jnp.inf))
         q_, kt_, v_ = (_finite(seen, x) for x in (_at(q, i), _at(kt, j), _at(v, j)))
         dp = jnp.matmul(v_, do_.mT, preferred_element_type=sums)
         p_ = p
         if form.rate:
-            keep = _kept_in_block(form, z, arrays, i, j).mT
+            keep = _kept_in_block(form, z, arrays, i, j)
             p_, dp = (jnp.where(keep, x / (1 - form.rate), 0) for x in (p, dp))
         ds = p * _where(seen, dp - _at(d, i), 0)
         if dbias is not None:
@@ -328,22 +328,21 @@ def _of_heads(z: _Sizes, x: Array) -> Array:
 
 
 def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callable[..., Any]:
-    """A function (q, k, i, j, edge, across) -> (logits, slope, seen) of one block.
+    """A function (q, k, i, j, edge) -> (logits, slope, seen) of one block, with keys as rows.
 
-    The logits are −∞ where a key is not seen, with keys as rows if `across`; slope is what softcap multiplies
-    their gradient by, or None; seen is None where all is.
+    The logits are −∞ where a key is not seen; slope is what softcap multiplies their gradient by, or None;
+    seen is None where all is.
     """
     bias = None if bias is None else _padded(z, bias).astype(wide(bias.dtype))
     mask = None if arrays.mask is None else _padded(z, arrays.mask)
 
-    def logits(q: Array, k: Array, i: Array, j: Array, edge: bool, across: bool) -> Any:
-        turn = (lambda x: x.mT) if across else (lambda x: x)
+    def logits(q: Array, k: Array, i: Array, j: Array, edge: bool) -> Any:
         conditions = [] if mask is None else [_tile(z, mask, i, j)]
         if arrays.queries is not None and arrays.keys is not None:
             conditions.append(_rows_of(z, arrays.queries, i) == _columns_of(z, arrays.keys, j))
         conditions += _in_reach(form, z, arrays, i, j) if edge else []
-        seen = turn(functools.reduce(jnp.logical_and, conditions)) if conditions else None
-        s = _product(*((k, q) if across else (q, k)), seen)
+        seen = functools.reduce(jnp.logical_and, conditions).mT if conditions else None
+        s = _product(k, q, seen)
         s = s if form.scale == 1.0 else s * form.scale
         slope = None
         if form.softcap is not None:
@@ -351,7 +350,7 @@ def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callab
             bent = jnp.tanh(s / form.softcap)
             s, slope = form.softcap * bent, 1 - bent**2
         if bias is not None:
-            s = s + turn(_tile(z, bias, i, j)).astype(s.dtype)
+            s = s + _tile(z, bias, i, j).mT.astype(s.dtype)
         return _where(seen, s, -jnp.inf), slope, seen
 
     return logits
@@ -371,23 +370,23 @@ def _finite(seen: Array | None, x: Array) -> Array:
     return x if seen is None else jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _product(a: Array, b: Array, seen: Array | None) -> Array:
-    """a bᵀ, and NaN where a row of a or of b is not finite."""
-    s = jnp.matmul(_finite(seen, a), _finite(seen, b).mT, preferred_element_type=wide(a.dtype))
+def _product(k: Array, q: Array, seen: Array | None) -> Array:
+    """k qᵀ, and NaN where a row of k or of q is not finite."""
+    s = jnp.matmul(_finite(seen, k), _finite(seen, q).mT, preferred_element_type=wide(q.dtype))
     if seen is None:
         return s
-    bad_a, bad_b = (~jnp.isfinite(x).all(-1) for x in (a, b))
-    return jnp.where(bad_a[..., :, None] | bad_b[..., None, :], jnp.nan, s)
+    bad_k, bad_q = (~jnp.isfinite(x).all(-1) for x in (k, q))
+    return jnp.where(bad_k[..., :, None] | bad_q[..., None, :], jnp.nan, s)
 
 
-def _weigh(p: Array, v: Array, seen: Array | None) -> Array:
-    """p v, and NaN in a column of v that is not finite, for the rows that see such a v."""
-    o = jnp.matmul(p, _finite(seen, v), preferred_element_type=wide(v.dtype))
+def _weigh(vt: Array, p: Array, seen: Array | None) -> Array:
+    """vᵀ p, and NaN for the queries that see a v that is not finite, in the features where one is not."""
+    ot = jnp.matmul(_finite(seen, vt), p, preferred_element_type=wide(p.dtype))
     if seen is None:
-        return o
-    bad = ~jnp.isfinite(v)
-    sees = (seen & bad.any(-1)[..., None, :]).any(-1)
-    return jnp.where(sees[..., None] & bad.any(-2)[..., None, :], jnp.nan, o)
+        return ot
+    bad = ~jnp.isfinite(vt)
+    sees = (seen & bad.any(-2)[..., :, None]).any(-2, keepdims=True)
+    return jnp.where(bad.any(-1)[..., :, None] & sees, jnp.nan, ot)
 
 
 # ---- where the blocks lie ---------------------------------------------------------------------------------
@@ -485,10 +484,10 @@ def kept(rate: float, key: Array, rows: Array, columns: Array) -> Array:
 
 
 def _kept_in_block(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> Array:
-    """`kept` of [*n, h_kv, h / h_kv · rows, columns]; a row's number is that of [n, h, t] in C order."""
+    """`kept` of [*n, h_kv, columns, h / h_kv · rows]; a row's number is that of [n, h, t] in C order."""
     assert arrays.key is not None
     heads = jnp.arange(math.prod(z.n) * z.h, dtype=jnp.uint32).reshape(*z.n, z.h_kv, z.h // z.h_kv, 1)
     rows = i.astype(jnp.uint32) * np.uint32(z.rows) + jnp.arange(z.rows, dtype=jnp.uint32)
     rows = (heads * np.uint32(z.t) + rows).reshape(*z.n, z.h_kv, z.h // z.h_kv * z.rows, 1)
     columns = j.astype(jnp.uint32) * np.uint32(z.columns) + jnp.arange(z.columns, dtype=jnp.uint32)
-    return kept(form.rate, arrays.key, rows, columns)
+    return kept(form.rate, arrays.key, rows, columns).mT
