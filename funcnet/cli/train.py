@@ -91,7 +91,6 @@ def train(name: str, options: Any, out: Path | None) -> int:
         params = module.NET.init(key_init, task.config)
         if not check(module, task, params, key_check):
             return 1
-        heading(f"\ntraining, into {folder}")
         amounts = rates(task, params, jax.local_devices()[0].device_kind)
         state = init(params, task.optimizer, key=key_train)
         with stop.held():
@@ -130,6 +129,7 @@ def run_and_save(
 
     history, failure = [], None
     try:
+        heading(f"\ntraining, into {folder}")
         state, history = fit(
             task.step,
             state,

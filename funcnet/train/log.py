@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -36,7 +37,8 @@ def metrics_file(folder: str | Path | None) -> Iterator[Callable[[Record], None]
     with open(path, "ab", buffering=0) as file:
 
         def write(record: Record) -> None:
-            rest, end = f"{json.dumps(_finite(record), allow_nan=False)}\n".encode(), file.tell()
+            rest = f"{json.dumps(_finite(record), allow_nan=False)}\n".encode()
+            end = file.seek(0, os.SEEK_END)
             try:
                 while rest:
                     rest = rest[file.write(rest) :]
