@@ -402,24 +402,6 @@ def test_a_signal_to_a_process_of_its_own(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_the_second_signal_ends_a_process_that_hangs(tmp_path):
-    hanging = CHILD.replace("sys.exit", "import time; digits.prepare = lambda _: time.sleep(1e6)\nsys.exit")
-    hanging = hanging.replace("import signal", "import ctypes, signal")
-    hanging = hanging.replace(
-        "time.sleep(1e6)", "print('step', flush=True) or ctypes.CDLL(None).poll(None, 0, -1)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", hanging, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    wait_for(process, "step")
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 143
-
-
-@pytest.mark.slow
 def test_a_closed_pipe(tmp_path):
     process = child(tmp_path / "run")
     wait_for(process, "step ")
