@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -362,22 +363,15 @@ sys.exit(main(["train", "digits", "--epochs", "10000", "--batch", "16", "--out",
 """
 
 
+@contextmanager
 def child(folder, **options):
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def wait_for(process, start):
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(start):
-            return
-    raise AssertionError(process.stderr.read())
+    """The process, once it has taken a step."""
+    code = [sys.executable, "-c", CHILD, str(folder)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(code, stdout=pipe, stderr=pipe, text=True, **options) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("step ") for line in process.stdout)
+        yield process
 
 
 @pytest.mark.parametrize(
@@ -386,10 +380,9 @@ def wait_for(process, start):
 )
 def test_a_signal_to_a_process_of_its_own(tmp_path, number):
     folder = tmp_path / "run"
-    process = child(folder)
-    wait_for(process, "step ")
-    process.send_signal(number)
-    out, err = process.communicate()
+    with child(folder) as process:
+        process.send_signal(number)
+        out, err = process.communicate()
     assert process.returncode == 128 + number, err
     assert err == ""
     assert "interrupted: the state after step" in out
@@ -403,36 +396,33 @@ def test_a_signal_to_a_process_of_its_own(tmp_path, number):
 
 @pytest.mark.slow
 def test_a_closed_pipe(tmp_path):
-    process = child(tmp_path / "run")
-    wait_for(process, "step ")
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait() == 1
-    assert re.fullmatch(
-        r"funcnet train: .*run holds the parameters after step \d+, and the curves so far\n", err
-    )
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    folder = tmp_path / "run"
+    with child(folder) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
+    line = r"funcnet train: .*run holds the parameters after step \d+, and the curves so far\n"
+    assert re.fullmatch(line, err)
+    assert {path.name for path in folder.iterdir()} == FILES
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up(tmp_path):
-    import resource
-
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    process = child(tmp_path / "run", preexec_fn=limit)
-    while not (tmp_path / "run" / "metrics.jsonl").exists() or process.poll() is None:
-        time.sleep(0.1)
-        path = tmp_path / "run" / "metrics.jsonl"
-        if path.exists() and path.stat().st_size > 99_000:
-            break
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
+    resource = pytest.importorskip("resource")
+    folder, most = tmp_path / "run", 20_000  # bytes of a file; a picture has more
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    with child(folder, preexec_fn=limit) as process:
+        while (folder / "metrics.jsonl").stat().st_size < most - 300:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
     assert process.returncode == 130, err
     assert err.count("cannot be written, and training goes on without") == 1
-    held = int(re.search(r"the parameters after step (\d+)", out)[1])
-    assert records(tmp_path / "run")[-1]["step"] < held
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    (held,) = re.findall(r"the parameters after step (\d+)", out)
+    assert records(folder)[-1]["step"] < int(held)
+    assert {path.name for path in folder.iterdir()} == FILES - {"curves.png"}
 
 
 def test_every_task_is_documented():
