@@ -74,7 +74,13 @@ def _code(args: list[str], stop: Stop) -> int:
         return 1
     except SystemExit as error:  # --help
         return error.code if isinstance(error.code, int) else 0
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (
+        FileExistsError,
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    ) as error:
         return _fail(args, _one_line(error), 2)
     except OSError as error:
         return _fail(args, _one_line(error), 1)

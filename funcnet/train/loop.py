@@ -101,9 +101,10 @@ def fit(
             deleted it, two things are recorded under one name, or `steps`, `every` or the name of a rate makes
             no sense.
 
-    Whatever is raised, from wherever, by batches or `evaluate` or a closed standard output, KeyboardInterrupt
-    and SystemExit too, carries in its attributes `state` and `history` what the training had come to: the
-    state after the last step, or, where a step was broken off or left a NaN, the newest one kept.
+    Whatever is raised once it has begun, by batches, by `evaluate`, by a closed standard output,
+    KeyboardInterrupt and SystemExit too, carries in its attributes `state` and `history` what the training
+    had come to: the state after the last step, or, where a step was broken off or left a NaN, the newest one
+    that was kept.
 
     >>> import optax
     >>> from funcnet.train import batches, init, make_step

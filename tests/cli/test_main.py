@@ -117,6 +117,12 @@ def test_wrong_options_and_paths(capsys, tmp_path, monkeypatch, args, message):
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
+def test_a_file_is_no_folder(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert str(tmp_path / "file") in refused(capsys, "train", "digits", "--out", out)
+
+
 def test_a_folder_in_use_is_refused(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     line = refused(capsys, "train", "digits", "--out", tmp_path)
