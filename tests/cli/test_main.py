@@ -193,14 +193,16 @@ def test_a_reader_that_goes_away():
 def test_the_second_ctrl_c_ends_what_no_handler_reaches():
     # A mutex that is locked twice: no Python runs again, as while XLA compiles.
     code = """
-import ctypes, signal, sys
+import contextlib, ctypes, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from funcnet.cli import doctor, main
 def hang(args):
-    mutex = ctypes.create_string_buffer(256)
-    print("hanging", flush=True)
-    for _ in range(2):
-        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            print("hanging", flush=True)
+            while True:
+                lock(mutex)
 doctor.run = hang
 sys.exit(main(["doctor"]))
 """
