@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+# Holds the place of the parameters in the folder of a run, which its own log may otherwise fill up.
+_RESERVE = ".funcnet-reserve.tmp"
+
 USAGE = """\
 usage: funcnet train TASK [options]
 
@@ -74,7 +77,7 @@ def train(name: str, options: Any, out: Path | None) -> int:
     import jax
 
     import funcnet
-    from funcnet import backend
+    from funcnet import backend, store
     from funcnet.tasks import _run
     from funcnet.train import init
 
@@ -94,6 +97,7 @@ def train(name: str, options: Any, out: Path | None) -> int:
         amounts = rates(task, params, jax.local_devices()[0].device_kind)
         state = init(params, task.optimizer, key=key_train)
         with stop.held():
+            store.save(folder / _RESERVE, params)
             untrained.pop_all()
             return run_and_save(name, task, state, folder, amounts, stop)
 
@@ -146,6 +150,7 @@ def run_and_save(
     saved = f"the parameters after step {state.step}"
     try:
         folder.mkdir(parents=True, exist_ok=True)  # someone may have tidied up
+        (folder / _RESERVE).unlink(missing_ok=True)
         store.save(folder / "params.safetensors", state.params)
     except OSError as error:
         print(f"funcnet train: {saved} could not be saved: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ import pytest
 from matplotlib.image import imread
 
 import funcnet as fn
-from funcnet import store, verifier
+from funcnet import _safetensors, store, verifier
 from funcnet.cli import main
 from funcnet.cli import train as command
 from funcnet.cli.train import rates
@@ -258,10 +258,16 @@ def test_a_signal_while_training(quick, capsys, part, number, step):
     assert "test accuracy" not in out
 
 
-@pytest.mark.parametrize("function", ["save", "curves"])
-def test_a_signal_after_training(quick, capsys, monkeypatch, function):
-    module = {"save": store, "curves": _plots}[function]
-    monkeypatch.setattr(module, function, signalling(getattr(module, function), signal.SIGINT))
+@pytest.mark.parametrize("name", ["params.safetensors", "curves.png"])
+def test_a_signal_after_training(quick, capsys, monkeypatch, name):
+    def watched(function):
+        with_signal = signalling(function, signal.SIGINT)
+        return lambda path, *args, **kwargs: (with_signal if path.name == name else function)(
+            path, *args, **kwargs
+        )
+
+    monkeypatch.setattr(store, "save", watched(store.save))
+    monkeypatch.setattr(_plots, "curves", watched(_plots.curves))
     assert quick() == 130
     assert capsys.readouterr().out.endswith(held(8))
 
@@ -319,13 +325,39 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_parameters_that_cannot_be_saved(quick, capsys, monkeypatch):
+def test_a_disk_that_is_full_already(quick, capsys, monkeypatch):
     monkeypatch.setattr("funcnet._safetensors.replace_file", full)
     assert quick() == 1
+    assert capsys.readouterr().err == "funcnet train: [Errno 28] No space left on device\n"
+    assert list(Path("run").iterdir()) == []
+
+
+def test_parameters_that_cannot_be_saved(quick, capsys, monkeypatch):
+    def evaluate(state):
+        monkeypatch.setattr("funcnet._safetensors.replace_file", full)
+        return quick.task.evaluate(state)
+
+    assert quick(evaluate=evaluate) == 1
     assert capsys.readouterr().err == (
         "funcnet train: the parameters after step 8 could not be saved: [Errno 28] No space left on device\n"
     )
     assert {path.name for path in Path("run").iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+def test_the_log_does_not_take_the_place_of_the_parameters(quick, monkeypatch):
+    sizes, replace = [], _safetensors.replace_file
+
+    def evaluate(state):
+        sizes.append((Path("run") / command._RESERVE).stat().st_size)
+        return quick.task.evaluate(state)
+
+    def replace_file(target, chunks):
+        assert not (Path("run") / command._RESERVE).exists(), "the place is free when it is needed"
+        return replace(target, chunks)
+
+    monkeypatch.setattr(_safetensors, "replace_file", replace_file)
+    assert quick(evaluate=evaluate) == 0
+    assert sizes == [Path("run/params.safetensors").stat().st_size] * 2
 
 
 def test_curves_that_cannot_be_drawn(quick, capsys, monkeypatch):

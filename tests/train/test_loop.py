@@ -415,6 +415,21 @@ def test_the_last_gradient_is_looked_at(every):
     assert len(evaluated) == (every is not None), "what is spoilt is not measured at the end"
 
 
+def test_what_no_loss_sees_is_not_kept_either(monkeypatch):
+    set_clock(monkeypatch, 10.0, copying=math.inf)
+
+    def step(state, batch):
+        state, metrics = STEP(state, batch)
+        unseen = jnp.where(state.step < 4, 0.0, jnp.nan)
+        return state._replace(model_state=unseen), metrics
+
+    with pytest.raises(fn.train.NonFiniteError) as raised:
+        fit(step, start()._replace(model_state=jnp.zeros(())), steps=8)
+    assert (raised.value.step, raised.value.path) == (8, "state.model_state")
+    assert 1 <= raised.value.state.step < 4
+    assert raised.value.state.model_state == 0
+
+
 @pytest.mark.parametrize("how", ["ctrl-c", "error"])
 def test_however_it_ends_the_state_is_good(how):
     def last():
