@@ -419,7 +419,7 @@ def test_what_no_loss_sees_is_not_kept_either(monkeypatch):
     set_clock(monkeypatch, 10.0, copying=math.inf)
 
     def step(state, batch):
-        state, metrics = STEP(state, batch)
+        state, metrics = STEP(state._replace(model_state=None), batch)
         unseen = jnp.where(state.step < 4, 0.0, jnp.nan)
         return state._replace(model_state=unseen), metrics
 
