@@ -97,9 +97,9 @@ def fit(
         ShapeError: a batch is empty.
         DTypeError: an argument, a leaf of a batch, or a metric is not what it should be.
         StructureError: the step or `evaluate` returns anything else.
-        ValueRangeError: there was no batch, `state` has a NaN or an infinity or was given to a step before, which
-            deleted it, two things are recorded under one name, or `steps`, `every` or the name of a rate makes
-            no sense.
+        ValueRangeError: there was no batch, `state` has a NaN or an infinity or was given to a step before,
+            which deleted it, two things are recorded under one name, or `steps`, `every` or the name of a
+            rate makes no sense.
 
     Whatever is raised once it has begun, by batches, by `evaluate`, by a closed standard output,
     KeyboardInterrupt and SystemExit too, carries in its attributes `state` and `history` what the training
