@@ -1,15 +1,20 @@
 """The command line: `funcnet COMMAND ...`; one file per command.
 
-Exit codes: 0 done; 1 a check failed (a gradient formula, a probe) or the machine did (a full disk);
-2 a wrong command, option, path or file; 3 a loss that is not finite; 130 Ctrl-C.
+Exit codes: 0 done; 1 a check failed (a gradient formula, a probe) or the machine did (a full disk, a closed
+pipe); 2 a wrong command, option, path or file; 3 a loss that is not finite; 128 + the number of a signal:
+130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
+import contextlib
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+
+from funcnet._signals import Stop, exit_at_the_second, signals
 
 __all__ = ["main"]
 
@@ -45,18 +50,37 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = list(sys.argv[1:] if args is None else args)
+    with signals() as stop, exit_at_the_second(stop):
+        code = _code(args, stop)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:  # at exit it would fail again, with a traceback
+                code = code or 1
+                with contextlib.suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return code
+
+
+def _code(args: list[str], stop: Stop) -> int:
+    """The exit code of a command; its errors are told in one line."""
     try:
         return _run(args)
     except UsageError as error:
         return _fail(args, str(error), 2)
     except KeyboardInterrupt:
-        return _fail(args, "interrupted", 130)
+        return _fail(args, "interrupted", 128 + (stop.number or signal.SIGINT))
     except BrokenPipeError:  # `funcnet ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except SystemExit as stop:  # --help
-        return stop.code if isinstance(stop.code, int) else 0
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except SystemExit as error:  # --help
+        return error.code if isinstance(error.code, int) else 0
+    except (
+        FileExistsError,
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    ) as error:
         return _fail(args, _one_line(error), 2)
     except OSError as error:
         return _fail(args, _one_line(error), 1)
@@ -93,7 +117,8 @@ def choice(what: str, given: str, names: Sequence[str] | dict[str, str], hint: s
 
 def _fail(args: list[str], problem: str, code: int) -> int:
     command = " ".join(["funcnet", *(args[:1] if args[:1] and args[0] in COMMANDS else [])])
-    print(f"{command}: {problem}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"{command}: {problem}", file=sys.stderr)
     return code
 
 

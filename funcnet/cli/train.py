@@ -1,21 +1,29 @@
 """`funcnet train TASK`: verify, train, score; everything goes into a run folder."""
 
+import contextlib
 import dataclasses
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from funcnet import tasks
+from funcnet._signals import Stop, signals
 from funcnet.cli import choice
 from funcnet.cli._options import parse
 from funcnet.cli._text import heading
 
 if TYPE_CHECKING:
     from funcnet.tasks._task import Task
+    from funcnet.train import State
 
 __all__ = ["run"]
+
+# Holds the place of the parameters in the folder of a run, which its own log may otherwise fill up.
+_RESERVE = ".funcnet-reserve.tmp"
 
 USAGE = """\
 usage: funcnet train TASK [options]
@@ -62,50 +70,70 @@ def train(name: str, options: Any, out: Path | None) -> int:
         out: the folder; None: runs/TASK-TIME.
 
     Returns:
-        0, or 1: a formula is wrong; 3: a loss was not finite; 130: Ctrl-C.
+        0, or 1: a formula is wrong; 3: a number was not finite; 128 + the number of the signal that ended it.
+
+    Once the training has begun, its parameters are saved before anything else is said or raised.
     """
     import jax
 
     import funcnet
-    from funcnet import backend, store, verifier
-    from funcnet.cli.summary import show
-    from funcnet.tasks import _plots, _run
-    from funcnet.train import NonFiniteError, fit, init
+    from funcnet import backend, store
+    from funcnet.tasks import _run
+    from funcnet.train import init
 
     module = getattr(tasks, name)
-    folder = _run.choose(out, name)
     task = module.prepare(options)
-    folder.mkdir(parents=True, exist_ok=True)
     facts = {"funcnet": funcnet.__version__, **backend.facts()}
-    heading(f"{name}: {tasks.TASKS[name]}")
-    print("\n".join(f"{fact:<10}{value}" for fact, value in facts.items() if value))
+    described = {"options": dataclasses.asdict(options), "seed": options.seed, "data": task.data}
+    with signals() as stop, contextlib.ExitStack() as untrained:
+        folder = _run.create(out, name, task.config, **described, versions=facts)
+        untrained.callback((folder / "config.json").unlink, missing_ok=True)  # so it can be used again
+        heading(f"{name}: {tasks.TASKS[name]}")
+        print("\n".join(f"{fact:<10}{value}" for fact, value in facts.items() if value))
+        key_init, key_check, key_train = jax.random.split(jax.random.key(options.seed), 3)
+        params = module.NET.init(key_init, task.config)
+        if not check(module, task, params, key_check):
+            return 1
+        amounts = rates(task, params, jax.local_devices()[0].device_kind)
+        state = init(params, task.optimizer, key=key_train)
+        with stop.held():
+            store.save(folder / _RESERVE, params)
+            untrained.pop_all()
+            return run_and_save(name, task, state, folder, amounts, stop)
+
+
+def check(module: ModuleType, task: "Task", params: Any, key: Any) -> bool:
+    """Show the layers of a model, and whether its gradient formulas are right."""
+    from funcnet import verifier
+    from funcnet.cli.summary import show
 
     heading("\nmodel")
     show(module, task.config)
-
-    key_init, key_check, key_train = jax.random.split(jax.random.key(options.seed), 3)
-    params = module.NET.init(key_init, task.config)
     heading("\ngradient formulas in this model, against jax.vjp of their definitions, in float64")
     began = time.perf_counter()
-    report = verifier.verify_model(task.step.loss, params, next(task.batches()), key=key_check)
+    report = verifier.verify_model(task.step.loss, params, next(task.batches()), key=key)
     print(report.table())
     print(f"verified in {time.perf_counter() - began:.1f} s")
     if not report.ok:
         heading("not trained: a gradient formula is wrong", "bold red")
-        return 1
+    return report.ok
 
-    _run.write_config(
-        folder,
-        name,
-        task.config,
-        options=dataclasses.asdict(options),
-        seed=options.seed,
-        data=task.data,
-        versions=facts,
-    )
-    heading(f"\ntraining, into {folder}")
-    state, history, code = init(params, task.optimizer, key=key_train), [], 0
+
+def run_and_save(
+    name: str, task: "Task", state: "State", folder: Path, rates: dict[str, int | float], stop: Stop
+) -> int:
+    """Train, save, draw and score, with signals held; what goes wrong waits until the parameters are saved.
+
+    Returns:
+        The exit code of `train`.
+    """
+    from funcnet import store
+    from funcnet.tasks import _plots
+    from funcnet.train import NonFiniteError, fit
+
+    history, failure = [], None
     try:
+        heading(f"\ntraining, into {folder}")
         state, history = fit(
             task.step,
             state,
@@ -114,26 +142,50 @@ def train(name: str, options: Any, out: Path | None) -> int:
             log=folder,
             evaluate=task.evaluate,
             every=task.every,
-            rates=rates(task, params, jax.local_devices()[0].device_kind),
+            rates=rates,
         )
-        # What ends by itself has been evaluated; what Ctrl-C ends has not.
-        code = 0 if history and "eval_loss" in history[-1] else 130
-    except NonFiniteError as error:
-        state, code = error.state, 3
-        heading(f"stopped: the loss of step {error.step} is {error.actual}", "bold red")
-    store.save(folder / "params.safetensors", state.params)
-    records = _run.metrics(folder)
-    _plots.curves(folder / "curves.png", records, title=f"funcnet train {name}", held_out=task.held_out)
-    if code:
-        print(f"{folder} holds the parameters after step {int(state.step)}, and the curves so far")
-        return code
-    if task.finish is not None:
-        task.finish(state.params, folder)
+    except BaseException as error:
+        failure = error
+        state, history = getattr(error, "state", state), getattr(error, "history", history)
+    saved = f"the parameters after step {state.step}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # someone may have tidied up
+        (folder / _RESERVE).unlink(missing_ok=True)
+        store.save(folder / "params.safetensors", state.params)
+    except OSError as error:
+        print(f"funcnet train: {saved} could not be saved: {error}", file=sys.stderr)
+        return 1
+    saved = f"{folder} holds {saved}"
+    try:
+        _plots.curves(folder / "curves.png", history, title=f"funcnet train {name}", held_out=task.held_out)
+        saved += ", and the curves so far"
+        if failure is None and not stop.number and task.finish is not None:
+            task.finish(state.params, folder)
+    except Exception as error:
+        failure = failure or error
+    if stop.number:
+        say(saved)
+        return 128 + stop.number
+    if isinstance(failure, NonFiniteError):
+        problem = str(failure).partition("\n")[0].removeprefix("train.fit: ").rstrip(".")
+        say(f"stopped: {problem}\n{saved}")
+        return 3
+    if failure is not None:
+        print(f"funcnet train: {saved}", file=sys.stderr)
+        raise failure
     last = history[-1]
     score = f"accuracy {last['eval_accuracy']:.2%}, loss {last['eval_loss']:.4f} nats per {task.unit}"
     heading(f"{task.held_out} {score}")
     print(f"trained in {last['seconds']:.0f} s; everything is in {folder}")
     return 0
+
+
+def say(text: str) -> None:
+    """Print a text, on standard error if standard output is gone: `| tee` ends with Ctrl-C, too."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            print(text, file=stream, flush=True)
+            return
 
 
 def rates(task: "Task", params: Any, device_kind: str) -> dict[str, int | float]:

@@ -20,7 +20,7 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
 
     Args:
         path: of the PNG file.
-        records: as `train.fit` makes them; numbers that were not finite are None.
+        records: as `train.fit` makes them; numbers that are not finite are left out.
         title: above both panels.
         held_out: what the held-out data are called: "test".
     """
@@ -48,7 +48,7 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
     later = _running_mean(values)[len(values) // 10 :]  # the first tenth may leave the picture
     if len(later):
         accuracy.set_ylim(max(0, later.min() - 0.05), min(1.01, accuracy.get_ylim()[1]))
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def mistakes(
@@ -73,12 +73,21 @@ def mistakes(
     for axes, i in zip(figure.axes, shown, strict=False):
         axes.imshow(images[i], cmap="gray_r")
         axes.set_title(f"{classes[int(labels[i])]}, taken for {classes[int(predicted[i])]}", fontsize=9)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a PNG file, all of it or, on a disk that is full, none."""
+    try:
+        figure.savefig(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one metric, where it is a number."""
-    pairs = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    """Steps and values of one metric, where it is finite."""
+    pairs = [(r["step"], r[name]) for r in records if math.isfinite(r.get(name, math.nan))]
     return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], float)
 
 

@@ -9,6 +9,7 @@ curves.png           loss and accuracy
 import builtins
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 import types
@@ -25,35 +26,53 @@ from funcnet.errors import FileFormatError, ValueRangeError
 from funcnet.nets import transformer
 from funcnet.tasks._task import Saved
 
-__all__ = ["choose", "metrics", "read", "read_config", "write_config"]
+__all__ = ["create", "read", "read_config", "write_config"]
 
 _VERSION = 1
 _LATER = {transformer.Config: ("head", "classes", "stop")}  # fields that the first files do not have
 
 
-def choose(folder: Path | None, task: str) -> Path:
-    """Where a run may write: `folder`, or runs/TASK-TIME; it is not made yet.
+def create(folder: Path | None, task: str, config: Any, **facts: Any) -> Path:
+    """Make a run folder, `folder` or runs/TASK-TIME, and write its config.json.
+
+    The file is also the claim: of two runs that begin at the same moment, one has created it, and the other
+    takes another name, or is refused.
 
     Raises:
         ValueRangeError: `folder` has something in it.
-        OSError: `folder` is a file, or cannot be looked into.
+        OSError: the folder cannot be made or written to.
     """
-    if folder is None:
-        name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
-        names = [name, *(f"{name}-{i}" for i in range(2, 100))]
-        return next(path for path in (Path("runs", name) for name in names) if not path.exists())
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueRangeError(
-            f"the folder {folder} is not empty.", path="out", expected="a folder that is new or empty"
-        )
-    return folder
+    name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (Path("runs", name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    for path in [folder] if folder else numbered:
+        path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            if not any(path.iterdir()):
+                write_config(path, task, config, **facts)
+                return path
+    raise ValueRangeError(
+        f"the folder {folder} is not empty.", path="out", expected="a folder that is new or empty"
+    )
 
 
 def write_config(folder: Path, task: str, config: Any, **facts: Any) -> None:
-    """Write config.json: the task, its model's config, and whatever else is to be known of the run."""
+    """Write config.json: the task, its model's config, and whatever else is to be known of the run.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: it cannot be written, and there is none.
+    """
+    path = folder / "config.json"
     content = {"version": _VERSION, "task": task, "model": _plain(config), **facts}
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+    with open(path, "xb") as file:
+        try:
+            # A path need not be Unicode: what stands for its bytes is escaped as JSON would escape it.
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -169,10 +188,3 @@ def read(folder: Path) -> Saved:
         raise FileNotFoundError(f"{folder} has no params.safetensors: was its training cut short?")
     like = jax.eval_shape(lambda: net.init(jax.random.key(0), config))
     return Saved(task, config, store.load(path, like=like), data)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records in metrics.jsonl, in order; none if there is no such file."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]

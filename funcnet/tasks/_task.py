@@ -1,6 +1,7 @@
 """What a task hands to whoever trains it, and what comes back from disk."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from funcnet.errors import ValueRangeError
 from funcnet.train import State
 
-__all__ = ["Prediction", "Saved", "Task", "check_range", "correct", "fingerprint"]
+__all__ = ["EPOCHS", "SEEDS", "STEPS", "Prediction", "Saved", "Task", "check_range", "correct", "fingerprint"]
 
 
 class Task(NamedTuple):
@@ -26,7 +27,7 @@ class Task(NamedTuple):
         steps: how many steps that is; None: time ends it.
         evaluate: the score on data that was not trained on: "loss" and "accuracy".
         every: steps from one evaluation to the next.
-        held_out: what these data are called: "test" or "validation".
+        held_out: what these data are called: "test" or "validation", and how much of them is used if not all.
         unit: what the loss is a mean over: "image", "character".
         data: facts about the data for the record, with their SHA-256; values that JSON can hold.
         tokens: how many a step predicts, where the model is one of language: the speed is then given in
@@ -65,15 +66,22 @@ class Prediction(NamedTuple):
     text: str = ""
 
 
+# JAX makes a key of the lowest 32 bits of a seed, without a word where there are more.
+SEEDS = (0, 2**32 - 1)
+# A state counts its steps in an int32; 10,000 epochs fit, also of 60,000 images one by one.
+STEPS = (1, 2**31 - 1)
+EPOCHS = (1, 10_000)
+
+
 def check_range(options: Any, **ranges: tuple[int | float, int | float]) -> None:
-    """Raise ValueRangeError for the first option that lies outside its range, both ends included."""
+    """Raise ValueRangeError for the first option outside its range; the ends belong to it, but infinity."""
     for name, (low, high) in ranges.items():
         value = getattr(options, name)
-        if value is not None and not low <= value <= high:
+        if value is not None and not (low <= value <= high and abs(value) < math.inf):
             raise ValueRangeError(
                 f"{name} is {value}.",
                 path=name,
-                expected=f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}",
+                expected=f"{low} or more" if high == math.inf else f"{low} to {high}",
             )
 
 

@@ -25,11 +25,12 @@ from funcnet.nets import transformer
 from funcnet.nets.generate import generate as next_tokens
 from funcnet.nets.spec import decay_mask
 from funcnet.ops.loss import cross_entropy
-from funcnet.tasks._task import Prediction, Saved, Task, check_range, correct, fingerprint
+from funcnet.tasks._task import SEEDS, STEPS, Prediction, Saved, Task, check_range, correct, fingerprint
 
 NET = transformer
 MANUAL = "pydoc_data/topics.py"
 LONGEST = 2**20  # characters that a model goes on for; its memory does not depend on it
+MEASURED = 2**16  # characters of the held-out text, at most, that an evaluation reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Options:
 
     Attributes:
         text: a file of UTF-8 text; by default Python's reference manual (pydoc_data/topics.py).
-        minutes: duration of the training; the learning rate follows the clock.
+        minutes: duration of the training, with compilation and evaluations; the learning rate follows the
+            clock.
         steps: take so many steps instead, however long they last; only then a run can be repeated exactly.
         batch: pieces of text in a step.
         context: characters in a piece, and the past that each layer sees.
@@ -61,12 +63,12 @@ class Options:
         check_range(
             self,
             minutes=(0.01, math.inf),
-            steps=(1, math.inf),
+            steps=STEPS,
             batch=(1, math.inf),
             context=(2, 8192),
             learning_rate=(0, 1),
             weight_decay=(0, math.inf),
-            seed=(0, 2**32 - 1),
+            seed=SEEDS,
         )
 
 
@@ -175,7 +177,10 @@ def schedule(step: int, done: float) -> float:
 
 
 def prepare(options: Options) -> Task:
-    """The data, the loss, the optimizer with its clock, and the score on the last tenth of the text."""
+    """The data, the loss, the optimizer with its clock, and the score on the last tenth of the text.
+
+    Of a long text, the score is that of pieces spread over the last tenth: an evaluation takes seconds.
+    """
     text = read(options.text)
     characters = "".join(sorted(set(text)))
     net = config(options)
@@ -191,6 +196,10 @@ def prepare(options: Options) -> Task:
         )
     windows = held_out[: (len(held_out) - 1) // t * t + 1]
     windows = np.lib.stride_tricks.sliding_window_view(windows, t + 1)[::t]
+    pieces, called = len(windows), "validation"
+    if pieces * t > MEASURED:
+        windows = windows[np.linspace(0, pieces - 1, MEASURED // t).astype(int)]
+        called += f" (on {len(windows):,} of {pieces:,} pieces)"
 
     def loss(params: Any, batch: Batch, key: Any) -> Any:
         del key
@@ -234,12 +243,13 @@ def prepare(options: Options) -> Task:
         steps=options.steps,
         evaluate=lambda state: train.evaluate(score, state.params, train.in_order(windows, 64)),
         every=200,
-        held_out="validation",
+        held_out=called,
         unit="character",
         data={
             "source": MANUAL if options.text is None else str(options.text),
             "train": len(train_ids),
             "validation": len(held_out),
+            "measured": len(windows) * t,
             "characters": characters,
             "sha256": fingerprint(np.frombuffer(text.encode(), np.uint8)),
         },
@@ -275,6 +285,8 @@ def generate(
             no sense.
         StructureError: config.json does not hold the characters of the model.
     """
+    if not SEEDS[0] <= seed <= SEEDS[1]:
+        raise ValueRangeError(f"seed is {seed}.", path="seed", expected=f"{SEEDS[0]} to {SEEDS[1]}")
     characters = _characters(saved)
     ids = encode(prompt, characters)
     if not len(ids):

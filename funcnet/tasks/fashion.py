@@ -20,7 +20,7 @@ from funcnet.nets import convnet
 from funcnet.nets.spec import decay_mask
 from funcnet.ops.loss import cross_entropy
 from funcnet.tasks import _idx, _images
-from funcnet.tasks._task import Prediction, Saved, Task, check_range, correct, fingerprint
+from funcnet.tasks._task import EPOCHS, SEEDS, Prediction, Saved, Task, check_range, correct, fingerprint
 
 NET = convnet
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -52,11 +52,11 @@ class Options:
     def __post_init__(self) -> None:
         check_range(
             self,
-            epochs=(1, math.inf),
+            epochs=EPOCHS,
             batch=(1, math.inf),
             learning_rate=(0, 1),
             weight_decay=(0, math.inf),
-            seed=(0, 2**32 - 1),
+            seed=SEEDS,
         )
 
 

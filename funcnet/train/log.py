@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,14 +26,49 @@ def metrics_file(folder: str | Path | None) -> Iterator[Callable[[Record], None]
     """Open FOLDER/metrics.jsonl for appending; what is given is called with each record.
 
     A line is one JSON object; a number that is not finite becomes null. Each line is handed to the operating
-    system as soon as it is complete, so that a process that is killed leaves all but the current one.
+    system as soon as it is complete, so that a process that is killed leaves all but the current one. A line
+    that cannot be written, on a disk that is full, is left out as a whole.
     """
     if folder is None:
         yield _ignore
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / "metrics.jsonl", "a", buffering=1, encoding="utf-8") as file:
-        yield lambda record: print(json.dumps(_finite(record), allow_nan=False), file=file)
+    path = Path(folder) / "metrics.jsonl"
+    with open(path, "ab", buffering=0) as file:
+
+        def write(record: Record) -> None:
+            rest = f"{json.dumps(_finite(record), allow_nan=False)}\n".encode()
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+
+        yield _outlived(write, str(path))
+
+
+def _outlived(
+    write: Callable[[Any], None], name: str, ending: tuple[type[OSError], ...] = ()
+) -> Callable[[Any], None]:
+    """`write`, with one warning in place of the errors of the operating system, but for those in `ending`."""
+    warned = False
+
+    def write_or_warn(entry: Any) -> None:
+        nonlocal warned
+        try:
+            write(entry)
+        except ending:
+            raise
+        except OSError as error:
+            if not warned:
+                warned = True
+                problem = f"train.fit: {name} cannot be written, and training goes on without: {error}"
+                warnings.warn(problem, stacklevel=2)
+
+    return write_or_warn
 
 
 @contextmanager
@@ -42,10 +79,12 @@ def terminal(
 
     Gives two functions: one shows a record, the other prints a message. A record with an evaluation stays, as
     a line; beside a bar no others do, otherwise the first one, and one every ten seconds.
+
+    Who reads may go away: a closed pipe is an error. A full disk or a terminal that is gone is a warning.
     """
     if not progress:
         yield _ignore, _ignore
-    elif sys.stdout.isatty() and find_spec("rich"):
+    elif sys.stdout is not None and sys.stdout.isatty() and find_spec("rich"):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -56,7 +95,7 @@ def terminal(
         )
         with Progress(*columns) as bar:
             task = bar.add_task("", total=steps)
-            say = partial(bar.console.print, markup=False, highlight=False)
+            say = _shown(partial(bar.console.print, markup=False, highlight=False))
 
             def update(record: Record) -> None:
                 bar.update(task, advance=1, description=line(record))
@@ -66,14 +105,19 @@ def terminal(
             yield update, say
     else:
         shown = -math.inf
+        say = _shown(partial(print, flush=True))
 
         def show(record: Record) -> None:
             nonlocal shown
             if _evaluated(record) or time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
                 shown = time.monotonic()
-                print(line(record), flush=True)
+                say(line(record))
 
-        yield show, partial(print, flush=True)
+        yield show, say
+
+
+def _shown(write: Callable[[Any], None]) -> Callable[[Any], None]:
+    return _outlived(write, "standard output", ending=(BrokenPipeError,))
 
 
 def line(record: Record) -> str:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -15,9 +16,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from funcnet import signature
+from funcnet._signals import signals
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.train import _check
-from funcnet.train.interrupt import ctrl_c
 from funcnet.train.log import RESERVED, Record, metrics_file, terminal
 from funcnet.train.metric import Mean, checked, reading, scalar
 from funcnet.train.state import State, step_key
@@ -27,18 +28,22 @@ _COPYING = 0.01
 
 
 class NonFiniteError(FuncnetError, ArithmeticError):
-    """A loss was infinite or not a number.
+    """A loss, or what the last step left, was infinite or not a number.
 
     Attributes:
         step: the number of the step, the first being 1.
         batch: its batch.
         state: a state from before, the newest that was kept and gave a finite loss; `state.step` says after
             how many steps. (The state just before may hold a NaN already, from a gradient.)
+        history: the records up to the fault.
     """
 
-    def __init__(self, problem: str, *, step: int, batch: PyTree, state: State, **details: str):
-        super().__init__(problem, path="loss", **details)
+    def __init__(
+        self, problem: str, *, step: int, batch: PyTree, state: State, path: str = "loss", **details: str
+    ):
+        super().__init__(problem, path=path, **details)
         self.step, self.batch, self.state = step, batch, state
+        self.history: list[Record] = []
 
 
 def fit(
@@ -59,8 +64,12 @@ def fit(
     Before the first step the loss (`step.loss`, which `make_step` sets) runs once without jit on the first
     batch, so that operations can check values that jit hides: labels and ids in range.
 
-    Ctrl-C ends the training after the step that is running and returns as usual, with `state.step` below what
-    was asked for; a second Ctrl-C is raised at once.
+    Ctrl-C, SIGTERM and SIGHUP end the training after the step that is running, or at once in an evaluation,
+    and it returns as usual, with `state.step` below what was asked for; a second signal is raised at once, as
+    KeyboardInterrupt. (They are left alone outside the main thread, where the program handles them itself,
+    and where it ignores them.)
+
+    A log that cannot be written does not end the training: one warning says so.
 
     Args:
         step: from `make_step`, or any function like it; its metrics contain "loss".
@@ -82,16 +91,20 @@ def fit(
         or the first step, the `rates`, "seconds" since the start, and the evaluation if there was one.
 
     Raises:
-        NonFiniteError: a loss was infinite or not a number; it holds the step, the batch, and a good state,
-            which was copied to host memory while training (this takes at most a hundredth of the time).
+        NonFiniteError: a loss was infinite or not a number, or the state after the last step is; it holds the
+            step, the batch, and a good state, which was copied to host memory while training (this takes at
+            most a hundredth of the time).
         ShapeError: a batch is empty.
         DTypeError: an argument, a leaf of a batch, or a metric is not what it should be.
         StructureError: the step or `evaluate` returns anything else.
-        ValueRangeError: there was no batch, `state` was given to a step before, which deleted it, two things
-            are recorded under one name, or `steps`, `every` or the name of a rate makes no sense.
+        ValueRangeError: there was no batch, `state` has a NaN or an infinity or was given to a step before,
+            which deleted it, two things are recorded under one name, or `steps`, `every` or the name of a
+            rate makes no sense.
 
-    Whatever else is raised after the first step, by the batches or by `evaluate`, carries the state so far in
-    its attribute `state`.
+    Whatever is raised once it has begun, by batches, by `evaluate`, by a closed standard output,
+    KeyboardInterrupt and SystemExit too, carries in its attributes `state` and `history` what the training
+    had come to: the state after the last step, or, where a step was broken off or left a NaN, the newest one
+    that was kept.
 
     >>> import optax
     >>> from funcnet.train import batches, init, make_step
@@ -110,6 +123,7 @@ def fit(
     rates = _rates(rates)
     first = done = int(state.step)
     history: list[Record] = []
+    batch: PyTree = None
     pending: tuple[int, PyTree, Any, tuple[int, float]] | None = None  # a step to be noted
     copies: list[State] = []  # on the host; the first is good, a second one waits until a loss came of it
     clock = time.perf_counter
@@ -117,9 +131,10 @@ def fit(
     mark = first, start  # the speed is measured from this step and time
 
     def keep() -> float:
-        """Copy the state to the host; returns the time of the next copy."""
+        """Copy the state to the host, unless it is spoilt; returns the time of the next copy."""
         began = clock()
-        copies.append(_to_host(state))
+        copy = _to_host(state)
+        copies.extend([] if _spoilt(copy) else [copy])
         return clock() + max(1.0, (clock() - began) / _COPYING)
 
     def note(
@@ -128,7 +143,7 @@ def fit(
         """Wait for the metrics of a step, and write them down."""
         values = _values(metrics)
         if not math.isfinite(values["loss"]):
-            raise _non_finite(number, values["loss"], batch, copies[0], state)
+            raise _non_finite(number, "loss", values["loss"], batch, _put(copies[0], state))
         if copies[-1].step < number:
             del copies[:-1]
         now = clock()
@@ -136,21 +151,38 @@ def fit(
         speeds = {"steps_per_second": speed, **{name: amount * speed for name, amount in rates.items()}}
         own = {"step": number, "loss": values.pop("loss")}
         record = _joined(own, values, speeds, {"seconds": now - start})
-        if evaluate is not None:
-            measured = reading("train.fit", "evaluate", evaluate(state))
+        if evaluate is not None and not stop.number:
+            measured = stop.attempt(evaluate, state, otherwise={})
+            measured = reading("train.fit", "evaluate", measured)
             record = _joined(record, {f"eval_{name}": value for name, value in measured.items()})
         history.append(record)
         write(record)
         show(record)
 
-    with metrics_file(log) as write, terminal(steps, progress) as (show, say), ctrl_c() as (until, pressed):
-        try:
+    def good() -> State:
+        """The newest state that is whole: the present one, or what was copied."""
+        with suppress(RuntimeError):  # deleted by a step that was broken off, or its computation failed
+            if not _spoilt(state):
+                return state
+        return _put(copies[0], state)
+
+    try:
+        with (
+            metrics_file(log) as write,
+            terminal(steps, progress) as (show, say),
+            signals() as stop,
+            stop.held(),
+        ):
             copy_at = keep()
-            for batch in until(itertools.islice(batches, steps)):
+            if not copies:
+                raise _refused(state)
+            for batch in stop.until(itertools.islice(batches, steps)):
                 batch = _check.own("train.fit", batch)
                 _refuse_empty(batch, done + 1)
                 if done == first:
-                    _check_values(step, state, batch)
+                    stop.attempt(_check_values, step, state, batch)
+                    if stop.number:
+                        break
                 state, metrics = _pair(step(state, batch))
                 done += 1
                 if pending is not None:
@@ -165,24 +197,28 @@ def fit(
                     pending, mark = None, (done, clock())
                 if clock() >= copy_at and len(copies) == 1:
                     copy_at = keep()
+            spoilt = _spoilt(state)  # a NaN in the last gradient: no loss came of it that would show it
             if pending is not None:
-                note(*pending, None if pressed() else evaluate)
-        except Exception as error:
-            # The caller's own state is deleted, and this one would go with the frame.
-            if done > first and not isinstance(error, NonFiniteError):
-                error.state = state  # pyright: ignore[reportAttributeAccessIssue]
-                error.add_note(f"train.fit: the state after step {done} is this error's attribute `state`")
-            raise
-        if pressed():
-            say(f"interrupted: the state after step {done} is returned")
-        elif done == first and steps != 0:
-            raise ValueRangeError(
-                "train.fit: there was no batch.",
-                path="batches",
-                expected="one batch or more",
-                actual="none",
-                hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
-            )
+                note(*pending, None if spoilt else evaluate)
+            if spoilt:
+                raise _non_finite(done, *spoilt, batch, _put(copies[0], state))
+            if stop.number:
+                say(f"interrupted: the state after step {done} is returned")
+            elif done == first and steps != 0:
+                raise ValueRangeError(
+                    "train.fit: there was no batch.",
+                    path="batches",
+                    expected="one batch or more",
+                    actual="none",
+                    hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
+                )
+    except BaseException as error:
+        # The caller's own state is deleted, and this one would go with the frame.
+        if copies and not isinstance(error, NonFiniteError):
+            vars(error)["state"] = kept = good()
+            error.add_note(f"train.fit: the state after step {kept.step} is this error's attribute `state`")
+        vars(error)["history"] = history
+        raise
     return state, history
 
 
@@ -422,19 +458,51 @@ def _to_host(state: State) -> State:
     return jax.tree.map(copy, state)
 
 
-def _non_finite(number: int, loss: float, batch: PyTree, good: State, state: State) -> NonFiniteError:
-    """The error of step `number`, with the good state put where the present one is."""
+def _put(good: State, like: State) -> State:
+    """A state from the host, where another one lies or lay."""
 
     def put(leaf: Any, like: jax.Array) -> jax.Array:
         return jax.device_put(leaf, like.sharding if like.committed else None)
 
+    return jax.tree.map(put, good, like)
+
+
+def _spoilt(state: State) -> tuple[str, str] | None:
+    """The first leaf with a NaN or an infinity, and which of the two it has.
+
+    Some begin with an infinity, and that is right: of the model state, such as a running minimum, only a NaN
+    counts; and of the optimizer's, a number by itself does not, such as the best loss so far.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = f"state{jax.tree_util.keystr(path)}"
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or np.isfinite(np.asarray(leaf)).all():
+            continue
+        kind = "nan" if np.isnan(np.asarray(leaf)).any() else "inf"
+        at_will = name.startswith("state.opt_state") and not leaf.shape
+        if not at_will and (kind == "nan" or not name.startswith("state.model_state")):
+            return name, kind
+    return None
+
+
+def _refused(state: State) -> ValueRangeError:
+    """The error of a state that is not finite when it is given."""
+    path, kind = _spoilt(state) or ("", "")
+    return ValueRangeError(
+        f"train.fit: {path} is not finite already.", path=path, expected="finite numbers", actual=kind
+    )
+
+
+def _non_finite(number: int, path: str, value: float | str, batch: PyTree, good: State) -> NonFiniteError:
+    """The error of step `number`."""
+    where = f"the loss of step {number}" if path == "loss" else f"{path} after step {number}"
     return NonFiniteError(
-        f"train.fit: the loss of step {number} is {loss}.",
+        f"train.fit: {where} is {value}.",
+        path=path,
         step=number,
         batch=batch,
-        state=jax.tree.map(put, good, state),
-        expected="a finite loss",
-        actual=str(loss),
+        state=good,
+        expected="a finite loss" if path == "loss" else "finite numbers",
+        actual=str(value),
         hint=f"error.state is the state after step {good.step}, error.batch the batch of step {number}; "
         "`with jax.debug_nans(True):` names the operation",
     )

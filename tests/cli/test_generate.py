@@ -89,6 +89,9 @@ def test_characters_come_as_they_are_known(folder, monkeypatch):
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1"),
         (["--prompt", "a", "--top-k", "0"], "top_k is 0"),
         (["--prompt", "a", "--top-p", "2"], "top_p is 2"),
+        (["--prompt", "a", "--seed", "-1"], "seed is -1; expected 0 to 4294967295"),
+        (["--prompt", "a", "--seed", "4294967297"], "seed is 4294967297; expected 0 to 4294967295"),
+        (["--prompt", "a", "--seed", "18446744073709551616"], "seed is 18446744073709551616; expected"),
     ],
     ids=str,
 )

@@ -1,6 +1,9 @@
 """Commands, options and paths: what is wrong is one line and exit code 2."""
 
+import errno
+import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -80,7 +83,19 @@ def test_wrong_commands(capsys):
         ("train digits --epochs x", "error parsing --epochs: invalid literal for int() with base 10: 'x'"),
         ("train digits --epochs", "missing value for argument '--epochs'"),
         ("train digits more", "unrecognized options: more (funcnet train digits --help)"),
-        ("train digits --epochs 0", "epochs is 0; expected 1 or more"),
+        ("train digits --epochs 0", "epochs is 0; expected 1 to 10000"),
+        ("train digits --epochs 10001", "epochs is 10001; expected 1 to 10000"),
+        ("train digits --weight-decay inf", "weight_decay is inf; expected 0 or more"),
+        ("train chars --minutes inf", "minutes is inf; expected 0.01 or more"),
+        ("train chars --minutes 1e400", "minutes is inf; expected 0.01 or more"),
+        ("train chars --minutes nan", "minutes is nan; expected 0.01 or more"),
+        ("train chars --minutes -1", "minutes is -1.0; expected 0.01 or more"),
+        ("train chars --steps 2147483648", "steps is 2147483648; expected 1 to 2147483647"),
+        (
+            "train digits --seed 18446744073709551616",
+            "seed is 18446744073709551616; expected 0 to 4294967295",
+        ),
+        ("train chars --seed 4294967297", "seed is 4294967297; expected 0 to 4294967295"),
         ("train digits --batch 2000", "batch is 2000; expected 1 to 1437"),
         ("train digits --learning-rate nan", "learning_rate is nan; expected 0 to 1"),
         ("train fashion --data nowhere", "nowhere/train-images-idx3-ubyte.gz is not there"),
@@ -100,6 +115,12 @@ def test_wrong_options_and_paths(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *args.split())
     assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_a_file_is_no_folder(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert str(tmp_path / "file") in refused(capsys, "train", "digits", "--out", out)
 
 
 def test_a_folder_in_use_is_refused(capsys, tmp_path):
@@ -167,3 +188,51 @@ def test_a_reader_that_goes_away():
     process.stdout.close()
     _, err = process.communicate()
     assert b"Traceback" not in err
+
+
+def test_the_second_ctrl_c_ends_what_no_handler_reaches():
+    # A mutex that is locked twice: no Python runs again, as while XLA compiles.
+    code = """
+import contextlib, ctypes, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from funcnet.cli import doctor, main
+def hang(args):
+    mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            print("hanging", flush=True)
+            while True:
+                lock(mutex)
+doctor.run = hang
+sys.exit(main(["doctor"]))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hanging\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_end_every_command(capsys, monkeypatch, number):
+    monkeypatch.setattr("funcnet.cli.doctor.run", lambda args: signal.raise_signal(number))
+    assert call(capsys, "doctor") == (128 + number, "", "funcnet doctor: interrupted\n")
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), BrokenPipeError()])
+def test_standard_output_that_fails_at_the_end(monkeypatch, error):
+    class Late(io.StringIO):
+        def flush(self):
+            raise error
+
+    monkeypatch.setattr(sys, "stdout", Late())
+    assert main(["--version"]) == 1
+
+
+def test_no_standard_output_at_all(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["--version"]) == 0

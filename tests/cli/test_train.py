@@ -1,25 +1,34 @@
 """`funcnet train` from end to end: what it prints, what it leaves behind, however it ends."""
 
 import dataclasses
-import functools
+import errno
+import io
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from matplotlib.image import imread
 
 import funcnet as fn
-from funcnet import verifier
+from funcnet import _safetensors, store, verifier
 from funcnet.cli import main
+from funcnet.cli import train as command
 from funcnet.cli.train import rates
+from funcnet.errors import ShapeError
 from funcnet.nets import convnet, transformer
-from funcnet.tasks import TASKS, chars, digits, fashion
+from funcnet.tasks import TASKS, _plots, chars, digits, fashion
+from funcnet.tasks._task import Task
 from tests.tasks.test_recipes import fashion_files
 
 FILES = {"config.json", "curves.png", "metrics.jsonl", "params.safetensors"}
@@ -152,55 +161,231 @@ def test_a_wrong_formula_stops_the_command(small, capsys, monkeypatch):
     assert list(Path("run").iterdir()) == [], "the folder can be used again"
 
 
-def with_step(monkeypatch, change):
-    """The digits task with `change(number, metrics)` applied to what its steps return."""
-    prepare = digits.prepare
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A task of eight steps that compute nothing; its parts can be replaced: `quick(evaluate=...)`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "check", lambda *_: True)
+    monkeypatch.setattr(command, "rates", lambda *_: {})
+    monkeypatch.setattr(_plots, "curves", lambda path, *_, **__: path.touch())
 
-    def changed(options):
-        task = prepare(options)
+    def step(state, batch):
+        return state._replace(step=state.step + 1), {"loss": 1.0, "accuracy": 0.5}
 
-        def step(state, batch):
-            state, metrics = task.step(state, batch)
-            return state, change(int(state.step), metrics)
-
-        return task._replace(step=functools.update_wrapper(step, task.step))
-
-    monkeypatch.setattr(digits, "prepare", changed)
-
-
-def test_a_loss_that_is_not_finite(small, capsys, monkeypatch):
-    with_step(
-        monkeypatch, lambda n, metrics: {**metrics, "loss": jnp.where(n == 3, jnp.nan, metrics["loss"])}
+    task = Task(
+        config=SMALL[digits],
+        optimizer=optax.sgd(0.1),
+        step=step,
+        batches=lambda: iter(range(8)),
+        steps=8,
+        evaluate=lambda state: {"loss": 1.0, "accuracy": 0.5},
+        every=4,
+        held_out="test",
+        unit="image",
+        data={},
+        finish=lambda params, folder: (folder / "mistakes.png").touch(),
     )
-    assert main(["train", "digits", "--batch", "300", "--out", "run"]) == 3
+
+    def run(**parts):
+        monkeypatch.setattr(digits, "prepare", lambda options: task._replace(**parts))
+        return main(["train", "digits", "--out", "run"])
+
+    run.task = task
+    return run
+
+
+def held(step):
+    """What is said of the parameters that were saved."""
+    assert {path.name for path in Path("run").iterdir()} >= FILES
+    assert fn.load("run/params.safetensors").keys() == {"stages", "hidden", "head"}
+    return f"run holds the parameters after step {step}, and the curves so far\n"
+
+
+def signalling(function, number):
+    """`function`, at whose end a signal comes."""
+
+    def call(*args, **kwargs):
+        result = function(*args, **kwargs)
+        signal.raise_signal(number)
+        return result
+
+    return call
+
+
+def test_a_run_without_trouble(quick, capsys):
+    assert quick() == 0
+    assert capsys.readouterr().out.endswith("everything is in run\n")
+    assert {path.name for path in Path("run").iterdir()} == FILES | {"mistakes.png"}
+
+
+def test_a_loss_that_is_not_finite(quick, capsys):
+    def step(state, batch):
+        state, metrics = quick.task.step(state, batch)
+        return state, {**metrics, "loss": np.where(state.step == 3, np.nan, 1.0)}
+
+    assert quick(step=step) == 3
     out = capsys.readouterr().out
-    assert "stopped: the loss of step 3 is nan" in out
-    assert {path.name for path in Path("run").iterdir()} == FILES
-    params = fn.load("run/params.safetensors")
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    kept = int(out.split()[-6].rstrip(","))  # 0, or more where the steps took a second
+    assert kept < 3
+    assert out.endswith("stopped: the loss of step 3 is nan\n" + held(kept))
     assert len(records(Path("run"))) == 2
 
 
-def test_ctrl_c_in_a_step(small, capsys, monkeypatch):
-    def press(number, metrics):
-        if number == 3:
-            signal.raise_signal(signal.SIGINT)
-        return metrics
+def test_a_last_step_that_leaves_a_nan(quick, capsys):
+    def step(state, batch):
+        state, metrics = quick.task.step(state, batch)
+        spoilt = jax.tree.map(lambda leaf: leaf * np.where(state.step == 8, np.nan, 1.0), state.params)
+        return state._replace(params=spoilt), metrics
 
-    with_step(monkeypatch, press)
-    assert main(["train", "digits", "--batch", "300", "--out", "run"]) == 130
-    assert "run holds the parameters after step 3, and the curves so far" in capsys.readouterr().out
-    assert {path.name for path in Path("run").iterdir()} == FILES
-    assert len(records(Path("run"))) == 3
+    assert quick(step=step) == 3
+    out = capsys.readouterr().out
+    kept = int(out.split()[-6].rstrip(","))
+    assert kept < 8
+    assert out.endswith("stopped: state.params['head']['b'] after step 8 is nan\n" + held(kept))
+    params = fn.load("run/params.safetensors")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-def test_ctrl_c_before_training(small, capsys, monkeypatch):
-    def press(*_, **__):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("part", "number", "step"),
+    [
+        ("batches", signal.SIGTERM, 0),
+        ("step", signal.SIGINT, 1),
+        ("evaluate", signal.SIGINT, 4),
+        ("evaluate", signal.SIGHUP, 4),
+        ("finish", signal.SIGTERM, 8),
+    ],
+)
+def test_a_signal_while_training(quick, capsys, part, number, step):
+    assert quick(**{part: signalling(getattr(quick.task, part), number)}) == 128 + number
+    out = capsys.readouterr().out
+    assert out.endswith(held(step))
+    assert len(records(Path("run"))) == step
+    assert "test accuracy" not in out
 
-    monkeypatch.setattr(verifier, "verify_model", press)
-    assert main(["train", "digits", "--out", "run"]) == 130
+
+@pytest.mark.parametrize("name", ["params.safetensors", "curves.png"])
+def test_a_signal_after_training(quick, capsys, monkeypatch, name):
+    def watched(function):
+        with_signal = signalling(function, signal.SIGINT)
+        return lambda path, *args, **kwargs: (with_signal if path.name == name else function)(
+            path, *args, **kwargs
+        )
+
+    monkeypatch.setattr(store, "save", watched(store.save))
+    monkeypatch.setattr(_plots, "curves", watched(_plots.curves))
+    assert quick() == 130
+    assert capsys.readouterr().out.endswith(held(8))
+
+
+@pytest.mark.parametrize("function", ["check", "rates"])
+def test_a_signal_before_training(quick, capsys, monkeypatch, function):
+    monkeypatch.setattr(command, function, signalling(getattr(command, function), signal.SIGTERM))
+    assert quick() == 143
     assert capsys.readouterr().err == "funcnet train: interrupted\n"
+    assert list(Path("run").iterdir()) == [], "the folder can be used again"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, None),
+        (SystemExit(7), 7, None),
+        (ShapeError("train.evaluate: no."), 2, "train.evaluate: no."),
+        (ZeroDivisionError("a fault"), None, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_waits_until_the_parameters_are_saved(quick, capsys, error, code, text):
+    def evaluate(state):
+        raise error
+
+    if code is None:
+        with pytest.raises(type(error), match=str(error)):
+            quick(evaluate=evaluate)
+    else:
+        assert quick(evaluate=evaluate) == code
+    lines = [held(4)] + ([f"{text}\n"] if text else [])
+    assert capsys.readouterr().err == "".join(f"funcnet train: {line}" for line in lines)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_reader_that_goes_away(quick, capsys, monkeypatch, interrupted):
+    class Pipe(io.StringIO):
+        def write(self, text):
+            if "step 1 " in self.getvalue():
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    if interrupted:  # Ctrl-C reaches `| tee` as well
+        assert quick(step=signalling(quick.task.step, signal.SIGINT)) == 130
+        assert capsys.readouterr().err == held(1)
+    else:
+        assert quick() == 1
+        assert capsys.readouterr().err == f"funcnet train: {held(2)}"
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_already(quick, capsys, monkeypatch):
+    monkeypatch.setattr("funcnet._safetensors.replace_file", full)
+    assert quick() == 1
+    assert capsys.readouterr().err == "funcnet train: [Errno 28] No space left on device\n"
+    assert list(Path("run").iterdir()) == []
+
+
+def test_parameters_that_cannot_be_saved(quick, capsys, monkeypatch):
+    def evaluate(state):
+        monkeypatch.setattr("funcnet._safetensors.replace_file", full)
+        return quick.task.evaluate(state)
+
+    assert quick(evaluate=evaluate) == 1
+    assert capsys.readouterr().err == (
+        "funcnet train: the parameters after step 8 could not be saved: [Errno 28] No space left on device\n"
+    )
+    assert {path.name for path in Path("run").iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+def test_the_log_does_not_take_the_place_of_the_parameters(quick, monkeypatch):
+    sizes, replace = [], _safetensors.replace_file
+
+    def evaluate(state):
+        sizes.append((Path("run") / command._RESERVE).stat().st_size)
+        return quick.task.evaluate(state)
+
+    def replace_file(target, chunks):
+        assert not (Path("run") / command._RESERVE).exists(), "the place is free when it is needed"
+        return replace(target, chunks)
+
+    monkeypatch.setattr(_safetensors, "replace_file", replace_file)
+    assert quick(evaluate=evaluate) == 0
+    assert sizes == [Path("run/params.safetensors").stat().st_size] * 2
+
+
+def test_curves_that_cannot_be_drawn(quick, capsys, monkeypatch):
+    monkeypatch.setattr(_plots, "curves", full)
+    assert quick() == 1
+    assert capsys.readouterr().err == (
+        "funcnet train: run holds the parameters after step 8\n"
+        "funcnet train: [Errno 28] No space left on device\n"
+    )
+    assert fn.load("run/params.safetensors")
+
+
+def test_a_folder_that_is_tidied_away(quick):
+    assert (
+        quick(evaluate=lambda state: shutil.rmtree("run", ignore_errors=True) or quick.task.evaluate(state))
+        == 0
+    )
+    assert {path.name for path in Path("run").iterdir()} == {
+        "params.safetensors",
+        "curves.png",
+        "mistakes.png",
+    }
 
 
 CHILD = """
@@ -212,22 +397,31 @@ from funcnet.nets import convnet
 from funcnet.tasks import digits
 digits.config = lambda options: convnet.Config((8, 8, 1), channels=(2,), hidden=3)
 verifier.verify_model = lambda *_, **__: verifier.Report(())
-sys.exit(main(["train", "digits", "--epochs", "100000", "--batch", "16", "--out", sys.argv[1]]))
+sys.exit(main(["train", "digits", "--epochs", "10000", "--batch", "16", "--out", sys.argv[1]]))
 """
 
 
-def test_ctrl_c_in_a_process_of_its_own(tmp_path):
+@contextmanager
+def child(folder, **options):
+    """The process, once it has taken a step."""
+    code = [sys.executable, "-c", CHILD, str(folder)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(code, stdout=pipe, stderr=pipe, text=True, **options) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("step ") for line in process.stdout)
+        yield process
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))],
+)
+def test_a_signal_to_a_process_of_its_own(tmp_path, number):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step "):
-            process.send_signal(signal.SIGINT)
-            break
-    out, err = process.communicate()
-    assert process.returncode == 130, err
+    with child(folder) as process:
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode == 128 + number, err
     assert err == ""
     assert "interrupted: the state after step" in out
     assert {path.name for path in folder.iterdir()} == FILES
@@ -236,6 +430,37 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
         params = fn.load(folder / "params.safetensors")
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, like)
     assert records(folder)[-1]["step"] == len(records(folder)) >= 1
+
+
+@pytest.mark.slow
+def test_a_closed_pipe(tmp_path):
+    folder = tmp_path / "run"
+    with child(folder) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
+    line = r"funcnet train: .*run holds the parameters after step \d+, and the curves so far\n"
+    assert re.fullmatch(line, err)
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(tmp_path):
+    resource = pytest.importorskip("resource")
+    folder, most = tmp_path / "run", 20_000  # bytes of a file; a picture has more
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    with child(folder, preexec_fn=limit) as process:
+        while (folder / "metrics.jsonl").stat().st_size < most - 300:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.count("cannot be written, and training goes on without") == 1
+    (held,) = re.findall(r"the parameters after step (\d+)", out)
+    assert records(folder)[-1]["step"] < int(held)
+    assert {path.name for path in folder.iterdir()} == FILES - {"curves.png"}
 
 
 def test_every_task_is_documented():

@@ -153,6 +153,20 @@ def test_the_score_is_of_the_last_tenth(written, monkeypatch, params):
     assert task.evaluate(state)["loss"] == pytest.approx(expected, rel=1e-6)
     assert task.data["train"] == 360
     assert task.data["validation"] == 40
+    assert task.data["measured"] == 35
+    assert task.held_out == "validation"
+
+
+def test_the_score_of_a_long_text_is_of_some_pieces(written, monkeypatch, params):
+    monkeypatch.setattr(chars, "config", lambda options: CONFIG)
+    monkeypatch.setattr(chars, "MEASURED", 14)
+    task = chars.prepare(options(written))
+    state = fn.train.init(params, task.optimizer, key=jax.random.key(0))
+    held_out = chars.encode(TEXT[-40:], "abcdefg")
+    pieces = [chars.mean_loss(params, held_out[start : start + 6], CONFIG) for start in (0, 30)]
+    assert task.evaluate(state)["loss"] == pytest.approx(np.mean(pieces), rel=1e-6)
+    assert task.data["measured"] == 10
+    assert task.held_out == "validation (on 2 of 7 pieces)"
 
 
 def test_a_text_that_is_too_short(tmp_path):
@@ -221,6 +235,7 @@ def test_options_that_make_no_sense():
     wrong: list[dict[str, Any]] = [
         {"minutes": 0.0},
         {"minutes": float("nan")},
+        {"minutes": float("inf")},
         {"steps": 0},
         {"batch": 0},
         {"context": 1},

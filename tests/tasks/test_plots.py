@@ -1,5 +1,8 @@
 """The pictures of a run are drawn, whatever it left behind."""
 
+import errno
+import math
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -19,13 +22,30 @@ RECORDS = [
 
 @pytest.mark.parametrize(
     "records",
-    [RECORDS, RECORDS[:1], RECORDS[:10], [], [*RECORDS, {"step": 101, "loss": None, "accuracy": None}]],
+    [
+        RECORDS,
+        RECORDS[:1],
+        RECORDS[:10],
+        [],
+        [*RECORDS, {"step": 101, "loss": math.nan, "accuracy": math.inf}],
+    ],
     ids=["whole", "one step", "never evaluated", "no step", "not finite"],
 )
 def test_curves(tmp_path, records):
     path = tmp_path / "curves.png"
     _plots.curves(path, records, title="a run", held_out="test")
     assert imread(path).shape == (480, 1200, 4)
+
+
+def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
+    def full(figure, path):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        _plots.curves(tmp_path / "curves.png", RECORDS, title="a run", held_out="test")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_running_mean():

@@ -1,7 +1,10 @@
 """Run folders: never overwritten, and a config that is read back exactly or refused."""
 
 import dataclasses
+import errno
+import io
 import json
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -21,26 +24,59 @@ def described(folder, task="digits", config=CONFIG, **facts):
     return folder
 
 
-def test_a_new_folder(tmp_path, monkeypatch):
+def create(folder=None):
+    return _run.create(folder, "digits", CONFIG, data={})
+
+
+def test_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert _run.choose(tmp_path / "a" / "b", "digits") == tmp_path / "a" / "b"
-    names = []
-    for _ in range(3):
-        folder = _run.choose(None, "digits")
-        folder.mkdir(parents=True)
-        names.append(folder.name)
-    assert len(set(names)) == 3, "three runs in one second"
-    assert all(name.startswith("digits-2") for name in names)
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(names)
+    assert create(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    folders = [create() for _ in range(3)]
+    assert len(set(folders)) == 3, "three runs in one second"
+    assert all(folder.name.startswith("digits-2") for folder in folders)
+    assert sorted(Path("runs").iterdir()) == sorted(folders)
+    assert {name.name for folder in folders for name in folder.iterdir()} == {"config.json"}
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    assert _run.choose(tmp_path, "digits") == tmp_path, "an empty one may be used"
-    (tmp_path / "params.safetensors").touch()
+    with pytest.raises(OSError, match="exists"):
+        create(Path(__file__))
+    assert create(tmp_path) == tmp_path, "an empty one may be used"
     with pytest.raises(ValueRangeError, match="is not empty"):
-        _run.choose(tmp_path, "digits")
-    with pytest.raises(OSError, match="Not a directory"):
-        _run.choose(tmp_path / "params.safetensors", "digits")
+        create(tmp_path)
+
+
+def test_two_runs_that_begin_at_the_same_moment(tmp_path, monkeypatch):
+    # Each of them has just found the folder empty.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_run, "any", lambda entries: False, raising=False)
+    monkeypatch.setattr(_run.time, "strftime", lambda form: "now")
+    assert [create().name for _ in range(2)] == ["digits-now", "digits-now-2"]
+    create(tmp_path / "one")
+    with pytest.raises(ValueRangeError, match="is not empty"):
+        create(tmp_path / "one")
+
+
+def test_a_config_is_whole_or_not_there(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(path, mode):
+        path.touch()
+        return Full()
+
+    monkeypatch.setattr(_run, "open", full, raising=False)
+    with pytest.raises(OSError, match="No space"):
+        create(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_not_unicode(tmp_path):
+    data = {"source": "/texts/\udcff \\", "characters": "é→\\"}
+    described(tmp_path, data=data)
+    assert _run.read_config(tmp_path)[2] == data
+    assert "é→" in (tmp_path / "config.json").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -186,11 +222,6 @@ def test_what_is_no_run_folder(tmp_path):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(FileFormatError, match="no JSON"):
             _run.read_config(tmp_path)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no params\.safetensors"):
         _run.read(described(tmp_path))
-
-
-def test_metrics_of_a_run_that_was_killed(tmp_path):
-    assert _run.metrics(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n', encoding="utf-8")
-    assert _run.metrics(tmp_path) == [{"step": 1, "loss": None}]

@@ -1,8 +1,11 @@
+import errno
 import io
 import json
 import re
 import subprocess
 import sys
+from collections import deque
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +37,81 @@ def test_no_folder_no_file(tmp_path, monkeypatch):
     with metrics_file(None) as write:
         write(record(1))
     assert list(tmp_path.iterdir()) == []
+
+
+class FullDisk:
+    """A file that takes so many bytes and no more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return written
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """The file that is opened next has room for 100 bytes; gives it once it is open."""
+    opened = []
+
+    @contextmanager
+    def opening(path, mode, buffering):
+        with open(path, mode, buffering=buffering) as file:
+            opened.append(FullDisk(file, room=100))
+            yield opened[0]
+
+    monkeypatch.setattr(log, "open", opening, raising=False)
+    return opened
+
+
+def test_a_full_disk_leaves_out_whole_lines(tmp_path, full_disk):
+    line = {"step": 1, "loss": 0.25}
+    with metrics_file(tmp_path) as write:
+        with pytest.warns(UserWarning, match=r"metrics\.jsonl cannot be written.*No space left") as warned:
+            deque(map(write, [line] * 9), maxlen=0)
+        assert len(warned) == 1
+        full_disk[0].room = 1000
+        write({"step": 10})
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(text) for text in lines] == [line] * 3 + [{"step": 10}]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_standard_output_that_cannot_be_written(monkeypatch, number):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise OSError(number, "broken")
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    with terminal(2, progress=True) as (show, say):
+        with pytest.warns(UserWarning, match="standard output cannot be written") as warned:
+            deque(map(show, [record(1), record(2, eval_loss=0.5), record(3, eval_loss=0.5)]), maxlen=0)
+        assert len(warned) == 1
+        say("a message")
+
+
+def test_a_closed_pipe_is_an_error(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with terminal(2, progress=True) as (show, _), pytest.raises(BrokenPipeError):
+        show(record(1))
+
+
+def test_without_standard_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with terminal(2, progress=True) as (show, say):
+        show(record(1))
+        say("nobody hears")
 
 
 def test_a_killed_process_has_written_its_lines(tmp_path):

@@ -2,6 +2,7 @@ import json
 import math
 import signal
 import threading
+from contextlib import contextmanager
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -214,14 +215,14 @@ def test_the_check_knows_the_model_state():
     assert state.model_state == 4
 
 
-def interrupting(at, times=1):
-    """The step, with Ctrl-C pressed in the middle of one."""
+def interrupting(at, times=1, sent=signal.SIGINT):
+    """The step, with a signal in the middle of one."""
 
     def step(state, batch):
         number = int(state.step) + 1
         state, metrics = STEP(state, batch)
         for _ in range(times if number == at else 0):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(sent)
         return state, metrics
 
     return step
@@ -244,9 +245,54 @@ def test_ctrl_c_ends_the_run_after_the_step(tmp_path, capsys):
 
 def test_a_second_ctrl_c_is_raised_at_once():
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as raised:
         fit(interrupting(at=3, times=2), steps=7)
     assert signal.getsignal(signal.SIGINT) is handler
+    assert same(vars(raised.value)["state"], start()), "step 3 was broken off; what was kept is older"
+    assert [record["step"] for record in vars(raised.value)["history"]] == [1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_end_the_run_as_ctrl_c_does(number):
+    handler = signal.getsignal(number)
+    state, history = fit(interrupting(at=3, sent=number), steps=7)
+    assert same(state, by_hand(3)[0][-1])
+    assert [record["step"] for record in history] == [1, 2, 3]
+    assert signal.getsignal(number) is handler
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        state, _ = fit(interrupting(at=2, sent=signal.SIGHUP), steps=4)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert state.step == 4
+
+
+@pytest.mark.parametrize("every", [2, None])
+def test_ctrl_c_in_an_evaluation_ends_it_at_once(every, tmp_path):
+    def evaluate(state):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the evaluation went on")
+
+    state, history = fit(steps=5, evaluate=evaluate, every=every, log=tmp_path)
+    last = every or 5
+    assert same(state, by_hand(last)[0][-1])
+    assert [record["step"] for record in history] == list(range(1, last + 1))
+    assert not any(name.startswith("eval_") for name in history[-1])
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == history
+
+
+def test_ctrl_c_before_the_first_step():
+    def checked(params, batch, key):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the check went on")
+
+    before = start()
+    assert fit(fn.train.make_step(checked, OPTIMIZER), before, steps=5) == (before, [])
 
 
 @pytest.mark.parametrize("how", ["signal", "exception"])
@@ -344,6 +390,96 @@ def test_a_state_that_a_gradient_has_poisoned_is_not_kept(monkeypatch):
     assert np.isfinite(raised.value.state.params["w"]).all()
 
 
+def overflowing(params, batch, key):
+    """A finite loss; its gradient is NaN where the batch is 0."""
+    return jnp.sum(jnp.sqrt(params["w"] ** 2 * batch))
+
+
+@pytest.mark.parametrize("every", [1, None])
+def test_the_last_gradient_is_looked_at(every):
+    step = fn.train.make_step(overflowing, OPTIMIZER)
+    evaluated = []
+    with pytest.raises(fn.train.NonFiniteError) as raised:
+        fit(step, batches=[np.float64(0.0)], evaluate=lambda state: evaluated.append(1) or {}, every=every)
+    error = raised.value
+    assert str(error) == (
+        "train.fit: state.params['w'] after step 1 is nan.\n"
+        "  expected  finite numbers\n"
+        "  got       nan\n"
+        "  hint      error.state is the state after step 0, error.batch the batch of step 1; "
+        "`with jax.debug_nans(True):` names the operation"
+    )
+    assert (error.step, error.path, error.batch) == (1, "state.params['w']", 0.0)
+    assert same(error.state, start())
+    assert [record["loss"] for record in error.history] == [0.0], "the loss says nothing"
+    assert len(evaluated) == (every is not None), "what is spoilt is not measured at the end"
+
+
+def test_what_no_loss_sees_is_not_kept_either(monkeypatch):
+    set_clock(monkeypatch, 10.0, copying=math.inf)
+
+    def step(state, batch):
+        state, metrics = STEP(state._replace(model_state=None), batch)
+        unseen = jnp.where(state.step < 4, 0.0, jnp.nan)
+        return state._replace(model_state=unseen), metrics
+
+    with pytest.raises(fn.train.NonFiniteError) as raised:
+        fit(step, start()._replace(model_state=jnp.zeros(())), steps=8)
+    assert (raised.value.step, raised.value.path) == (8, "state.model_state")
+    assert 1 <= raised.value.state.step < 4
+    assert raised.value.state.model_state == 0
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "error"])
+def test_however_it_ends_the_state_is_good(how):
+    def last():
+        yield np.float64(0.0)
+        if how == "error":
+            raise OSError("disk gone")
+        raise KeyboardInterrupt
+
+    with pytest.raises(OSError if how == "error" else fn.train.NonFiniteError) as raised:
+        fit(fn.train.make_step(overflowing, OPTIMIZER), batches=last())
+    assert same(vars(raised.value)["state"], start())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("state.params['w']", math.nan),
+        ("state.params['w']", math.inf),
+        ("state.opt_state[0].mu['w']", -math.inf),
+        ("state.model_state", math.nan),
+    ],
+)
+def test_a_state_that_is_spoilt_is_refused(path, value):
+    def spoil(place, leaf):
+        return leaf.at[1].set(value) if f"state{jax.tree_util.keystr(place)}" == path else leaf
+
+    state = fn.train.init({"w": jnp.zeros(3)}, OPTIMIZER, key=jax.random.key(0), model_state=jnp.zeros(3))
+    with pytest.raises(ValueRangeError) as raised:
+        fit(state=jax.tree_util.tree_map_with_path(spoil, state), steps=3)
+    kind = "nan" if math.isnan(value) else "inf"
+    assert str(raised.value) == (
+        f"train.fit: {path} is not finite already.\n  expected  finite numbers\n  got       {kind}"
+    )
+    assert raised.value.path == path
+
+
+def test_infinities_that_begin_so():
+    # The best loss so far, and a running minimum.
+    optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
+
+    def stateful(params, model_state, batch, key):
+        return jnp.mean(params["w"] ** 2), (model_state, {})
+
+    state = fn.train.init(
+        {"w": jnp.ones(3)}, optimizer, key=jax.random.key(0), model_state=jnp.full(3, jnp.inf)
+    )
+    assert any(jnp.isinf(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
+    assert fit(fn.train.make_step(stateful, optimizer), state, steps=2)[0].step == 2
+
+
 def test_a_kept_state_lies_where_the_state_lay():
     mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.NamedSharding(mesh, jax.P("d"))
@@ -375,7 +511,39 @@ def test_other_errors_carry_the_state_along():
     assert same(vars(raised.value)["state"], by_hand(2)[0][-1])
     with pytest.raises(OSError, match="at once") as raised:
         fit(batches=at_once())
-    assert not hasattr(raised.value, "state")
+    assert same(vars(raised.value)["state"], start())
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), BrokenPipeError(), MemoryError()])
+def test_an_error_out_of_a_step_carries_the_newest_copy_along(error, monkeypatch):
+    set_clock(monkeypatch, 10.0, copying=math.inf)
+
+    def step(state, batch):
+        if state.step == 5:
+            STEP(state, batch)
+            raise error
+        return STEP(state, batch)
+
+    with pytest.raises(type(error)) as raised:
+        fit(step, steps=9)
+    kept = vars(raised.value)["state"]
+    assert 2 <= kept.step < 5
+    assert same(kept, by_hand(int(kept.step))[0][-1])
+    assert [record["step"] for record in vars(raised.value)["history"]] == [1, 2, 3, 4]
+
+
+def test_a_closed_pipe_at_the_very_end(monkeypatch):
+    # The bar is taken down when the training is over.
+    @contextmanager
+    def terminal(steps, progress):
+        yield lambda record: None, lambda text: None
+        raise BrokenPipeError
+
+    monkeypatch.setattr(loop, "terminal", terminal)
+    with pytest.raises(BrokenPipeError) as raised:
+        fit(steps=3)
+    assert same(vars(raised.value)["state"], by_hand(3)[0][-1])
+    assert len(vars(raised.value)["history"]) == 3
 
 
 def test_an_empty_batch_is_refused():
