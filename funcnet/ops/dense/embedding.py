@@ -45,6 +45,7 @@ def init(key: PRNGKeyArray, vocabulary: int, d: int) -> Params:
     {'w': (3, 5)}
     """
     where = "embedding.init"
+    _check.key(where, key, none=False)
     shape = _check.positive(where, "vocabulary", vocabulary), _check.positive(where, "d", d)
     return {"w": jax.random.normal(key, shape)}
 
@@ -82,7 +83,7 @@ def apply(params: Params, ids: Integer[Array, "*n"]) -> Float[Array, "*n d"]:
 
 
 def _check_ids(where: str, ids: Array, w: Array) -> None:
-    dtype = getattr(ids, "dtype", None)
+    dtype = _check.dtype_of(ids)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         hint = None if dtype is not None else "wrap them: jnp.asarray(...)."
         if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
