@@ -16,6 +16,7 @@ __all__ = [
     "StructureError",
     "ValueRangeError",
     "describe",
+    "shorten",
 ]
 
 
@@ -79,8 +80,24 @@ def describe(value: Any) -> str:
     '0.5 (float)'
     """
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is not None and dtype is not None:
+    if isinstance(shape, tuple) and dtype is not None:
         return f"{dtype}[{', '.join(map(str, shape))}]"
-    if value is None or isinstance(value, bool | int | float | str):
-        return f"{value!r} ({type(value).__name__})"
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return f"{shorten(value)} ({type(value).__name__})"
+    if isinstance(value, type):
+        return f"the type {value.__name__}"
     return f"a {type(value).__name__}"
+
+
+def shorten(value: Any) -> str:
+    """`value` as Python writes it, in at most 60 characters.
+
+    >>> shorten("funcnet"), shorten("a" * 70)[-4:], shorten(2**10000)
+    ("'funcnet'", "aaa…", 'an int of 10001 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an int of {value.bit_length()} bits"
+    if isinstance(value, bool | int | float | complex | str | bytes | None):
+        text = repr(value[:60] if isinstance(value, str | bytes) else value)
+        return text if len(text) <= 60 else f"{text[:59]}…"
+    return describe(value)

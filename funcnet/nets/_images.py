@@ -2,19 +2,23 @@
 
 from typing import Any
 
+from jaxtyping import Array
+
 from funcnet.errors import ShapeError, describe
+from funcnet.ops import _check
 
 __all__ = ["check"]
 
 
-def check(where: str, images: Any, shape: tuple[int, int, int]) -> None:
-    """`images` are [*n, *shape], shape being config.image: height, width, channels.
+def check(where: str, images: Any, shape: tuple[int, int, int]) -> Array:
+    """`images` as floats [*n, *shape], shape being config.image: height, width, channels.
 
     Raises:
         ShapeError: they are not.
+        DTypeError: they are not floating-point.
     """
-    if images.shape[-3:] == shape:
-        return
+    if _check.dtype_of(images) is None or images.shape[-3:] == shape:
+        return _check.floating(where, "images", images)
     hint = None
     if images.shape[-3:] == (shape[2], *shape[:2]):
         hint = "channels first? jnp.moveaxis(images, -3, -1) puts them last."

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet.errors import ShapeError
 from funcnet.nets import _images
 from funcnet.nets.spec import describe
+from funcnet.ops import _check
 from funcnet.ops.conv import conv, max_pool
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
@@ -39,6 +40,10 @@ class Config:
     classes: int = 10
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check.fields("convnet.Config", self)
+        _check.rate("convnet.Config", "dropout", self.dropout)
+
 
 def _flat(config: Config) -> int:
     height, width, _ = config.image
@@ -47,6 +52,8 @@ def _flat(config: Config) -> int:
 
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"stages": [[{"w", "b"}, ...], ...], "hidden": {"w", "b"}, "head": {"w", "b"}}."""
+    _check.config("convnet.init", config, Config)
+    _check.key("convnet.init", key, none=False)
     if not _flat(config):
         raise ShapeError(
             f"convnet.init: {len(config.channels)} stages halve the image to nothing.",
@@ -86,13 +93,15 @@ def apply(
     Raises:
         ShapeError: the images do not have the shape config.image.
     """
-    _images.check("convnet.apply", images, config.image)
-    x = images
-    for stage in params["stages"]:
+    where = "convnet.apply"
+    _check.config(where, config, Config)
+    x = _images.check(where, images, config.image)
+    _check.tree(where, params, "stages", "hidden", "head")
+    for stage in _check.layers(where, params, "stages"):
         for layer in stage:
             x = relu.apply(conv.apply(layer, x))
         x = max_pool.apply(x, kernel=(2, 2))
-    x = relu.apply(linear.apply(params["hidden"], x.reshape(*x.shape[:-3], -1)))
+    x = relu.apply(linear.apply(params["hidden"], x.reshape(*x.shape[:-3], math.prod(x.shape[-3:]))))
     return linear.apply(params["head"], dropout.apply(x, rate=config.dropout, key=key))
 
 

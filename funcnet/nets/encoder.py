@@ -14,12 +14,13 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
 from funcnet.nets.spec import describe
+from funcnet.ops import _check as checks
 from funcnet.ops._dtype import wide
 from funcnet.ops.attention import multihead
 from funcnet.ops.dense import embedding, linear
@@ -81,20 +82,10 @@ class Config:
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.head not in (None, *get_args(Head)):
-            raise ValueRangeError(
-                f"encoder.Config: head is {self.head!r}.",
-                path="head",
-                expected=f"head: {', '.join(map(repr, get_args(Head)))} or None",
-                actual=f"head = {self.head!r}",
-            )
-        if not isinstance(self.classes, int) or self.classes < 1:
-            raise ValueRangeError(
-                f"encoder.Config: classes is {self.classes!r}.",
-                path="classes",
-                expected="classes: an int ≥ 1",
-                actual=f"classes = {self.classes!r}",
-            )
+        where = "encoder.Config"
+        checks.fields(where, self)
+        for name in ("dropout", "attention_dropout"):
+            checks.rate(where, name, getattr(self, name))
         if not self.pooler and (self.head == "sequence" or self.next_sentence):
             raise ValueRangeError(
                 "encoder.Config: a class of the whole sequence is read from the pooler, and there is none.",
@@ -110,6 +101,8 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     Those are "pooler", "head" and "next_sentence". The tables are N(0, 0.02²), as in BERT, the maps
     N(0, 1/d_in).
     """
+    checks.config("encoder.init", config, Config)
+    checks.key("encoder.init", key, none=False)
     d, (key_blocks, key_pooler, *keys, key_head, key_next) = config.d, jax.random.split(key, 7)
     sizes = {"tokens": config.vocabulary, "positions": config.context, "types": config.types}
     tables = {name: embedding.init(k, v, d)["w"] for (name, v), k in zip(sizes.items(), keys, strict=True)}
@@ -147,11 +140,11 @@ def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
 
 def apply(
     params: dict[str, Any],
-    ids: Int[Array, "*n t"],
+    ids: Integer[Array, "*n t"],
     config: Config,
     *,
     mask: Bool[Array, "*n t"] | None = None,
-    types: Int[Array, "*n t"] | None = None,
+    types: Integer[Array, "*n t"] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*n t d"]:
     """Features of every token.
@@ -170,11 +163,28 @@ def apply(
         DTypeError: mask is not boolean.
         ValueRangeError: an id or type is out of range (when they are concrete).
     """
+    where = "encoder.apply"
+    checks.config(where, config, Config)
+    ids = checks.integer_array(where, "ids", ids, "*n, t")
     _check(ids, config, mask, types)
+    blocks = "blocks.norm1", "blocks.attention", "blocks.norm2", "blocks.up", "blocks.down"
+    checks.tree(where, params, "tokens", "positions", "types", "norm", "blocks", *blocks)
+    if key is not None:
+        checks.key(where, key)
     params = _cast(params, config)
     key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
-    types = jnp.zeros((1,), ids.dtype) if types is None else types
-    x = embedding.apply(params["tokens"], ids) + params["positions"]["w"][: ids.shape[-1]]
+    types = (
+        jnp.zeros((1,), ids.dtype) if types is None else checks.integer_array(where, "types", types, "*n, t")
+    )
+    x = embedding.apply(params["tokens"], ids)
+    table = checks.parameter(f'{where}: params["positions"]', params["positions"], "w", ndim=2)[: x.shape[-2]]
+    td = jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
+    checks.same_shape(where, 'params["positions"]["w"]', table, "the tokens", td)
+    x = x + table
+    kinds = checks.parameter(f'{where}: params["types"]', params["types"], "w", ndim=2)
+    checks.features(
+        where, kinds, x.shape[-1], 'params["tokens"]["w"]', dims="types", path='params["types"]["w"]'
+    )
     x = layer_norm.apply(params["norm"], x + embedding.apply(params["types"], types), config.norm_eps)
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 3))
@@ -196,8 +206,17 @@ def apply(
 
 def pool(x: Float[Array, "*n t d"], *, mask: Bool[Array, "*n t"] | None = None) -> Float[Array, "*n d"]:
     """The mean of x [*n, t, d] over the positions where mask [*n, t] is True; 0 where it is so nowhere."""
+    x = checks.floating("encoder.pool", "x", x)
+    checks.rank("encoder.pool", "x", x, 2, "*n, t, d")
     if mask is None:
         return x.mean(-2)
+    if checks.dtype_of(mask) != jnp.bool_ or mask.shape != x.shape[:-1]:
+        raise ShapeError(
+            "encoder.pool: mask does not say of every position whether it counts.",
+            path="mask",
+            expected=f"mask: bool[{', '.join(map(str, x.shape[:-1]))}]     (x: {describe_value(x)})",
+            actual=f"mask: {describe_value(mask)}",
+        )
     weights = mask[..., None].astype(wide(x.dtype))
     total = (x.astype(weights.dtype) * weights).sum(-2)
     return (total / jnp.maximum(weights.sum(-2), 1)).astype(x.dtype)
@@ -205,6 +224,10 @@ def pool(x: Float[Array, "*n t d"], *, mask: Bool[Array, "*n t"] | None = None) 
 
 def pool_first(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array, "*n d"]:
     """BERT's own summary of x [*n, t, d]: tanh of a linear map of the first position, the token [CLS]."""
+    where = "encoder.pool_first"
+    checks.tree(where, params, "pooler")
+    x = checks.floating(where, "x", x)
+    checks.rank(where, "x", x, 2, "*n, t, d")
     return tanh.apply(linear.apply(params["pooler"], x[..., 0, :]))
 
 
@@ -288,7 +311,7 @@ def _check(ids: Any, config: Config, mask: Any, types: Any) -> None:
             hint=f"cut them: ids[..., :{config.context}].",
         )
     for path, value in (("mask", mask), ("types", types)):
-        if value is not None and value.shape != ids.shape:
+        if value is not None and (checks.dtype_of(value) is None or value.shape != ids.shape):
             raise ShapeError(
                 f"{where}: {path} and ids have different shapes.",
                 path=path,

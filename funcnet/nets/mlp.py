@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.errors import ValueRangeError
 from funcnet.nets.spec import describe
+from funcnet.ops import _check
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
 
@@ -28,6 +29,7 @@ class Config:
     bias: bool = True
 
     def __post_init__(self) -> None:
+        _check.fields("mlp.Config", self)
         if len(self.sizes) < 2:
             raise ValueRangeError(
                 f"mlp.Config: sizes has {len(self.sizes)} entries, but at least 2 are needed.",
@@ -44,6 +46,8 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     >>> [layer["w"].shape for layer in params["layers"]]
     [(3, 5), (5, 2)]
     """
+    _check.config("mlp.init", config, Config)
+    _check.key("mlp.init", key, none=False)
     pairs = list(zip(config.sizes, config.sizes[1:], strict=False))
     keys = jax.random.split(key, len(pairs))
     return {"layers": [linear.init(k, *pair, bias=config.bias) for k, pair in zip(keys, pairs, strict=True)]}
@@ -51,8 +55,9 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
 
 def apply(params: dict[str, Any], x: Float[Array, "*n d_in"], config: Config) -> Float[Array, "*n d_out"]:
     """x [*n, sizes[0]] to [*n, sizes[-1]]; no rectifier after the last map."""
-    del config
-    *hidden, last = params["layers"]
+    _check.config("mlp.apply", config, Config)
+    _check.tree("mlp.apply", params, "layers")
+    *hidden, last = _check.layers("mlp.apply", params, "layers")
     for layer in hidden:
         x = relu.apply(linear.apply(layer, x))
     return linear.apply(last, x)

@@ -58,6 +58,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse stages that do not pair up."""
+        _check.fields("resnet.Config", self)
+        _check.rate("resnet.Config", "momentum", self.momentum)
         if len(self.channels) != len(self.blocks) or not self.channels:
             raise ValueRangeError(
                 f"resnet.Config: {len(self.channels)} channels for {len(self.blocks)} stages of blocks.",
@@ -124,6 +126,8 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     projects, "project", "norm". The gain of each block's last norm is 0, so that every block starts as the
     identity (arXiv 1706.02677, §5.1).
     """
+    _check.config("resnet.init", config, Config)
+    _check.key("resnet.init", key, none=False)
 
     def kernel(key: PRNGKeyArray, sizes: _Conv) -> dict[str, Any]:
         params = conv.init(key, sizes.c_in, sizes.c_out, kernel=(sizes.kernel, sizes.kernel), bias=False)
@@ -158,6 +162,7 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
 
 def init_state(config: Config) -> dict[str, Any]:
     """The running statistics of every norm: {"stem": {"norm"}, "stages": [[{"norm1", ...}, ...], ...]}."""
+    _check.config("resnet.init_state", config, Config)
 
     def norm(c: int) -> dict[str, Any]:
         return dict(batch_norm.init(jax.random.key(0), c)[1])
@@ -193,8 +198,11 @@ def apply(
         ShapeError: the images do not have the shape config.image.
         DTypeError: the images are not floating-point.
     """
-    _images.check("resnet.apply", images, config.image)
-    images = _check.floating("resnet.apply", "images", images)
+    where = "resnet.apply"
+    _check.config(where, config, Config)
+    images, train = _images.check(where, images, config.image), _check.flag(where, "train", train)
+    _check.tree(where, params, "stem", "stages", "head", "stem.conv", "stem.norm")
+    _check.tree(where, state, "stem", "stages", "stem.norm", path="state")
     if config.dtype is not None:
         params, images = jax.tree.map(lambda v: v.astype(config.dtype), (params, images))
 
@@ -223,8 +231,9 @@ def apply(
     x = relu.apply(normed(params["stem"], state["stem"], "norm", new_stem, x))
     if config.stem == 7:
         x = max_pool.apply(x, kernel=(3, 3), stride=2, padding=pads(3))
+    both = _check.layers(where, params, "stages"), _check.layers(where, state, "stages", path="state")
     new_stages = []
-    for layers, olds, blocks in zip(params["stages"], state["stages"], _stages(config), strict=True):
+    for layers, olds, blocks in zip(*both, _stages(config), strict=True):
         news = []
         for layer, old, sizes in zip(layers, olds, blocks, strict=True):
             x, new = block(layer, old, x, sizes)

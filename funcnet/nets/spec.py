@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 
+from funcnet.errors import DTypeError
+from funcnet.errors import describe as describe_value
+
 __all__ = ["Spec", "decay_mask", "describe"]
 
 
@@ -51,4 +54,13 @@ def describe(init: Callable[..., Any], config: Any, axes: Any) -> Any:
 
 def decay_mask(specs: Any) -> Any:
     """True where weight decay applies: ``optax.adamw(1e-3, mask=decay_mask(specs(config)))``."""
-    return jax.tree.map(lambda s: s.decay, specs, is_leaf=lambda v: isinstance(v, Spec))
+    is_spec = lambda v: isinstance(v, Spec)
+    for leaf in jax.tree.leaves(specs, is_leaf=is_spec):
+        if not is_spec(leaf):
+            raise DTypeError(
+                "spec.decay_mask: specs holds what is no Spec.",
+                path="specs",
+                expected="specs: those of a net, specs(config)",
+                actual=describe_value(leaf),
+            )
+    return jax.tree.map(lambda s: s.decay, specs, is_leaf=is_spec)

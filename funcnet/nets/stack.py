@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray
 
-from funcnet.errors import ShapeError, describe
+from funcnet.errors import DTypeError, ShapeError, describe
+from funcnet.ops import _check
 
 __all__ = ["apply", "init", "unstack"]
 
@@ -24,7 +25,19 @@ def init(key: PRNGKeyArray, layers: int, init_block: Callable[[PRNGKeyArray], An
     >>> init(jax.random.key(0), 3, lambda key: {"w": jax.random.normal(key, (5,))})["w"].shape
     (3, 5)
     """
-    return jax.vmap(init_block)(jax.random.split(key, layers))
+    _check.key("stack.init", key, none=False)
+    _callable("stack.init", "init_block", init_block)
+    return jax.vmap(init_block)(jax.random.split(key, _check.positive("stack.init", "layers", layers)))
+
+
+def _callable(where: str, name: str, value: Any) -> None:
+    if not callable(value):
+        raise DTypeError(
+            f"{where}: {name} is not a function.",
+            path=name,
+            expected=f"{name}: a function",
+            actual=f"{name}: {describe(value)}",
+        )
 
 
 def apply(
@@ -46,6 +59,10 @@ def apply(
         ShapeError: the leaves of params and per_layer do not have the same first axis.
     """
     blocks = tuple(block) if isinstance(block, Sequence) else (block,)
+    where = "stack.apply"
+    for each in blocks or (None,):
+        _callable(where, "block", each)
+    unroll, remat = _check.positive(where, "unroll", unroll), _check.flag(where, "remat", remat)
     layers, period = _layers(params, per_layer), len(blocks)
 
     rounds = layers // period if unroll < layers // period else 0  # those in the loop
@@ -97,12 +114,21 @@ def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
 
 def _layers(params: Any, per_layer: tuple[Any, ...]) -> int:
     """The first axis of every leaf."""
-    (first, like), *others = [
+    leaves: list[tuple[str, Any]] = [
         (name + jax.tree_util.keystr(path), leaf)
         for name, tree in (("params", params), *((f"per_layer[{i}]", v) for i, v in enumerate(per_layer)))
         for path, leaf in jax.tree.leaves_with_path(tree)
     ]
-    for path, leaf in ((first, like), *others):
+    leaves = leaves or [("params", params)]
+    first, like = leaves[0]
+    for path, leaf in leaves:
+        if _check.dtype_of(leaf) is None:
+            raise DTypeError(
+                f"stack.apply: {path} is not an array.",
+                path=path,
+                expected=f"{path}: an array, [layers, ...]",
+                actual=f"{path}: {describe(leaf)}",
+            )
         if leaf.ndim == 0 or leaf.shape[0] != like.shape[0]:
             raise ShapeError(
                 f"stack.apply: {path} is not stacked like {first}.",

@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from funcnet.errors import ShapeError, ValueRangeError
+from funcnet.errors import ShapeError, StructureError, ValueRangeError, shorten
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
 from funcnet.nets.spec import describe
+from funcnet.ops import _check
 from funcnet.ops.attention import alibi, multihead
 from funcnet.ops.attention import rope as rotary
 from funcnet.ops.dense import embedding, linear, matmul
@@ -122,33 +123,12 @@ class Config:
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        choices = {
-            "norm": ("layer", "rms"),
-            "mlp": ("gelu", "gelu_tanh", "swiglu"),
-            "positions": ("learned", "rope", "alibi", "none"),
-            "head": ("next", "sequence", "tokens", "answer", None),
-        }
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueRangeError(
-                    f"transformer.Config: {name} is {value!r}.",
-                    path=name,
-                    expected=f"{name}: {', '.join(map(repr, known))}",
-                    actual=f"{name} = {value!r}",
-                )
-        whole = lambda value, least: isinstance(value, int) and value >= least
-        ids = isinstance(self.stop, tuple) and all(whole(token, 0) for token in self.stop)
-        for name, right, expected in (
-            ("classes", whole(self.classes, 1), "an int ≥ 1"),
-            ("stop", ids, "a tuple of ids"),
-        ):
-            if not right:
-                raise ValueRangeError(
-                    f"transformer.Config: {name} is {getattr(self, name)!r}.",
-                    path=name,
-                    expected=f"{name}: {expected}",
-                    actual=f"{name} = {getattr(self, name)!r}",
-                )
+        where = "transformer.Config"
+        _check.fields(where, self, least={"stop": 0})
+        _check.rate(where, "dropout", self.dropout)
+        for name in ("softcap", "logit_softcap"):
+            if (bound := getattr(self, name)) is not None:
+                _check.number(where, name, bound, strict=True)
         if not self.windows:
             raise ValueRangeError(
                 "transformer.Config: windows is empty.",
@@ -200,12 +180,12 @@ def preset(name: str) -> Config:
     >>> preset("gpt2-124m").d
     768
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueRangeError(
-            f"transformer.preset: there is no {name!r}.",
+            f"transformer.preset: there is no {shorten(name)}.",
             path="name",
             expected=f"name: {', '.join(map(repr, PRESETS))}",
-            actual=f"name = {name!r}",
+            actual=f"name = {shorten(name)}",
         )
     return PRESETS[name]
 
@@ -216,6 +196,8 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     The tables are N(0, 0.02²), as in GPT-2, the maps N(0, 1/d_in). The two maps that write into the residual
     stream are scaled by 1/√(2 · layers), so that its variance does not grow with depth.
     """
+    _check.config("transformer.init", config, Config)
+    _check.key("transformer.init", key, none=False)
     key_tokens, key_positions, key_blocks, key_head = jax.random.split(key, 4)
     small = lambda table: {"w": 0.02 * table["w"]}
     params = {
@@ -270,10 +252,10 @@ def _init_norm(key: PRNGKeyArray, config: Config) -> Any:
 
 def apply(
     params: dict[str, Any],
-    ids: Int[Array, "*n t"],
+    ids: Integer[Array, "*n t"],
     config: Config,
     *,
-    segment_ids: Int[Array, "*n t"] | None = None,
+    segment_ids: Integer[Array, "*n t"] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*n t v"]:
     """Logits of the token that follows each of ids; position i sees ids[..., : i + 1] only.
@@ -296,19 +278,26 @@ def apply(
 
 def hidden(
     params: dict[str, Any],
-    ids: Int[Array, "*n t"],
+    ids: Integer[Array, "*n t"],
     config: Config,
     *,
-    segment_ids: Int[Array, "*n t"] | None = None,
+    segment_ids: Integer[Array, "*n t"] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*n t d"]:
     """What `apply` multiplies by `head`; `linear_cross_entropy` takes both. Arguments as of `apply`."""
-    _check_ids(ids, config)
+    where = "transformer.hidden"
+    ids = _check_inputs(where, params, ids, config)
+    if segment_ids is not None:
+        segment_ids = _check.integer_array(where, "segment_ids", segment_ids, "*n, t")
+        _check.same_shape(where, "segment_ids", segment_ids, "ids", ids)
+    if key is not None:
+        _check.key(where, key)
     params = cast(params, config)
     t = ids.shape[-1]
     key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
     x = embedding.apply(params["tokens"], ids)
     if config.positions == "learned":
+        _check_table(where, params, x)
         x = x + embedding.apply(params["positions"], _positions(t, segment_ids))
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 2))
@@ -334,6 +323,9 @@ def hidden(
 
 def head(params: dict[str, Any], config: Config) -> Float[Array, "d v"]:
     """What `hidden` is multiplied by: the table of tokens, transposed, or the head of its own."""
+    where = "transformer.head"
+    _check.config(where, config, Config)
+    _check.tree(where, params, "tokens", "tokens.w")
     params = cast(params, config)
     return params["head"]["w"] if "head" in params else params["tokens"]["w"].T
 
@@ -348,6 +340,8 @@ def logits(params: dict[str, Any], x: Float[Array, "*n d"], config: Config) -> F
 
     Classes come by the head's own map, with a bias but for those of a sequence; without a head, x itself.
     """
+    _check.config("transformer.logits", config, Config)
+    _check.tree("transformer.logits", params, *(() if config.head in ("next", None) else ("head",)))
     if config.head is None:
         return x
     if config.head != "next":
@@ -416,7 +410,8 @@ def init_cache(config: Config, n: int | tuple[int, ...], length: int, *, dtype: 
     Raises:
         ValueRangeError: length exceeds the context.
     """
-    if length > config.context:
+    _check.config("transformer.init_cache", config, Config)
+    if _check.positive("transformer.init_cache", "length", length) > config.context:
         raise ValueRangeError(
             f"transformer.init_cache: length is {length}, but the context is {config.context}.",
             path="length",
@@ -425,17 +420,18 @@ def init_cache(config: Config, n: int | tuple[int, ...], length: int, *, dtype: 
         )
     shapes = jax.eval_shape(lambda: _init_block(jax.random.key(0), config)["attention"])
     windows = [config.windows[i % len(config.windows)] for i in range(config.layers)]
-    dtype = dtype or config.dtype or shapes["k"]["w"].dtype
+    if dtype is None:
+        dtype = config.dtype or shapes["k"]["w"].dtype
     return [multihead.init_cache(shapes, n, length, window=window, dtype=dtype) for window in windows]
 
 
 def decode(
     params: dict[str, Any],
-    ids: Int[Array, "*n t"],
+    ids: Integer[Array, "*n t"],
     cache: list[Any],
     config: Config,
     *,
-    lengths: Int[Array, "*n"] | None = None,
+    lengths: Integer[Array, "*n"] | None = None,
 ) -> tuple[Float[Array, "*n t v"], list[Any]]:
     """`apply` for the next t tokens of sequences whose earlier tokens are in the cache.
 
@@ -463,14 +459,17 @@ def decode(
 
 def decode_hidden(
     params: dict[str, Any],
-    ids: Int[Array, "*n t"],
+    ids: Integer[Array, "*n t"],
     cache: list[Any],
     config: Config,
     *,
-    lengths: Int[Array, "*n"] | None = None,
+    lengths: Integer[Array, "*n"] | None = None,
 ) -> tuple[Float[Array, "*n t d"], list[Any]]:
     """What `decode` multiplies by `head`; arguments as there."""
+    where = "transformer.decode"
+    ids = _check_inputs(where, params, ids, config)
     params = unstack(params, config)
+    _check_caches(where, cache, params["blocks"], ids)
     x = embedding.apply(params["tokens"], ids)
     if config.positions == "learned":
         positions = cache[0]["length"][..., None] + jnp.arange(ids.shape[-1], dtype=jnp.int32)
@@ -533,7 +532,45 @@ def specs(config: Config) -> dict[str, Any]:
     return describe(init, config, jax.tree.map_with_path(axes, params))
 
 
-def _check_ids(ids: Any, config: Config) -> None:
+def _check_inputs(where: str, params: Any, ids: Any, config: Any) -> Array:
+    _check.config(where, config, Config)
+    ids = _check.integer_array(where, "ids", ids, "*n, t")
+    _check_ids(ids, config)
+    table = ("positions",) if config.positions == "learned" else ()
+    apart = isinstance(params, Mapping) and isinstance(params.get("blocks"), list)  # see `unstack`
+    parts = () if apart else ("norm1", "attention", "norm2", "up", "down")
+    names = ["tokens", *table, "norm", "blocks", *(f"blocks.{part}" for part in parts)]
+    _check.tree(where, params, *names)
+    return ids
+
+
+def _check_table(where: str, params: Any, x: Array) -> None:
+    """The table of positions has the rows and features that x [*n, t, d] needs."""
+    path, (t, d) = 'params["positions"]["w"]', x.shape[-2:]
+    table = _check.parameter(f'{where}: params["positions"]', params["positions"], "w", ndim=2)
+    _check.same_shape(where, path, table[:t], "the tokens", jax.ShapeDtypeStruct((t, d), x.dtype))
+
+
+def _check_caches(where: str, cache: Any, blocks: list[Any], ids: Array) -> None:
+    if not isinstance(cache, list | tuple) or len(cache) != len(blocks):
+        raise StructureError(
+            f"{where}: cache is not a list with one cache for each of {len(blocks)} layers.",
+            path="cache",
+            expected="cache: from transformer.init_cache, or from the call before",
+            actual=f"cache: {describe_value(cache)}"
+            + (f" of {len(cache)}" if isinstance(cache, list | tuple) else ""),
+        )
+    length: Any = cache[0].get("length") if isinstance(cache[0], Mapping) else None
+    if _check.dtype_of(length) is None or length.shape != ids.shape[:-1]:
+        raise ShapeError(
+            f"{where}: cache does not fit ids.",
+            path="cache",
+            expected=f"cache: for {ids.shape[:-1]} sequences     (ids: {describe_value(ids)})",
+            actual=f"cache[0]: length {describe_value(length)}",
+        )
+
+
+def _check_ids(ids: Array, config: Config) -> None:
     t = ids.shape[-1]
     if t > config.context:
         raise ShapeError(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.errors import ValueRangeError
+from funcnet.errors import describe as describe_value
 from funcnet.nets import _images, stack
 from funcnet.nets.spec import describe
 from funcnet.ops import _check
@@ -74,9 +75,11 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse patches that do not tile the image."""
-        if any(side < 1 for side in self.patch) or any(
-            size % side for size, side in zip(self.image, self.patch, strict=False)
-        ):
+        where = "vit.Config"
+        _check.fields(where, self)
+        for name in ("dropout", "attention_dropout"):
+            _check.rate(where, name, getattr(self, name))
+        if any(size % side for size, side in zip(self.image, self.patch, strict=False)):
             raise ValueRangeError(
                 f"vit.Config: patches of {self.patch} do not tile an image of {self.image[:2]}.",
                 path="patch",
@@ -91,6 +94,8 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     Those are "head" and "pooler". Positions are N(0, 0.02²), the maps N(0, 1/d_in); cls and the head are 0,
     as in the source.
     """
+    _check.config("vit.init", config, Config)
+    _check.key("vit.init", key, none=False)
     key_patches, key_positions, key_blocks, key_pooler = jax.random.split(key, 4)
     (height, width, c), (p, q), d = config.image, config.patch, config.d
     params: dict[str, Any] = {
@@ -130,7 +135,18 @@ def patches(images: Float[Array, "*n h w c"], patch: tuple[int, int]) -> Float[A
     >>> patches(jnp.arange(16.0).reshape(4, 4, 1), (2, 2))[1]  # the second of the first row
     Array([2., 3., 6., 7.], dtype=float32)
     """
-    (*n, height, width, c), (p, q) = images.shape, patch
+    images = _check.floating("vit.patches", "images", images)
+    _check.rank("vit.patches", "images", images, 3, "*n, h, w, c")
+    sides = _check.integers("vit.patches", "patch", patch, like="(height, width)")
+    (*n, height, width, c) = images.shape
+    if len(sides) != 2 or height % sides[0] or width % sides[1]:
+        raise ValueRangeError(
+            f"vit.patches: patch {sides} does not tile the images.",
+            path="patch",
+            expected=f"divisors of {height} and {width}     (images: {describe_value(images)})",
+            actual=f"patch = {sides}",
+        )
+    p, q = sides
     x = images.reshape(*n, height // p, p, width // q, q, c).swapaxes(-4, -3)
     return x.reshape(*n, (height // p) * (width // q), p * q * c)
 
@@ -143,14 +159,26 @@ def hidden(
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*n t d"]:
     """The features behind the last norm: of the class token first, then of each patch. See `apply`."""
-    _images.check("vit.hidden", images, config.image)
-    images = _check.floating("vit.hidden", "images", images)
+    where = "vit.hidden"
+    _check.config(where, config, Config)
+    images = _images.check(where, images, config.image)
+    blocks = "blocks.norm1", "blocks.attention", "blocks.norm2", "blocks.up", "blocks.down"
+    _check.tree(where, params, "patches", "cls", "positions", "norm", "blocks", *blocks)
+    if key is not None:
+        _check.key(where, key)
     if config.dtype is not None:
         params, images = jax.tree.map(lambda v: v.astype(config.dtype), (params, images))
     key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
     x = linear.apply(params["patches"], patches(images, config.patch))
-    cls = jnp.broadcast_to(params["cls"], (*x.shape[:-2], 1, config.d))
-    x = jnp.concatenate([cls, x], -2) + params["positions"]["w"]
+    d = jax.ShapeDtypeStruct(x.shape[-1:], x.dtype)
+    cls = _check.floating(where, 'params["cls"]', params["cls"])
+    _check.same_shape(where, 'params["cls"]', cls, "a patch's features", d)
+    cls = jnp.broadcast_to(cls, (*x.shape[:-2], 1, config.d))
+    x = jnp.concatenate([cls, x], -2)
+    table = _check.parameter(f'{where}: params["positions"]', params["positions"], "w")
+    td = jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
+    _check.same_shape(where, 'params["positions"]["w"]', table, "the class token and patches", td)
+    x = x + table
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 3))
 

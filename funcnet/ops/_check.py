@@ -1,8 +1,11 @@
 """Checks of arguments that the operations share. Each raises at trace time, in the user's words."""
 
+import dataclasses
+import functools
 import math
-import numbers
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType, UnionType
 from typing import Any
 
 import jax
@@ -10,15 +13,25 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe, shorten
 
 __all__ = [
     "channels",
     "classes",
     "concrete",
+    "config",
+    "dtype",
+    "dtype_of",
     "features",
+    "fields",
+    "flag",
     "floating",
+    "integer",
+    "integer_array",
+    "integers",
     "key",
+    "layers",
+    "leaves",
     "number",
     "one_of",
     "parameter",
@@ -27,23 +40,49 @@ __all__ = [
     "rate",
     "same_shape",
     "static",
+    "tree",
     "unit",
 ]
 
 
+def dtype_of(x: Any) -> Any:
+    """The dtype of `x` where it is an array that JAX computes with; None of anything else.
+
+    An array of another library, of objects or of float128, a masked one and a `jax.ShapeDtypeStruct` have a
+    dtype too, and would fail far from here.
+    """
+    if isinstance(x, jax.Array) or hasattr(type(x), "__jax_array__"):
+        return x.dtype
+    if not isinstance(x, np.ndarray | np.generic) or isinstance(x, np.ma.MaskedArray):
+        return None
+    known = x.dtype == bool or jnp.issubdtype(x.dtype, jnp.number)
+    fits = x.dtype.itemsize <= (16 if x.dtype.kind == "c" else 8)
+    return x.dtype if known and fits and x.dtype.isnative else None
+
+
 def floating(where: str, path: str, x: Any) -> jax.Array:
-    """`x` as a floating-point array."""
-    dtype = getattr(x, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
-        return jnp.asarray(x)
+    """`x` as a floating-point array, of 16 bits or more: JAX promotes no others."""
+    _check_float(where, path, x)
+    return jnp.asarray(x)
+
+
+def _check_float(where: str, path: str, x: Any) -> None:
+    dtype = dtype_of(x)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 2:
+        return
+    hint = None
     if dtype is None:
-        problem = f"{path} is not an array"
-        hint = None if isinstance(x, Mapping) else "wrap it: jnp.asarray(...)."
+        problem = f"{path} is not an array" + (" of JAX's or NumPy's" if hasattr(x, "dtype") else "")
+        if isinstance(x, np.ma.MaskedArray):
+            hint = f"fill what it masks: {path}.filled(0)."
+        elif isinstance(x, int | float | list | tuple) or hasattr(x, "__array__"):
+            hint = "wrap it: jnp.asarray(...)."
+    elif jnp.issubdtype(dtype, jnp.floating):
+        problem = f"{path} has dtype {dtype}, which nothing is computed in"
+        hint = f"cast it: {path}.astype(jnp.bfloat16)."
     else:
-        problem, hint = (
-            f"{path} has dtype {dtype}, but a float is needed",
-            f"cast it: {path}.astype(jnp.float32)",
-        )
+        problem = f"{path} has dtype {dtype}, but a float is needed"
+        hint = f"cast it: {path}.astype(jnp.float32)"
         hint += ", divided by 255 if it is an image of bytes." if dtype == jnp.uint8 else "."
     raise DTypeError(
         f"{where}: {problem}.",
@@ -77,6 +116,7 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
             hint=f'one level down there is one: pass params["{inside}"].' if inside is not None else None,
         )
     w = floating(where, path, params[name])
+    leaves(where, params)
     if ndim is not None and w.ndim != ndim:
         raise ShapeError(
             f"{where}: {path} has rank {w.ndim}, but {ndim} is needed.",
@@ -87,13 +127,94 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
     return w
 
 
+def leaves(where: str, params: Mapping[str, Any]) -> None:
+    """Everything in `params` is an array, a dict of them, or None: what JAX transforms."""
+    for name, value in params.items():
+        if value is None or isinstance(value, Mapping) or dtype_of(value) is not None:
+            continue
+        raise DTypeError(
+            f'{where}: params["{name}"] is not an array.',
+            path=f'params["{name}"]',
+            expected=f'params["{name}"]: an array, or None',
+            actual=f'params["{name}"]: {describe(value)}',
+            hint="what describes the parameters lies beside them, not among them."
+            if isinstance(value, str)
+            else None,
+        )
+
+
+def tree(where: str, params: Any, *names: str, path: str = "params") -> None:
+    """`params` is a dict of float arrays, in dicts and lists, with the keys `names`; "a.b" is one of "a"."""
+    for name in ("", *names):
+        *owners, last = name.split(".")
+        owner, at = params, path
+        for key in owners:
+            owner, at = owner[key], f'{at}["{key}"]'
+        if isinstance(owner, Mapping) and (not last or owner.get(last) is not None):
+            continue
+        siblings = [n for n in names if n.split(".")[:-1] == owners]
+        raise StructureError(
+            f'{where}: {at} has no "{last}".'
+            if isinstance(owner, Mapping)
+            else f"{where}: {at} is not a dict.",
+            path=f'{at}["{last}"]' if isinstance(owner, Mapping) else at,
+            expected=f"{at}: a dict with the keys {_quoted(n.rpartition('.')[2] for n in siblings)}",
+            actual=f"keys: {_quoted(owner)}" if isinstance(owner, Mapping) else f"{at}: {describe(owner)}",
+        )
+    for place, leaf in jax.tree.leaves_with_path(params):
+        _check_float(where, path + jax.tree_util.keystr(place).replace("'", '"'), leaf)
+
+
+def layers(where: str, params: Mapping[str, Any], name: str, *, path: str = "params") -> Sequence[Any]:
+    """The layers under `name`, which is a list of them, not stacked."""
+    if not isinstance(params[name], list | tuple) or not params[name]:
+        raise StructureError(
+            f'{where}: {path}["{name}"] is not a list of layers.',
+            path=f'{path}["{name}"]',
+            expected=f'{path}["{name}"]: a list, one entry per layer',
+            actual=f'{path}["{name}"]: {describe(params[name])}',
+        )
+    return params[name]
+
+
+def _quoted(names: Iterable[Any]) -> str:
+    return ", ".join(f'"{name}"' for name in names)[:200] or "none"
+
+
+def config(where: str, config: Any, kind: type) -> None:
+    """`config` is one of the model's own kind."""
+    if not isinstance(config, kind):
+        raise DTypeError(
+            f"{where}: config is no {_written(kind)}.",
+            path="config",
+            expected=f"config: {_written(kind)}",
+            actual=f"config: {describe(config)}",
+            hint="the order is (params, x, config)." if dtype_of(config) is not None else None,
+        )
+
+
+def integer_array(where: str, path: str, x: Any, dims: str) -> jax.Array:
+    """`x` as an array of integers, [`dims`], of one axis or more."""
+    found = dtype_of(x)
+    if found is None or not jnp.issubdtype(found, jnp.integer):
+        raise DTypeError(
+            f"{where}: {path} is not an array of integers.",
+            path=path,
+            expected=f"{path}: int[{dims}]",
+            actual=f"{path}: {describe(x)}",
+            hint="wrap it: jnp.asarray(...)." if isinstance(x, list | tuple) else None,
+        )
+    rank(where, path, x, 1, dims)
+    return jnp.asarray(x)
+
+
 def rank(where: str, path: str, x: jax.Array | jax.ShapeDtypeStruct, least: int, dims: str) -> None:
     """`x` has at least `least` axes; `dims` names them for the message."""
     if x.ndim < least:
         raise ShapeError(
             f"{where}: {path} has rank {x.ndim}, but at least {least} is needed.",
             path=path,
-            expected=f"{path}: float[{dims}]",
+            expected=f"{path}: {'int' if jnp.issubdtype(x.dtype, jnp.integer) else 'float'}[{dims}]",
             actual=f"{path}: {describe(x)}",
             hint="is an axis missing? x[None] adds a batch, x[..., None] a channel axis."
             if x.ndim == least - 1
@@ -142,7 +263,9 @@ def channels(where: str, x: jax.Array, size: int, source: str) -> None:
     )
 
 
-def same_shape(where: str, path: str, x: jax.Array, like_path: str, like: jax.Array) -> None:
+def same_shape(
+    where: str, path: str, x: jax.Array, like_path: str, like: jax.Array | jax.ShapeDtypeStruct
+) -> None:
     """`x` has the shape of `like`, without broadcasting."""
     if x.shape == like.shape:
         return
@@ -160,23 +283,84 @@ def same_shape(where: str, path: str, x: jax.Array, like_path: str, like: jax.Ar
     )
 
 
-def positive(where: str, name: str, value: Any, *, least: int = 1) -> int:
-    """`value` as an int of at least 1, or `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+_LARGEST = 2**31 - 1  # positions and sizes are int32
+
+
+def integer(
+    where: str, name: str, value: Any, *, least: int = -_LARGEST - 1, most: int = _LARGEST, none: str = ""
+) -> int:
+    """`value`, a known integer in [least, most], as Python's int: a NumPy scalar is one, True is not.
+
+    `none` says what None means, where it may be given instead.
+    """
+    value = _scalar(static(where, name, value))
+    if isinstance(value, bool) or not isinstance(value, int):
         raise DTypeError(
             f"{where}: {name} is not an integer.",
             path=name,
-            expected=f"{name}: int",
+            expected=f"{name}: int{none and f', or {none}'}",
+            actual=f"{name}: {describe(value)}",
+            hint=_as_tuple(name, value),
+        )
+    if not least <= value <= most:
+        low = value < least
+        bound = f"at least {least} is needed" if low else f"at most {most} is possible"
+        raise ValueRangeError(
+            f"{where}: {name} is {shorten(value)}, but {bound}.",
+            path=name,
+            expected=f"{name} {'≥' if low else '≤'} {least if low else most}",
+            actual=f"{name} = {shorten(value)}",
+        )
+    return value
+
+
+def positive(where: str, name: str, value: Any, *, least: int = 1) -> int:
+    """`value` as an int of at least 1, or `least`."""
+    return integer(where, name, value, least=least)
+
+
+def integers(
+    where: str, name: str, value: Any, *, least: int = 1, like: str = "one int per axis"
+) -> tuple[int, ...]:
+    """`value`, a tuple or list of ints of at least `least`, as a tuple; `like` says for whom they are."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise DTypeError(
+            f"{where}: {name} is not a tuple of ints.",
+            path=name,
+            expected=f"{name}: {like}",
+            actual=f"{name}: {describe(value)}",
+            hint=_as_tuple(name, value),
+        )
+    return tuple(positive(where, name, v, least=least) for v in value)
+
+
+def _as_tuple(name: str, value: Any) -> str | None:
+    """What to write for an array in the place of a tuple: an option is hashed, and an array cannot be."""
+    if not isinstance(value, np.ndarray | jax.Array) or value.ndim != 1 or not concrete(value):
+        return None
+    if not (jnp.issubdtype(value.dtype, jnp.integer) and value.size <= 3):
+        return None
+    return f"as a tuple: {name}={tuple(np.asarray(value).tolist())}."
+
+
+def flag(where: str, name: str, value: Any) -> bool:
+    """`value`, True or False and known, or 1 or 0; NumPy's too."""
+    value = _scalar(static(where, name, value))
+    if not (isinstance(value, bool | int) and value in (0, 1)):
+        raise DTypeError(
+            f"{where}: {name} is neither True nor False.",
+            path=name,
+            expected=f"{name}: bool",
             actual=f"{name}: {describe(value)}",
         )
-    if value.__index__() < least:
-        raise ValueRangeError(
-            f"{where}: {name} is {value}, but at least {least} is needed.",
-            path=name,
-            expected=f"{name} ≥ {least}",
-            actual=f"{name} = {value}",
-        )
-    return value.__index__()
+    return bool(value)
+
+
+def _scalar(value: Any) -> Any:
+    """Python's number of NumPy's, or of an array without axes; any other value as it is."""
+    found = dtype_of(value)
+    plain = found is not None and not jnp.issubdtype(found, jax.dtypes.prng_key)
+    return value.item() if plain and value.shape == () and concrete(value) else value
 
 
 def number(where: str, name: str, value: Any, *, least: float = 0.0, strict: bool = False) -> float:
@@ -184,29 +368,27 @@ def number(where: str, name: str, value: Any, *, least: float = 0.0, strict: boo
 
     An option has no gradient, so its value must be known: a tracer is refused, a NumPy scalar is not.
     """
-    value = static(where, name, value)
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        kinds = jnp.floating, jnp.integer
-        real = value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
-    else:
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real:
+    value = _scalar(static(where, name, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise DTypeError(
             f"{where}: {name} is not a number.",
             path=name,
             expected=f"{name}: a float",
             actual=f"{name}: {describe(value)}",
         )
-    found = float(value)
-    if not (math.isfinite(found) and (found > least if strict else found >= least)):
+    inside = least < value if strict else least <= value  # an int may be too large for a float
+    if not (inside and abs(value) <= _HIGHEST):
         low = "" if least == -math.inf else f"{least:g} {'<' if strict else '≤'} "
         raise ValueRangeError(
-            f"{where}: {name} is {found:g}, outside its range.",
+            f"{where}: {name} is {shorten(value)}, outside its range.",
             path=name,
             expected=f"{low}{name} < ∞",
-            actual=f"{name} = {found:g}",
+            actual=f"{name} = {shorten(value)}",
         )
-    return found
+    return float(value)
+
+
+_HIGHEST = float(np.finfo(np.float64).max)
 
 
 def rate(where: str, name: str, value: Any, *, one: bool = False) -> float:
@@ -233,13 +415,19 @@ def unit(where: str, path: str, x: jax.Array) -> None:
         outside = values[~((values >= 0) & (values <= 1))]
     if outside.size:
         raise ValueRangeError(
-            f"{where}: {path} hold {float(outside[0]):g}, outside [0, 1].",
+            f"{where}: {path} hold {_outside(outside[0])}, outside [0, 1].",
             path=path,
             expected=f"0 ≤ {path} ≤ 1",
             actual=f"{path}: {describe(x)}, {outside.size} of {values.size} outside, "
-            f"from {float(outside.min()):g} to {float(outside.max()):g}",
+            f"from {_outside(outside.min())} to {_outside(outside.max())}",
             hint=f"are they −1 and 1? ({path} + 1) / 2." if (abs(values) == 1).all() else None,
         )
+
+
+def _outside(value: Any) -> str:
+    """A number that is not in [0, 1], in so few digits that it does not seem to be."""
+    text = f"{float(value):g}"
+    return str(value) if 0 <= float(text) <= 1 else text
 
 
 def classes(where: str, labels: Any, v: int, source: str, ignore_index: int | None) -> None:
@@ -267,12 +455,12 @@ def classes(where: str, labels: Any, v: int, source: str, ignore_index: int | No
 
 def one_of(where: str, name: str, value: Any, choices: Sequence[Any]) -> None:
     """`value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str | int | None) or value not in choices:
         raise ValueRangeError(
-            f"{where}: {name} is {value!r}.",
+            f"{where}: {name} is {shorten(value)}.",
             path=name,
             expected=f"{name}: {', '.join(map(repr, choices))}",
-            actual=f"{name} = {value!r}",
+            actual=f"{name} = {shorten(value)}",
         )
 
 
@@ -294,27 +482,122 @@ def concrete(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
-def key(where: str, key: Any) -> None:
-    """`key` is one random key."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        if shape == ():
-            return
+def key(where: str, key: Any, *, none: bool = True) -> None:
+    """`key` is one random key, or as JAX still takes it, the words of one; `none`: the text allows None."""
+    found, shape = dtype_of(key), getattr(key, "shape", ())
+    typed = found is not None and jnp.issubdtype(found, jax.dtypes.prng_key)
+    one = () if typed else jax.eval_shape(jax.random.PRNGKey, 0).shape if found == jnp.uint32 else None
+    if one is not None and shape == one:
+        return
+    if one is not None and shape[len(shape) - len(one) :] == one:
         raise ShapeError(
-            f"{where}: key holds {math.prod(shape or ())} keys, but one is needed.",
+            f"{where}: key holds {math.prod(shape[: len(shape) - len(one)])} keys, but one is needed.",
             path="key",
             expected="key: one random key",
             actual=f"key: {describe(key)}",
-            hint="use one of them (key[0]), or jax.vmap for one mask each.",
+            hint="use one of them (key[0]), or jax.vmap for one mask each."
+            if none
+            else "use one of them (key[0]), or jax.vmap for one draw each.",
         )
-    if dtype == jnp.uint32 and shape is not None and len(shape) == 1:
-        return  # a raw key, as jax.random.PRNGKey makes it
+    hint = None
+    if isinstance(seed := _scalar(key), int) and not isinstance(seed, bool) and -(2**31) <= seed < 2**32:
+        hint = f"jax.random.key({seed}) makes one."
     raise DTypeError(
         f"{where}: key is not a random key.",
         path="key",
-        expected="key: a random key, or None",
+        expected="key: a random key" + (", or None" if none else ""),
         actual=f"key: {describe(key)}",
-        hint=f"jax.random.key({key}) makes one."
-        if isinstance(key, int) and not isinstance(key, bool)
-        else None,
+        hint=hint,
+    )
+
+
+def dtype(where: str, name: str, value: Any) -> str:
+    """The name of the dtype to compute in that `value` is or names."""
+    try:
+        found = jnp.dtype(value) if isinstance(value, str | type | np.dtype) else None
+    except (TypeError, ValueError):
+        found = None
+    if (
+        found is None
+        or value is None
+        or not jnp.issubdtype(found, jnp.floating)
+        or found.itemsize not in (2, 4, 8)
+    ):
+        raise ValueRangeError(
+            f"{where}: {name} is no dtype to compute in.",
+            path=name,
+            expected=f'{name}: "bfloat16", "float16", "float32" or "float64"',
+            actual=f"{name}: {describe(value)}",
+        )
+    return found.name
+
+
+def fields(where: str, config: Any, *, least: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Every field of a frozen dataclass has the type that it is annotated with.
+
+    It becomes Python's own, a number for NumPy's scalar, a tuple for a list, so that configs can be hashed.
+    Integers are at least 1, or what `least` says of a field; floats are finite, not negative; "dtype" is the
+    name of one.
+    """
+    for name, annotation in _annotations(type(config)).items():
+        value = getattr(config, name)
+        if name == "dtype":
+            found = None if value is None else dtype(where, name, value)
+        else:
+            found = _field(where, name, value, annotation, least.get(name, 1))
+        object.__setattr__(config, name, found)
+
+
+@functools.cache
+def _annotations(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)
+
+
+def _field(where: str, name: str, value: Any, annotation: Any, least: int) -> Any:
+    kinds = set(typing.get_args(annotation)) if _is_union(annotation) else {annotation}
+    if value is None and type(None) in kinds:
+        return None
+    if bool in kinds:
+        return flag(where, name, value)
+    if float in kinds:
+        return number(where, name, value)
+    if int in kinds:
+        return positive(where, name, value, least=least)
+    kind = next(iter(kinds - {type(None)}))
+    if typing.get_origin(kind) is typing.Literal:
+        one_of(where, name, value, [*typing.get_args(kind), *([None] if type(None) in kinds else [])])
+        return value
+    if typing.get_origin(kind) is tuple:
+        first, *rest = typing.get_args(kind)
+        if isinstance(value, tuple | list) and (rest == [...] or len(value) == 1 + len(rest)):
+            parts = [first] * len(value) if rest == [...] else [first, *rest]
+            return tuple(_field(where, name, v, part, least) for v, part in zip(value, parts, strict=True))
+    elif isinstance(value, tuple(typing.get_origin(kind) or kind for kind in kinds)):
+        return value
+    raise DTypeError(
+        f"{where}: {name} is of the wrong type.",
+        path=name,
+        expected=f"{name}: {_written(annotation)}",
+        actual=f"{name}: {describe(value)}",
+        hint=_as_tuple(name, value) if typing.get_origin(kind) is tuple else None,
+    )
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, UnionType)
+
+
+def _written(annotation: Any) -> str:
+    """A type as users write it: rope.Linear or None."""
+    if _is_union(annotation):
+        *most, last = map(_written, typing.get_args(annotation))
+        return f"{', '.join(most)} or {last}"
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return f"{annotation.__module__.rpartition('.')[2]}.{annotation.__name__}"
+    if annotation is type(None):
+        return "None"
+    return (
+        annotation.__name__
+        if isinstance(annotation, type) and not typing.get_args(annotation)
+        else str(annotation)
     )

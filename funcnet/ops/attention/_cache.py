@@ -1,14 +1,16 @@
 """Multi-head attention for a sequence that comes in pieces: its keys and values are kept in a cache."""
 
 import math
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
-from funcnet.errors import ShapeError, ValueRangeError, describe
+from funcnet.errors import ShapeError, StructureError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._dtype import common, wide
 from funcnet.ops.attention import _projections, attention
@@ -56,12 +58,13 @@ def init_cache(
         ValueRangeError: a size is not positive.
     """
     where = "multihead.init_cache"
-    w = params["k"]["w"]
+    w = _key_weight(where, params)
     slots = _check.positive(where, "length", length)
     if window is not None:
         slots = min(slots, _check.positive(where, "window", window))
-    lead = tuple(n) if isinstance(n, tuple) else (n,)
-    empty = jnp.zeros((*lead, w.shape[1], slots, w.shape[2]), w.dtype if dtype is None else dtype)
+    lead = _check.integers(where, "n", n if isinstance(n, tuple | list) else (n,), least=0)
+    dtype = _check.dtype(where, "dtype", w.dtype if dtype is None else dtype)
+    empty = jnp.zeros((*lead, w.shape[1], slots, w.shape[2]), dtype)
     return {"k": empty, "v": empty, "length": jnp.zeros(lead, jnp.int32)}
 
 
@@ -70,7 +73,7 @@ def decode(
     x: Float[Array, "*n t d"],
     cache: Cache,
     *,
-    lengths: Int[Array, "*n"] | None = None,
+    lengths: Integer[Array, "*n"] | None = None,
     slopes: Float[Array, " h"] | None = None,
     window: int | None = None,
     scale: float | None = None,
@@ -106,9 +109,13 @@ def decode(
         ValueRangeError: the cache is too small (when lengths are concrete).
     """
     where = "multihead.decode"
-    x = _projections.check(where, params, x)
+    x, norm_eps = _projections.check(where, params, x), _check.number(where, "norm_eps", norm_eps)
     n, t = x.shape[:-2], x.shape[-2]
-    _check_cache(where, params, n, cache)
+    cache = _check_cache(where, params, n, cache)
+    window = None if window is None else _check.positive(where, "window", window)
+    scale, softcap = attention.check_scales(where, scale, softcap)
+    if slopes is not None:
+        slopes = _check_slopes(where, params, slopes)
     new = _check_lengths(where, n, t, lengths)
     before, slots = cache["length"], cache["k"].shape[-2]
     ring = window is not None and window <= slots  # slots are used again
@@ -214,36 +221,71 @@ def _write(old: Array, new: Array, before: Array, after: Array, ring: bool) -> A
 # ---- checks -----------------------------------------------------------------------------------------------
 
 
-def _check_cache(where: str, params: Params, n: tuple[int, ...], cache: Any) -> None:
+def _key_weight(where: str, params: Any) -> Any:
+    """The w of "k", of which only the shape is read."""
+    part = params.get("k") if isinstance(params, Mapping) else None
+    w: Any = part.get("w") if isinstance(part, Mapping) else None
+    known = isinstance(w, jax.ShapeDtypeStruct) or _check.dtype_of(w) is not None
+    if not known or len(w.shape) != 3 or not jnp.issubdtype(w.dtype, jnp.floating):
+        raise StructureError(
+            f"{where}: params are not those of a multihead.",
+            path='params["k"]["w"]',
+            expected='params["k"]["w"]: float[d, h_kv, e]',
+            actual=f"params: {describe(params)}" if w is None else f'params["k"]["w"]: {describe(w)}',
+        )
+    return w
+
+
+def _check_cache(where: str, params: Params, n: tuple[int, ...], cache: Any) -> Cache:
     _, h_kv, e = params["k"]["w"].shape
     lead = "".join(f"{size}, " for size in n)
-    shapes = {name: getattr(value, "shape", None) for name, value in cache.items()}
-    slots = (shapes.get("k") or (0,) * 2)[-2]
-    if shapes != {"k": (*n, h_kv, slots, e), "v": (*n, h_kv, slots, e), "length": n}:
+    parts = cache if isinstance(cache, Mapping) else {"cache": cache}
+    shapes = {name: v.shape if _check.dtype_of(v) is not None else None for name, v in parts.items()}
+    slots = (shapes.get("k") or (0,) * 2)[-2:][0]
+    fits = shapes == {"k": (*n, h_kv, slots, e), "v": (*n, h_kv, slots, e), "length": n}
+    if not fits or not _cached_dtypes(**{name: value.dtype for name, value in parts.items()}):
         raise ShapeError(
             f"{where}: the cache does not fit x and params.",
             path="cache",
             expected=f"k, v: float[{lead}{h_kv}, s, {e}], length: int32[{lead.rstrip(', ')}]     "
             f'(params["k"]["w"]: {describe(params["k"]["w"])})',
-            actual=", ".join(f"{name}: {describe(value)}" for name, value in cache.items()),
+            actual=", ".join(f"{name}: {describe(value)}" for name, value in parts.items()),
             hint="init_cache(params, n, length), n the leading axes of x, makes one that fits.",
         )
+    return cast(Cache, {name: jnp.asarray(value) for name, value in parts.items()})
+
+
+def _cached_dtypes(k: Any, v: Any, length: Any) -> bool:
+    return k == v and jnp.issubdtype(k, jnp.floating) and k.itemsize > 1 and length == jnp.int32
+
+
+def _check_slopes(where: str, params: Params, slopes: Any) -> Array:
+    slopes, h = _check.floating(where, "slopes", slopes), params["q"]["w"].shape[1]
+    if slopes.shape != (h,):
+        raise ShapeError(
+            f"{where}: slopes are not one number for each head.",
+            path="slopes",
+            expected=f'slopes: float[{h}]     (params["q"]["w"]: {describe(params["q"]["w"])})',
+            actual=f"slopes: {describe(slopes)}",
+        )
+    return slopes
 
 
 def _check_lengths(where: str, n: tuple[int, ...], t: int, lengths: Any) -> Array:
     """How many of the new positions are real, int32 [*n]."""
     if lengths is None:
         return jnp.full(n, t, jnp.int32)
-    if getattr(lengths, "shape", None) != n or not jnp.issubdtype(lengths.dtype, jnp.integer):
+    if not jnp.issubdtype(_check.dtype_of(lengths) or object, jnp.integer) or lengths.shape != n:
         raise ShapeError(
             f"{where}: lengths are not one integer for each sequence.",
             path="lengths",
             expected=f"lengths: int[{', '.join(map(str, n))}]     (the leading axes of x)",
             actual=f"lengths: {describe(lengths)}",
         )
-    if _check.concrete(lengths) and lengths.size and not (lengths.min() >= 0 and lengths.max() <= t):
+    values = np.asarray(lengths) if _check.concrete(lengths) else np.zeros(0)
+    if values.size and not (values.min() >= 0 and values.max() <= t):
         raise ValueRangeError(
-            f"{where}: lengths are from {lengths.min()} to {lengths.max()}, but x has {t} positions.",
+            f"{where}: lengths are from {values.min()} to {values.max()}, but x has {t} positions.",
             path="lengths",
             expected=f"0 ≤ lengths ≤ {t}",
             actual=f"lengths: {describe(lengths)}",

@@ -93,6 +93,7 @@ def _check_params(where: str, params: Any) -> None:
         )
     for name in "qkvo":
         _check.floating(where, f'params["{name}"]["w"]', params[name]["w"])
+    _check.leaves(where, params)
     w = params["q"]["w"]
     if w.ndim != 3:
         raise ShapeError(
@@ -102,6 +103,9 @@ def _check_params(where: str, params: Any) -> None:
             actual=f'params["q"]["w"]: {describe(w)}',
         )
     d, h, e = w.shape
+    for name in ("q_norm", "k_norm"):
+        if params.get(name) is not None:
+            _check.parameter(f'{where}: params["{name}"]', params[name], "w", ndim=1)
     h_kv = params["k"]["w"].shape[1] if params["k"]["w"].ndim == 3 else "h_kv"
     sizes: dict[str, dict[str, tuple[Any, ...]]] = {
         "q": {"w": (d, h, e), "b": (h, e)},
@@ -112,8 +116,9 @@ def _check_params(where: str, params: Any) -> None:
         "k_norm": {"w": (e,)},
     }
     leaves = [
-        (f'params["{name}"]["{leaf}"]', (params.get(name) or {}).get(leaf), size)
+        (f'params["{name}"]["{leaf}"]', params[name].get(leaf), size)
         for name, parts in sizes.items()
+        if params.get(name) is not None
         for leaf, size in parts.items()
     ]
     for path, value, expected in [*leaves, ('params["sinks"]', params.get("sinks"), (h,))]:

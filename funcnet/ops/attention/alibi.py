@@ -96,8 +96,8 @@ def apply(
             actual=f"slopes: {describe(slopes)}",
         )
     t, s = _check.positive(where, "t", t, least=0), _check.positive(where, "s", s, least=0)
-    _check_offset(where, q_offset)
-    return rules.call(vjp, slopes, t=t, s=s, q_offset=q_offset, causal=causal)
+    causal = _check.flag(where, "causal", causal)
+    return rules.call(vjp, slopes, t=t, s=s, q_offset=_check_offset(where, q_offset), causal=causal)
 
 
 def vjp(
@@ -142,10 +142,12 @@ def cost(
     return Cost(0, traffic(reference, slopes, t=t, s=s, q_offset=q_offset, causal=causal))
 
 
-def _check_offset(where: str, q_offset: Any) -> None:
-    dtype = getattr(q_offset, "dtype", None)
-    if isinstance(q_offset, int) if dtype is None else jnp.issubdtype(dtype, jnp.integer):
-        return
+def _check_offset(where: str, q_offset: Any) -> Any:
+    dtype = _check.dtype_of(q_offset)
+    if isinstance(q_offset, int | np.generic):
+        return _check.integer(where, "q_offset", q_offset)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
+        return q_offset
     raise DTypeError(
         f"{where}: q_offset is neither an integer nor an array of them.",
         path="q_offset",

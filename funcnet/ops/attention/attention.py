@@ -28,7 +28,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from funcnet import rules
-from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe, shorten
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, signed, wide
@@ -170,14 +170,13 @@ def apply(
         _check_sinks(where, _check.floating(where, "sinks", sinks), q)
     _check_mask(where, mask, q, k)
     _check_segments(where, segment_ids, q, k)
-    _check.static(where, "causal", causal)
-    _check_number(where, "scale", scale, "None for 1/√e")
-    _check_number(where, "softcap", softcap, "None for no bound", positive=True)
-    rate = float(_check.rate(where, "dropout_rate", _check.static(where, "dropout_rate", dropout_rate)))
+    causal = _check.flag(where, "causal", causal)
+    scale, softcap = check_scales(where, scale, softcap)
+    rate = _check.rate(where, "dropout_rate", dropout_rate)
     if key is not None:
         _check.key(where, key)
     if block is not None:
-        block = (_check.positive(where, "block", block[0]), _check.positive(where, "block", block[1]))
+        block = _check_block(where, block)
     return rules.call(
         vjp,
         q,
@@ -185,12 +184,12 @@ def apply(
         v,
         bias,
         sinks,
-        causal=bool(causal),
+        causal=causal,
         window=_check_window(where, window, causal),
-        segment_ids=segment_ids,
+        segment_ids=tuple(segment_ids) if isinstance(segment_ids, list) else segment_ids,
         mask=mask,
-        scale=None if scale is None else float(scale),
-        softcap=None if softcap is None else float(softcap),
+        scale=scale,
+        softcap=softcap,
         q_offset=_check_offset(where, q_offset, q, k),
         dropout_rate=0.0 if key is None else rate,
         key=key if rate else None,
@@ -330,6 +329,13 @@ def _check_shapes(where: str, q: Array, k: Array, v: Array) -> None:
                 actual=f"{path}: {describe(x)}",
                 hint=f"for one head: {path}[:, None]." if x.ndim == 2 else None,
             )
+    if not q.shape[-1]:
+        raise ShapeError(
+            f"{where}: q has heads of no features.",
+            path="q",
+            expected="q: float[*n, t, h, e], e ≥ 1",
+            actual=f"q: {describe(q)}",
+        )
     lead = "".join(f"{size}, " for size in q.shape[:-3])
     if k.shape[:-3] != q.shape[:-3] or k.shape[-1] != q.shape[-1]:
         raise ShapeError(
@@ -361,14 +367,14 @@ def _check_shapes(where: str, q: Array, k: Array, v: Array) -> None:
 def _check_mask(where: str, mask: Any, q: Array, k: Array) -> None:
     if mask is None:
         return
-    if getattr(mask, "dtype", None) != jnp.bool_:
+    if _check.dtype_of(mask) != jnp.bool_:
         raise DTypeError(
             f"{where}: mask is not boolean.",
             path="mask",
             expected="mask: bool[...], True = attend",
             actual=f"mask: {describe(mask)}",
             hint="mask != 0 for a mask of ones and zeros, mask == 0 for one that is added to the logits."
-            if hasattr(mask, "dtype")
+            if _check.dtype_of(mask) is not None
             else None,
         )
     _check_broadcast(where, "mask", mask, q, k)
@@ -426,7 +432,7 @@ def _check_segments(where: str, segment_ids: Any, q: Array, k: Array) -> None:
         expected = (
             f"{path}: int[{', '.join(map(str, (*n, size)))}]     ({of}: {describe(q if of == 'q' else k)})"
         )
-        if not jnp.issubdtype(getattr(ids, "dtype", None) or object, jnp.integer):
+        if not jnp.issubdtype(_check.dtype_of(ids) or object, jnp.integer):
             raise DTypeError(
                 f"{where}: {path} is not an array of integers.",
                 path=path,
@@ -445,10 +451,16 @@ def _check_segments(where: str, segment_ids: Any, q: Array, k: Array) -> None:
             )
 
 
-def _check_number(where: str, name: str, value: Any, none: str, *, positive: bool = False) -> None:
+def check_scales(where: str, scale: Any, softcap: Any) -> tuple[float | None, float | None]:
+    """Both as Python's floats, or None."""
+    scale = _check_number(where, "scale", scale, "None for 1/√e")
+    return scale, _check_number(where, "softcap", softcap, "None for no bound", positive=True)
+
+
+def _check_number(where: str, name: str, value: Any, none: str, *, positive: bool = False) -> float | None:
     if value is None:
-        return
-    if not isinstance(value, numbers.Real):
+        return None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise DTypeError(
             f"{where}: {name} is not a number.",
             path=name,
@@ -458,13 +470,27 @@ def _check_number(where: str, name: str, value: Any, none: str, *, positive: boo
             if name == "scale" and hasattr(value, "dtype")
             else None,
         )
-    if positive and not float(value) > 0:
+    found = _check.number(where, name, value, least=-math.inf)
+    if positive and found <= 0:
         raise ValueRangeError(
-            f"{where}: {name} is {value}, but a positive number is needed.",
+            f"{where}: {name} is {shorten(value)}, but a positive number is needed.",
             path=name,
             expected=f"{name} > 0, or {none}",
-            actual=f"{name} = {value}",
+            actual=f"{name} = {shorten(value)}",
         )
+    return found
+
+
+def _check_block(where: str, block: Any) -> tuple[int, int]:
+    rows, *columns = _check.integers(where, "block", block, like="(rows, columns)") or (0,)
+    if len(columns) != 1:
+        raise ShapeError(
+            f"{where}: block has {len(block)} entries, but 2 are needed.",
+            path="block",
+            expected="block: (rows, columns)",
+            actual=f"block = {tuple(block)}",
+        )
+    return rows, columns[0]
 
 
 def _check_window(where: str, window: Any, causal: bool) -> Window:
@@ -476,7 +502,7 @@ def _check_window(where: str, window: Any, causal: bool) -> Window:
                 f"{where}: window has {len(window)} entries, but 2 are needed.",
                 path="window",
                 expected="window: (left, right)",
-                actual=f"window = {tuple(window)}",
+                actual=f"window: {describe(window)} of {len(window)}",
             )
         return tuple(_check.positive(where, "window", side, least=0) for side in window)  # pyright: ignore[reportReturnType]
     window = _check.positive(where, "window", window)
@@ -493,7 +519,7 @@ def _check_window(where: str, window: Any, causal: bool) -> Window:
 
 def _check_offset(where: str, offset: Any, q: Array, k: Array) -> Offset:
     n, t, s = q.shape[:-3], q.shape[-3], k.shape[-3]
-    dtype = getattr(offset, "dtype", None)
+    dtype = _check.dtype_of(offset)
     if dtype is None or isinstance(offset, np.generic):
         offset = _check.positive(where, "q_offset", offset, least=-t)
     elif not jnp.issubdtype(dtype, jnp.integer):

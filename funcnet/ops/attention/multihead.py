@@ -80,6 +80,7 @@ def init(
     {'k': {'w': (6, 2, 5)}, 'o': {'w': (4, 5, 6)}, 'q': {'w': (6, 4, 5)}, 'v': {'w': (6, 2, 5)}}
     """
     where = "multihead.init"
+    _check.key(where, key, none=False)
     d, heads = _check.positive(where, "d", d), _check.positive(where, "heads", heads)
     if head_width is None and d % heads:
         raise ValueRangeError(
@@ -97,13 +98,16 @@ def init(
             expected=f"a divisor of heads = {heads}",
             actual=f"kv_heads = {h_kv}",
         )
+    bias, qk_norm = _check.flag(where, "bias", bias), _check.flag(where, "qk_norm", qk_norm)
+    sinks = _check.flag(where, "sinks", sinks)
+    o_bias = bias if o_bias is None else _check.flag(where, "o_bias", o_bias)
     sizes = {"q": (d, heads, e), "k": (d, h_kv, e), "v": (d, h_kv, e), "o": (heads, e, d)}
     keys = dict(zip(sizes, jax.random.split(key, 4), strict=True))
     params: dict[str, Any] = {}
     for name, size in sizes.items():
         inputs = heads * e if name == "o" else d
         params[name] = {"w": jax.random.normal(keys[name], size) / math.sqrt(inputs)}
-        if bias if name != "o" or o_bias is None else o_bias:
+        if o_bias if name == "o" else bias:
             params[name]["b"] = jnp.zeros(size[2:] if name == "o" else size[1:])
     if qk_norm:
         params |= {"q_norm": rms_norm.init(key, e), "k_norm": rms_norm.init(key, e)}
@@ -191,7 +195,8 @@ def apply(
         StructureError: params lacks a part.
         ValueRangeError: an option is out of its range.
     """
-    x = _projections.check("multihead.apply", params, x)
+    where = "multihead.apply"
+    x, norm_eps = _projections.check(where, params, x), _check.number(where, "norm_eps", norm_eps)
     q, k, v = _projections.heads(params, x, rope, positions, norm_eps)
     o = attention.apply(
         q,

@@ -47,25 +47,23 @@ def axes(
     padding: Padding,
 ) -> tuple[Axis, ...]:
     """The spatial axes of x [*n, *size, c], one per entry of `kernel`, in order."""
-    if not isinstance(kernel, Sequence):
+    if isinstance(kernel, int | np.integer) and not isinstance(kernel, bool) and abs(kernel) < 2**31:
         raise DTypeError(
             f"{where}: kernel is not a tuple, so the number of spatial axes is open.",
             path="kernel",
             expected="kernel: one size per spatial axis",
             actual=f"kernel: {describe(kernel)}",
-            hint=f"({kernel},) pools sequences, ({kernel}, {kernel}) images."
-            if hasattr(kernel, "__index__")
-            else None,
+            hint=f"({kernel},) pools sequences, ({kernel}, {kernel}) images.",
         )
+    kernel = _check.integers(where, "kernel", kernel, like="one size per spatial axis")
     d = len(kernel)
     if not 1 <= d <= 3:
         raise ShapeError(
             f"{where}: kernel has {d} axes.",
             path="kernel",
             expected="1, 2 or 3 sizes",
-            actual=f"kernel = {tuple(kernel)}",
+            actual=f"kernel = {kernel}",
         )
-    kernel = per_axis(where, "kernel", kernel, d)
     strides = kernel if stride is None else per_axis(where, "stride", stride, d)
     _check.rank(where, "x", x, d + 1, "*n, " + ", ".join("dhw"[-d:]) + ", c")
     sizes = x.shape[-d - 1 : -1]

@@ -224,7 +224,8 @@ def kernel(where: str, params: Any) -> Array:
 
 def example(where: str, w: Array, in_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
     """One x of shape `in_shape`, (*size, c), without its batch."""
-    shape, d = tuple(in_shape), w.ndim - 2
+    d = w.ndim - 2
+    shape = _check.integers(where, "in_shape", in_shape, least=0, like=f"({', '.join('dhw'[-d:])}, c)")
     if len(shape) != d + 1:
         raise ShapeError(
             f"{where}: in_shape has {len(shape)} entries, but one x has {d + 1} axes.",

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 
@@ -61,7 +63,9 @@ def per_axis(
     >>> per_axis("conv.apply", "stride", 2, 3)
     (2, 2, 2)
     """
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * ndim
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return (_check.positive(where, name, value, least=least),) * ndim
+    values = _check.integers(where, name, value, least=least)
     if len(values) != ndim:
         raise ShapeError(
             f"{where}: {name} has {len(values)} entries, but there are {ndim} spatial axes.",
@@ -69,7 +73,7 @@ def per_axis(
             expected=f"{name}: an int, or {ndim} of them",
             actual=f"{name} = {values}",
         )
-    return tuple(_check.positive(where, name, v, least=least) for v in values)
+    return values
 
 
 def pads(
@@ -103,15 +107,16 @@ def pads(
 def explicit(where: str, padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
     """`padding`, one (low, high) pair per spatial axis, as ints."""
     expected = f'padding: "same", "valid", "causal", or {ndim} pair{"s" if ndim > 1 else ""} (low, high)'
-    if not isinstance(padding, Sequence) or any(not isinstance(p, Sequence) or len(p) != 2 for p in padding):
+    pair = lambda p: isinstance(p, Sequence) and not isinstance(p, str | bytes) and len(p) == 2
+    if not isinstance(padding, Sequence) or isinstance(padding, bytes) or not all(map(pair, padding)):
         raise DTypeError(
             f"{where}: padding is not a name and not a sequence of pairs.",
             path="padding",
             expected=expected,
-            actual=f"padding = {padding!r}" if isinstance(padding, int | Sequence) else describe(padding),
-            hint=f"for {padding} on both sides of every axis: padding={((padding, padding),) * ndim}."
-            if isinstance(padding, int)
-            else None,
+            actual=f"padding = {padding!r:.80}"
+            if isinstance(padding, int | Sequence)
+            else f"padding: {describe(padding)}",
+            hint=_as_pairs(padding, ndim),
         )
     if len(padding) != ndim:
         raise ShapeError(
@@ -120,7 +125,8 @@ def explicit(where: str, padding: Any, ndim: int) -> tuple[tuple[int, int], ...]
             expected=expected,
             actual=f"padding = {padding!r}",
         )
-    if any(p.__index__() < 0 for pair in padding for p in pair):
+    found = tuple(_check.integers(where, "padding", ends, least=-(2**31)) for ends in padding)
+    if any(end < 0 for ends in found for end in ends):
         raise ValueRangeError(
             f"{where}: padding is negative.",
             path="padding",
@@ -128,7 +134,16 @@ def explicit(where: str, padding: Any, ndim: int) -> tuple[tuple[int, int], ...]
             actual=f"padding = {padding!r}",
             hint="to crop, slice the input.",
         )
-    return tuple((low.__index__(), high.__index__()) for low, high in padding)
+    return tuple((low, high) for low, high in found)
+
+
+def _as_pairs(padding: Any, ndim: int) -> str | None:
+    """What to write for an int, or for an array of pairs."""
+    if isinstance(padding, int) and not isinstance(padding, bool) and 0 <= padding < 2**31:
+        return f"for {padding} on both sides of every axis: padding={((padding, padding),) * ndim}."
+    if isinstance(padding, np.ndarray) and padding.shape == (ndim, 2) and padding.dtype.kind in "iu":
+        return f"as tuples: padding={tuple(map(tuple, padding.tolist()))}."
+    return None
 
 
 def out_size(size: int, kernel: int, stride: int, dilation: int, pair: tuple[int, int]) -> int:

@@ -117,7 +117,8 @@ def matrix(
     It is the Kronecker product of one factor A [out, size] per spatial axis, A[o, p] = 1 / count[o] where
     window o sees p, and of the identity of the channels.
     """
-    x = jax.ShapeDtypeStruct(tuple(in_shape), jnp.float32)
+    in_shape = _check.integers("avg_pool.matrix", "in_shape", in_shape, least=0)
+    x = jax.ShapeDtypeStruct(in_shape, jnp.float32)
     axes = _pool.axes("avg_pool.matrix", x, kernel, stride, padding)
     if len(in_shape) != len(axes) + 1:
         raise ShapeError(

@@ -64,11 +64,12 @@ def init(
     {'b': (6,), 'w': (3, 3, 2, 6)}
     """
     where = "conv.init"
+    _check.key(where, key, none=False)
     c_in, c_out = _check.positive(where, "c_in", c_in), _check.positive(where, "c_out", c_out)
     sizes = _toeplitz.kernel_sizes(where, kernel)
     _toeplitz.check_groups(where, groups, c_in, c_out)
     w = jax.random.normal(key, (*sizes, c_in // groups, c_out)) / math.sqrt(c_in // groups * math.prod(sizes))
-    return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if bias else {"w": w}
+    return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
 
 
 def reference(
@@ -280,6 +281,7 @@ def _of_example(
 
 def _check_channels(where: str, w: Abstract, x: Abstract, groups: int) -> None:
     hint = None
-    if w.shape[-2] and x.shape[-1] % w.shape[-2] == 0 and w.shape[-1] % (x.shape[-1] // w.shape[-2]) == 0:
-        hint = f"groups={x.shape[-1] // w.shape[-2]} would fit."
+    other = x.shape[-1] // max(w.shape[-2], 1)
+    if other and x.shape[-1] == other * w.shape[-2] and w.shape[-1] % other == 0:
+        hint = f"groups={other} would fit."
     _toeplitz.check_channels(where, w, x, w.shape[-2] * groups, groups, hint)

@@ -68,12 +68,13 @@ def init(
     {'b': (4,), 'w': (3, 3, 2, 6)}
     """
     where = "conv_transpose.init"
+    _check.key(where, key, none=False)
     c_in, c_out = _check.positive(where, "c_in", c_in), _check.positive(where, "c_out", c_out)
     sizes = _toeplitz.kernel_sizes(where, kernel)
     _toeplitz.check_groups(where, groups, c_in, c_out)
     fan_in = c_in // groups * math.prod(sizes) / math.prod(per_axis(where, "stride", stride, len(sizes)))
     w = jax.random.normal(key, (*sizes, c_out // groups, c_in)) / math.sqrt(fan_in)
-    return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if bias else {"w": w}
+    return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
 
 
 def reference(
@@ -265,7 +266,7 @@ def _static(
     named = isinstance(padding, str)
     if output_shape is not None:
         sizes = per_axis(where, "output_shape", output_shape, d, least=0)
-    elif padding in ("same", "causal"):
+    elif named and padding in ("same", "causal"):
         sizes = grown
     else:  # the least that holds every position that x spreads to
         cut = (0,) * d if named else [sum(pair) for pair in explicit(where, padding, d)]
@@ -280,7 +281,7 @@ def _static(
             path="output_shape" if output_shape is not None else "padding",
             expected=f"sizes that the convolution maps to {outs}",
             actual=f"{sizes}, which it maps to {window.out}",
-            hint=f"output_shape={grown} would fit." if padding == "same" else None,
+            hint=f"output_shape={grown} would fit." if named and padding == "same" else None,
         )
     return _toeplitz.Map(window, groups, padding_mode, method)
 

@@ -38,6 +38,7 @@ def init(key: PRNGKeyArray, vocabulary: int, d: int, *, padding_index: int | Non
     {'w': (3, 5)}
     """
     where = "embedding.init"
+    _check.key(where, key, none=False)
     shape = _check.positive(where, "vocabulary", vocabulary), _check.positive(where, "d", d)
     w = jax.random.normal(key, shape)
     if padding_index is None:
@@ -100,7 +101,7 @@ def _check_padding(where: str, padding_index: int, v: int) -> int:
 
 
 def _check_ids(where: str, ids: Array, w: Array) -> None:
-    dtype = getattr(ids, "dtype", None)
+    dtype = _check.dtype_of(ids)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         hint = None if dtype is not None else "wrap them: jnp.asarray(...)."
         if dtype is not None and jnp.issubdtype(dtype, jnp.floating):

@@ -38,9 +38,11 @@ def init(key: PRNGKeyArray, d_in: int, d_out: int, *, bias: bool = True) -> Para
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3, 5))
     {'b': (5,), 'w': (3, 5)}
     """
-    d_in, d_out = _check.positive("linear.init", "d_in", d_in), _check.positive("linear.init", "d_out", d_out)
+    where = "linear.init"
+    _check.key(where, key, none=False)
+    d_in, d_out = _check.positive(where, "d_in", d_in), _check.positive(where, "d_out", d_out)
     w = jax.random.normal(key, (d_in, d_out)) / math.sqrt(d_in)
-    return {"w": w, "b": jnp.zeros((d_out,), w.dtype)} if bias else {"w": w}
+    return {"w": w, "b": jnp.zeros((d_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
 
 
 def reference(params: Params, x: Float[Array, "*n d_in"]) -> Float[Array, "*n d_out"]:
@@ -95,14 +97,21 @@ def _pullback(params: Params, x: Array, dy: Array) -> tuple[dict, Array]:
 
 def matrix(params: Params, in_shape: tuple[int, ...]) -> Float[Array, "d_out d_in"]:
     """Wᵀ [d_out, d_in]: the matrix that maps one example, as a column, to x W."""
-    if tuple(in_shape) != params["w"].shape[:1]:
+    return _kernel("linear.matrix", params, in_shape).T
+
+
+def _kernel(where: str, params: Params, in_shape: tuple[int, ...]) -> Array:
+    """w, which takes one example of shape `in_shape`."""
+    w = _check.parameter(where, params, "w", ndim=2)
+    shape = _check.integers(where, "in_shape", in_shape, least=0, like=f"({w.shape[0]},)")
+    if shape != w.shape[:1]:
         raise ShapeError(
-            f'linear.matrix: in_shape is {tuple(in_shape)}, but params["w"] takes ({params["w"].shape[0]},).',
+            f'{where}: in_shape is {shape}, but params["w"] takes ({w.shape[0]},).',
             path="in_shape",
-            expected=f"({params['w'].shape[0]},)",
-            actual=str(tuple(in_shape)),
+            expected=f"({w.shape[0]},)",
+            actual=str(shape),
         )
-    return params["w"].T
+    return w
 
 
 def operator(params: Params, in_shape: tuple[int, ...] | None = None) -> Operator:
@@ -115,9 +124,10 @@ def operator(params: Params, in_shape: tuple[int, ...] | None = None) -> Operato
     >>> operator({"w": jnp.diag(jnp.array([3.0, 2.0]))}).singular_values().tolist()
     [3.0, 2.0]
     """
-    w = _check.parameter("linear.operator", params, "w", ndim=2)
+    where = "linear.operator"
+    w = _check.parameter(where, params, "w", ndim=2)
     if in_shape is not None:
-        matrix(params, in_shape)
+        _kernel(where, params, in_shape)
     return Operator(
         Partial(_rows_times, w),
         Partial(_rows_times_transpose, w),

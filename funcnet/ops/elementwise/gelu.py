@@ -54,7 +54,9 @@ def apply(x: Float[Array, "*n"], approximate: bool = False) -> Float[Array, "*n"
     Raises:
         DTypeError: x is not floating-point.
     """
-    return rules.call(vjp, _check.floating("gelu.apply", "x", x), approximate=approximate)
+    where = "gelu.apply"
+    x, approximate = _check.floating(where, "x", x), _check.flag(where, "approximate", approximate)
+    return rules.call(vjp, x, approximate=approximate)
 
 
 def vjp(x: Float[Array, "*n"], approximate: bool = False) -> tuple[Float[Array, "*n"], Partial]:

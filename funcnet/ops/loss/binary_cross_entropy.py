@@ -58,7 +58,7 @@ def apply(
     """
     where = "binary_cross_entropy.apply"
     logits = _check.floating(where, "logits", logits)
-    dtype = getattr(labels, "dtype", None)
+    dtype = _check.dtype_of(labels)
     kinds = (jnp.floating, jnp.integer, jnp.bool_)
     if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
         raise DTypeError(
@@ -68,6 +68,8 @@ def apply(
             actual=f"labels: {describe(labels)}",
             hint="wrap them: jnp.asarray(...)." if dtype is None else None,
         )
+    if jnp.issubdtype(dtype, jnp.floating):
+        labels = _check.floating(where, "labels", labels)
     _check.same_shape(where, "labels", labels, "logits", logits)
     _check.unit(where, "labels", labels)
     return rules.call(vjp, logits, jnp.asarray(labels))

@@ -83,12 +83,12 @@ def apply(
     where = "cross_entropy.apply"
     logits = _check.floating(where, "logits", logits)
     _check.rank(where, "logits", logits, 1, "*n, v")
-    smoothing = _check.rate(
-        where, "label_smoothing", _check.static(where, "label_smoothing", label_smoothing)
-    )
-    ignored = _check.static(where, "ignore_index", ignore_index)
+    smoothing = _check.rate(where, "label_smoothing", label_smoothing)
+    ignored = ignore_index
+    if ignored is not None:
+        ignored = _check.integer(where, "ignore_index", ignored, none="None")
     labels = _check_labels(where, logits, labels, ignored)
-    return rules.call(vjp, logits, labels, label_smoothing=float(smoothing), ignore_index=ignored)
+    return rules.call(vjp, logits, labels, label_smoothing=smoothing, ignore_index=ignored)
 
 
 def vjp(
@@ -208,7 +208,7 @@ def _check_labels(where: str, logits: Array, labels: Array, ignore_index: int | 
         f"labels: int[{', '.join(map(str, classes))}] or float[{', '.join(map(str, probabilities))}]"
         f"     (logits: {describe(logits)})"
     )
-    dtype, hint = getattr(labels, "dtype", None), None
+    dtype, hint = _check.dtype_of(labels), None
     if dtype is None or not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
         if dtype is None:
             hint = "wrap them: jnp.asarray(...)."
@@ -240,16 +240,15 @@ def _check_labels(where: str, logits: Array, labels: Array, ignore_index: int | 
             actual=f"labels: {describe(labels)}",
             hint=hint,
         )
-    if ignore_index is not None and not (integers and isinstance(ignore_index, int)):
+    if ignore_index is not None and not integers:
         raise DTypeError(
-            f"{where}: ignore_index is compared with integer labels, and "
-            + ("is no integer itself." if integers else "these are probabilities."),
+            f"{where}: ignore_index is compared with integer labels, and these are probabilities.",
             path="ignore_index",
             expected="ignore_index: int or None, and labels: int[*n]",
             actual=f"ignore_index: {describe(ignore_index)}, labels: {describe(labels)}",
         )
     if not integers:
-        _check.unit(where, "labels", labels)
+        _check.unit(where, "labels", _check.floating(where, "labels", labels))
     else:
         _check.classes(where, labels, logits.shape[-1], f"logits: {describe(logits)}", ignore_index)
     return jnp.asarray(labels)

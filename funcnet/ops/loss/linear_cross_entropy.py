@@ -94,13 +94,14 @@ def apply(
     _check_weights(where, x, w)
     options = {
         "label_smoothing": _check.rate(where, "label_smoothing", label_smoothing),
-        "ignore_index": ignore_index,
-        "z_loss": z_loss,
-        "softcap": softcap,
+        "ignore_index": None
+        if ignore_index is None
+        else _check.integer(where, "ignore_index", ignore_index, none="None"),
+        "z_loss": _check.number(where, "z_loss", z_loss),
+        "softcap": _check_softcap(where, softcap),
         "chunk": None if chunk is None else _check.positive(where, "chunk", chunk),
     }
-    _check_options(where, z_loss, softcap)
-    labels = _check_labels(where, x, w, labels, ignore_index)
+    labels = _check_labels(where, x, w, labels, options["ignore_index"])
     return rules.call(vjp, x, w, labels, **options)
 
 
@@ -304,24 +305,24 @@ def _check_weights(where: str, x: Array, w: Array) -> None:
     )
 
 
-def _check_options(where: str, z_loss: Any, softcap: Any) -> None:
-    for name, value, fits, bound in (
-        ("z_loss", z_loss, lambda v: v >= 0, "≥ 0"),
-        ("softcap", softcap, lambda v: v is None or v > 0, "> 0, or None"),
-    ):
-        if not fits(_check.static(where, name, value)):
-            raise ValueRangeError(
-                f"{where}: {name} is {value}.",
-                path=name,
-                expected=f"{name} {bound}",
-                actual=f"{name} = {value}",
-                hint="for no cap: softcap=None." if name == "softcap" and value == 0 else None,
-            )
+def _check_softcap(where: str, softcap: Any) -> float | None:
+    if softcap is None:
+        return None
+    softcap = _check.number(where, "softcap", softcap, least=-math.inf)
+    if softcap <= 0:
+        raise ValueRangeError(
+            f"{where}: softcap is {softcap}.",
+            path="softcap",
+            expected="softcap > 0, or None",
+            actual=f"softcap = {softcap}",
+            hint="for no cap: softcap=None." if softcap == 0 else None,
+        )
+    return softcap
 
 
 def _check_labels(where: str, x: Array, w: Array, labels: Any, ignore_index: int | None) -> Array:
     expected = f"labels: int[{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})"
-    dtype, shape, v = getattr(labels, "dtype", None), getattr(labels, "shape", None), w.shape[1]
+    dtype, shape, v = _check.dtype_of(labels), getattr(labels, "shape", None), w.shape[1]
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         hint = "wrap them: jnp.asarray(...)." if dtype is None else None
         if shape == x.shape[:-1]:
@@ -342,13 +343,6 @@ def _check_labels(where: str, x: Array, w: Array, labels: Any, ignore_index: int
             expected=expected,
             actual=f"labels: {describe(labels)}",
             hint="labels[..., 0] fits." if shape == (*x.shape[:-1], 1) else None,
-        )
-    if not (ignore_index is None or isinstance(ignore_index, int)):
-        raise DTypeError(
-            f"{where}: ignore_index is not an integer.",
-            path="ignore_index",
-            expected="ignore_index: int or None",
-            actual=f"ignore_index: {describe(ignore_index)}",
         )
     _check.classes(where, labels, v, f"w: {describe(w)}", ignore_index)
     return jnp.asarray(labels)

@@ -50,7 +50,9 @@ def init(key: PRNGKeyArray, c: int, *, bias: bool = True) -> tuple[Params, State
     """
     del key
     one = jnp.ones((_check.positive("batch_norm.init", "c", c),))
-    params: Params = {"w": one, "b": jnp.zeros_like(one)} if bias else {"w": one}
+    params: Params = (
+        {"w": one, "b": jnp.zeros_like(one)} if _check.flag("batch_norm.init", "bias", bias) else {"w": one}
+    )
     return params, {"mean": jnp.zeros_like(one), "var": jnp.ones_like(one)}
 
 
@@ -130,7 +132,7 @@ def apply(
         _check_state(where, state, name, w)
     x = _check.floating(where, "x", x)
     _check.channels(where, x, w.shape[0], f'params["w"] ({describe(w)})')
-    train = bool(_check.static(where, "train", train))
+    train = _check.flag(where, "train", train)
     momentum, eps = _check.rate(where, "momentum", momentum), _check.number(where, "eps", eps)
     if mask is not None:
         _check_mask(where, mask, x)
@@ -250,7 +252,7 @@ def cost(
 
 def _check_state(where: str, state: Any, name: str, w: Array) -> None:
     path = f'state["{name}"]'
-    if not isinstance(state, Mapping) or name not in state:
+    if not isinstance(state, Mapping) or state.get(name) is None:
         keys = [f'"{k}"' for k in state] if isinstance(state, Mapping) else []
         raise StructureError(
             f'{where}: state has no "{name}".',
@@ -292,7 +294,7 @@ def _check_count(where: str, x: Array) -> None:
 
 
 def _check_mask(where: str, mask: Any, x: Array) -> None:
-    dtype, shape = getattr(mask, "dtype", None), getattr(mask, "shape", None)
+    dtype, shape = _check.dtype_of(mask), getattr(mask, "shape", None)
     expected = f"mask: bool[{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})"
     if dtype != jnp.bool_:
         raise DTypeError(

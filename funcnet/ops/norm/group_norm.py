@@ -10,7 +10,7 @@ Source: Wu and He, "Group Normalization", arXiv 1803.08494. Statistics are in fl
 """
 
 import math
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax.numpy as jnp
 from jax import lax
@@ -43,7 +43,7 @@ def init(key: PRNGKeyArray, c: int, *, bias: bool = True) -> Params:
     """
     del key
     w = jnp.ones((_check.positive("group_norm.init", "c", c),))
-    return {"w": w, "b": jnp.zeros_like(w)} if bias else {"w": w}
+    return {"w": w, "b": jnp.zeros_like(w)} if _check.flag("group_norm.init", "bias", bias) else {"w": w}
 
 
 def reference(
@@ -100,8 +100,8 @@ def apply(
     x = _check.floating(where, "x", x)
     _check.channels(where, x, w.shape[0], f'params["w"] ({describe(w)})')
     _bias.check(where, params, w.shape[0])
-    _check_groups(where, groups, w.shape[0])
-    _check_spatial(where, x, spatial, w.shape[0])
+    groups = _check_groups(where, groups, w.shape[0])
+    spatial = _check_spatial(where, x, spatial, w.shape[0])
     eps = _check.number(where, "eps", eps)
     return rules.call(vjp, params, x, groups=groups, eps=eps, spatial=spatial)
 
@@ -161,19 +161,23 @@ def cost(
     return Cost(0, traffic(reference, params, x, groups=groups, eps=eps, spatial=spatial))
 
 
-def _check_groups(where: str, groups: int, c: int) -> None:
-    if c % _check.positive(where, "groups", groups):
+def _check_groups(where: str, groups: Any, c: int) -> int:
+    groups = _check.positive(where, "groups", groups)
+    if c % groups:
         raise ValueRangeError(
             f"{where}: {groups} groups do not divide c = {c}.",
             path="groups",
             expected=f"a divisor of c = {c}",
             actual=f"groups = {groups}",
         )
+    return groups
 
 
-def _check_spatial(where: str, x: Array, spatial: int | None, c: int) -> None:
+def _check_spatial(where: str, x: Array, spatial: Any, c: int) -> int | None:
     if spatial is None:
-        return _check.rank(where, "x", x, 2, f"n, *size, {c}")
+        _check.rank(where, "x", x, 2, f"n, *size, {c}")
+        return None
+    spatial = _check.integer(where, "spatial", spatial, none="None for all axes but the first and the last")
     if spatial < 0:
         raise ValueRangeError(
             f"{where}: spatial is {spatial}.",
@@ -181,4 +185,6 @@ def _check_spatial(where: str, x: Array, spatial: int | None, c: int) -> None:
             expected="spatial ≥ 0, or None",
             actual=f"spatial = {spatial}",
         )
-    return _check.rank(where, "x", x, spatial + 1, f"*n, {', '.join(f's{i}' for i in range(spatial))}, {c}")
+    sizes = "".join(f"s{i}, " for i in range(spatial)) if spatial <= 8 else f"{spatial} sizes, "
+    _check.rank(where, "x", x, spatial + 1, f"*n, {sizes}{c}")
+    return spatial

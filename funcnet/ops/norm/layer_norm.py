@@ -37,7 +37,7 @@ def init(key: PRNGKeyArray, d: int, *, bias: bool = True) -> Params:
     """
     del key
     w = jnp.ones((_check.positive("layer_norm.init", "d", d),))
-    return {"w": w, "b": jnp.zeros_like(w)} if bias else {"w": w}
+    return {"w": w, "b": jnp.zeros_like(w)} if _check.flag("layer_norm.init", "bias", bias) else {"w": w}
 
 
 def reference(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Float[Array, "*n d"]:

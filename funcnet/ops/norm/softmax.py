@@ -6,13 +6,15 @@ Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Netw
 in float32 or wider.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from funcnet import rules
-from funcnet.errors import DTypeError, ValueRangeError, describe
+from funcnet.errors import ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
@@ -44,8 +46,7 @@ def apply(x: Float[Array, "*n"], axis: int = -1) -> Float[Array, "*n"]:
         ValueRangeError: x has no such axis.
     """
     x = _check.floating("softmax.apply", "x", x)
-    _check_axis("softmax.apply", x, axis)
-    return rules.call(vjp, x, axis=axis)
+    return rules.call(vjp, x, axis=_check_axis("softmax.apply", x, axis))
 
 
 def vjp(x: Float[Array, "*n"], axis: int = -1) -> tuple[Float[Array, "*n"], Partial]:
@@ -66,14 +67,8 @@ def cost(x: Float[Abstract, "*n"], axis: int = -1) -> Cost:
     return Cost(0, traffic(reference, x, axis=axis))
 
 
-def _check_axis(where: str, x: Array, axis: int) -> None:
-    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-        raise DTypeError(
-            f"{where}: axis is not an integer.",
-            path="axis",
-            expected="axis: int",
-            actual=f"axis: {describe(axis)}",
-        )
+def _check_axis(where: str, x: Array, axis: Any) -> int:
+    axis = _check.integer(where, "axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueRangeError(
             f"{where}: x has no axis {axis}.",
@@ -83,3 +78,4 @@ def _check_axis(where: str, x: Array, axis: int) -> None:
             else "x of rank 1 or more",
             actual=f"axis = {axis}" if x.ndim else f"x: {describe(x)}",
         )
+    return axis

@@ -270,7 +270,7 @@ ERRORS = [
     (
         lambda: rope.Config(scaling=4.0),
         DTypeError,
-        "rope.Config: scaling is of no known kind.\n"
+        "rope.Config: scaling is of the wrong type.\n"
         "  expected  scaling: rope.Linear, rope.NTK, rope.YaRN, rope.Llama3 or None\n"
         "  got       scaling: 4.0 (float)",
     ),

@@ -277,7 +277,7 @@ ERRORS = [
         lambda: linear_cross_entropy.apply(X, W, LABELS, ignore_index=0.5),
         DTypeError,
         "linear_cross_entropy.apply: ignore_index is not an integer.\n"
-        "  expected  ignore_index: int or None\n"
+        "  expected  ignore_index: int, or None\n"
         "  got       ignore_index: 0.5 (float)",
     ),
     (
@@ -298,7 +298,9 @@ ERRORS = [
     (
         lambda: linear_cross_entropy.apply(X, W, LABELS, z_loss=-1.0),
         ValueRangeError,
-        "linear_cross_entropy.apply: z_loss is -1.0.\n  expected  z_loss ≥ 0\n  got       z_loss = -1.0",
+        "linear_cross_entropy.apply: z_loss is -1.0, outside its range.\n"
+        "  expected  0 ≤ z_loss < ∞\n"
+        "  got       z_loss = -1.0",
     ),
     (
         lambda: linear_cross_entropy.apply(X, W, LABELS, chunk=0),

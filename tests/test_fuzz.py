@@ -1,0 +1,739 @@
+"""Every argument of every operation and net, replaced in turn by some fifty wrong things.
+
+The answer is right, or an error of funcnet's own that names the argument, what was expected and what came;
+never another library's traceback. Nothing is compiled: the calls are traced.
+
+What is taken is right where the annotation of the argument allows the value that it stands for (2 where an
+np.int64(2) is given, (2, 2) for [2, 2]), and both give the same program.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import operator
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from beartype.door import is_bearable
+from jaxtyping import Array, Float, Int32
+
+import funcnet as fn
+from funcnet.errors import DTypeError, FuncnetError, ShapeError, ValueRangeError
+from tests.cases import heads
+from tests.errors import golden
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+Arguments = dict[str, Any]
+Place = tuple[str, ...]  # an argument, or what is in one: ("params", "w")
+
+# What is let through, and why.
+LET_THROUGH = {
+    ("*_norm.init", "key"): "the key comes first in every init; one that draws nothing does not look at it",
+    ("multihead.init_cache", "params.k.w"): "only shapes are read: those of jax.eval_shape do",
+}
+
+
+class Tensor:
+    """Another library's: it has a dtype and a shape, and would fail wherever its value is asked for."""
+
+    dtype, shape, ndim = "other.float32", (), 0
+
+    def __index__(self) -> int:
+        raise RuntimeError("a tensor of another library was asked for its value")
+
+    __bool__ = __float__ = __array__ = __len__ = __index__
+    __lt__ = __le__ = __gt__ = __ge__ = lambda self, other: self.__index__()
+
+
+class Traced:
+    """Stands for a number that is traced."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+RECURSIVE: list[Any] = []
+RECURSIVE.append(RECURSIVE)
+
+VALUES: dict[str, Any] = {
+    "None": None,
+    "str": "other",
+    "bytes": b"other",
+    "dict": {"other": 1},
+    "set": {1, 2},
+    "function": lambda x: x,
+    "type": int,
+    "object": object(),
+    "tensor": Tensor(),
+    "-1": -1,
+    "0": 0,
+    "2**31": 2**31,
+    "2**63": 2**63,
+    "2**1100": 2**1100,
+    "1.5": 1.5,
+    "-0.5": -0.5,
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "complex": 1j,
+    "True": True,
+    "numpy int": np.int64(2),
+    "numpy float": np.float64(0.5),
+    "numpy bool": np.bool_(True),
+    "0-d int": np.array(2),
+    "0-d float": jnp.asarray(0.5),
+    "ints": np.array([2, 2]),
+    "traced int": Traced(2),
+    "traced float": Traced(0.5),
+    "list": [1, 2, 3, 4, 5, 6, 7],
+    "pairs": [[1.5, 1], "ab"],
+    "recursive": RECURSIVE,
+    "empty": np.zeros((0,)),
+    "objects": np.array([None, 1]),
+    "strings": np.array(["a", "b"]),
+    "masked": np.ma.masked_array(np.ones((2, 3)), np.eye(2, 3)),
+    "key": jax.random.key(1),
+    "long raw key": np.zeros(3, np.uint32),
+    "keys": jax.random.split(jax.random.key(1), 3),
+    "raw keys": np.zeros((3, 2), np.uint32),
+}
+OF_ARRAYS: dict[str, Callable[[Any], Any]] = {
+    "numpy": np.asarray,
+    "listed": lambda x: np.asarray(x).tolist(),
+    "in a list": lambda x: [x],
+    "rank + 1": lambda x: x[None],
+    "rank - 1": lambda x: x[0] if x.ndim else x,
+    "rank 0": lambda x: jnp.zeros((), x.dtype),
+    "rank 9": lambda x: jnp.zeros((1,) * 9, x.dtype),
+    "transposed": lambda x: x.T,
+    "longer": lambda x: jnp.concatenate([x, x], -1) if x.ndim else x,
+    "without elements": lambda x: x[..., :0] if x.ndim else x,
+    "without rows": lambda x: x[:0] if x.ndim else x,
+    "int": lambda x: jnp.zeros(x.shape, jnp.int32),
+    "uint8": lambda x: jnp.zeros(x.shape, jnp.uint8),
+    "bool": lambda x: jnp.zeros(x.shape, bool),
+    "complex": lambda x: jnp.zeros(x.shape, jnp.complex64),
+    "bfloat16": lambda x: jnp.zeros(x.shape, jnp.bfloat16),
+    "float8": lambda x: jnp.zeros(x.shape, jnp.float8_e4m3fn),
+    "int4": lambda x: jnp.zeros(x.shape, jnp.int4),
+    "float128": lambda x: np.zeros(x.shape, np.longdouble),
+    "dates": lambda x: np.zeros(x.shape, "datetime64[s]"),
+    "abstract": lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+}
+
+
+FEW = ("None", "str", "tensor", "1.5", "list", "masked", "keys", "float8", "abstract", "transposed", "int")
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray)
+
+
+def is_key(value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def slips(good: Any, place: Place, deep: bool) -> Iterator[tuple[str, Any]]:
+    """What may stand in the place of `good` by mistake; only some of it in the place of a leaf."""
+    wanted = lambda name: deep or len(place) == 1 or name in FEW
+    yield from ((name, value) for name, value in VALUES.items() if wanted(name))
+    if is_array(good) and not is_key(good):
+        yield from ((name, make(good)) for name, make in OF_ARRAYS.items() if wanted(name))
+
+
+def places(arguments: Arguments, depth: int) -> Iterator[tuple[Place, Any]]:
+    """Every argument, and what lies in those that are dicts, so deep."""
+
+    def below(place: Place, value: Any) -> Iterator[tuple[Place, Any]]:
+        yield place, value
+        if isinstance(value, dict) and len(place) < depth:
+            for name, part in value.items():
+                yield from below((*place, name), part)
+
+    for name, value in arguments.items():
+        yield from below((name,), value)
+
+
+def put(tree: Any, place: Place, value: Any) -> Any:
+    return {**tree, place[0]: put(tree[place[0]], place[1:], value)} if place else value
+
+
+def plain(value: Any) -> Any:
+    """Python's number of NumPy's or of an array without axes, a tuple of a list, a jax.Array of NumPy's."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, np.generic) or (is_array(value) and value.shape == () and not is_key(value)):
+        return value.item()
+    with contextlib.suppress(TypeError, ValueError):
+        return jnp.asarray(value) if isinstance(value, np.ndarray) else value
+    return value
+
+
+def stands_for(value: Any, annotation: Any) -> Any:
+    """What the annotation allows, for which `value` is another way of writing; LookupError: nothing."""
+    known = plain(value)
+    meant = [jnp.asarray(value.value)] if isinstance(value, Traced) else [value, known]
+    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf" and value.ndim == 0:
+        meant.insert(1, jnp.asarray(value))
+    if isinstance(known, int) and not isinstance(known, bool):
+        meant += [float(known)] if abs(known) < 2**1000 else []
+        meant += [bool(known)] if known in (0, 1) else []
+    for each in meant:
+        if is_bearable(each, annotation):
+            return each
+    raise LookupError
+
+
+def annotation(function: Callable[..., Any], arguments: Arguments, place: Place) -> Any:
+    """What may stand in a place: as the function says of an argument, else what is like the good one."""
+    if len(place) == 1:
+        return typing.get_type_hints(inspect.unwrap(function))[place[0]]
+    good = functools.reduce(operator.getitem, place, arguments)
+    if isinstance(good, dict | list):
+        kind = type(good)
+    else:
+        kind = Float[Array, "..."] if jnp.issubdtype(good.dtype, jnp.floating) else Int32[Array, "..."]
+    return kind | None if place[-1] in MAY_BE_NONE else kind
+
+
+def shapes(result: Any) -> Any:
+    return [(v.shape, v.dtype) for v in jax.tree.leaves(result)]
+
+
+def program(call: Callable[[], Any]) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(call)()))
+
+
+IMPOSSIBLE = object()
+
+
+def complaint(
+    function: Callable[..., Any], arguments: Arguments, place: Place, value: Any, meant: Any, tracers: Any
+) -> str | None:
+    """What is wrong with what the function makes of `value`, which stands for `meant`, or None."""
+    given = tracers[value.value] if isinstance(value, Traced) else value
+    call = lambda v: function(**put(arguments, place, v))
+    try:
+        result = call(given)
+    except FuncnetError as error:  # a possible value may not fit another argument, which is named then
+        return incomplete(error, list(place) if meant is IMPOSSIBLE else list(arguments))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    if meant is IMPOSSIBLE:
+        return "is taken"
+    if meant is value or isinstance(value, Traced):
+        return None
+    try:
+        if is_array(meant):
+            same = shapes(result) == shapes(call(meant))
+        else:
+            same = program(lambda: call(given)) == program(lambda: call(meant))
+    except Exception as error:
+        return f"is taken, but what it stands for is not: {error}"[:300]
+    return None if same else f"is not taken as {meant!r} is"
+
+
+def incomplete(error: FuncnetError, names: list[str]) -> str | None:
+    """What the error does not say: one of `names` must be in it."""
+    missing = [field for field in ("path", "expected", "actual") if not getattr(error, field)]
+    if missing:
+        return f"says no {', '.join(missing)}: {error}"
+    if not any(name in str(error) for name in names):
+        return f"does not name the argument: {error}"
+    return f"is {len(str(error))} characters long" if len(str(error)) > 1000 else None
+
+
+def fuzz(
+    function: Callable[..., Any], arguments: Arguments, depth: int = 2, deep: bool = False
+) -> dict[tuple[str, str], str]:
+    """What is wrong with the answers: (argument, wrong thing) -> complaint. In one trace, for speed."""
+    calls = []
+    for place, good in places(arguments, depth):
+        allows = annotation(function, arguments, place)
+        for name, value in slips(good, place, deep):
+            try:
+                meant = stands_for(value, allows)
+            except (LookupError, RecursionError):
+                meant = IMPOSSIBLE
+            calls.append((".".join(place), name, place, value, meant))
+    found = {}
+
+    def run(*tracers: Any) -> None:
+        known = dict(zip((2, 0.5), tracers, strict=True))
+        for path, name, *call in calls:
+            if (problem := complaint(function, arguments, *call, known)) is not None:
+                found[path, name] = problem
+
+    jax.eval_shape(run, 2, 0.5)
+    return found
+
+
+def allowed(name: str, place: str) -> bool:
+    return any(re.fullmatch(op.replace("*", ".*"), name) and at == place for op, at in LET_THROUGH)
+
+
+def F(*shape: int) -> Any:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+
+def I(*shape: int) -> Any:
+    return jnp.zeros(shape, jnp.int32)
+
+
+def filled(tree: Any) -> Any:
+    return jax.tree.map(lambda d: F(*d.shape), tree, is_leaf=lambda v: hasattr(v, "kind"))
+
+
+MAY_BE_NONE = ("b", "q_norm", "k_norm", "sinks")
+KEY = jax.random.key(0)
+DENSE = {"w": F(3, 5), "b": F(5)}
+NORM = {"w": F(6), "b": F(6)}
+WINDOW: Arguments = {"stride": 2, "padding": "same", "dilation": 1, "groups": 1, "padding_mode": "zeros"}
+POOL: Arguments = {"x": F(2, 7, 5), "kernel": (3,), "stride": 2, "padding": "same"}
+HEADS = filled(heads(6, 2, 2, 4))
+ALL_HEADS = filled(heads(6, 2, 2, 4, qk_norm=True, sinks=True))
+ATTEND: Arguments = {
+    "causal": True,
+    "window": 3,
+    "segment_ids": I(2, 3),
+    "mask": jnp.ones((2, 1, 3, 3), bool),
+    "scale": 0.5,
+    "softcap": 2.0,
+    "dropout_rate": 0.5,
+    "key": KEY,
+}
+CALLS: dict[str, Arguments] = {
+    "linear.apply": {"params": DENSE, "x": F(2, 3)},
+    "linear.init": {"key": KEY, "d_in": 3, "d_out": 5, "bias": True},
+    "linear.matrix": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
+    "linear.operator": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
+    "matmul.apply": {"a": F(2, 3), "b": F(3, 5)},
+    "embedding.apply": {"params": {"w": F(3, 5)}, "ids": I(2, 3)},
+    "embedding.init": {"key": KEY, "vocabulary": 3, "d": 5},
+    "conv.apply": {"params": {"w": F(3, 2, 5), "b": F(5)}, "x": F(2, 7, 2), **WINDOW, "method": "auto"},
+    "conv.init": {"key": KEY, "c_in": 2, "c_out": 5, "kernel": (3,), "groups": 1, "bias": True},
+    "conv.matrix": {"params": {"w": F(3, 2, 5)}, "in_shape": (7, 2), **WINDOW},
+    "conv.operator": {"params": {"w": F(3, 2, 5)}, "in_shape": (7, 2), **WINDOW},
+    "conv_transpose.apply": {
+        "params": {"w": F(3, 5, 2), "b": F(5)},
+        "x": F(2, 7, 2),
+        **WINDOW,
+        "output_shape": None,
+        "method": "auto",
+    },
+    "conv_transpose.init": {
+        "key": KEY,
+        "c_in": 2,
+        "c_out": 5,
+        "kernel": (3,),
+        "stride": 1,
+        "groups": 1,
+        "bias": True,
+    },
+    "conv_transpose.matrix": {
+        "params": {"w": F(3, 5, 2)},
+        "in_shape": (7, 2),
+        **WINDOW,
+        "output_shape": (13,),
+    },
+    "conv_transpose.operator": {
+        "params": {"w": F(3, 5, 2)},
+        "in_shape": (7, 2),
+        **WINDOW,
+        "output_shape": (13,),
+    },
+    "max_pool.apply": POOL,
+    "avg_pool.apply": POOL,
+    "avg_pool.matrix": {"in_shape": (7, 5), **{k: v for k, v in POOL.items() if k != "x"}},
+    "layer_norm.apply": {"params": NORM, "x": F(2, 6), "eps": 1e-5},
+    "layer_norm.init": {"key": KEY, "d": 6, "bias": True},
+    "rms_norm.apply": {"params": {"w": F(6)}, "x": F(2, 6), "eps": 1e-5},
+    "rms_norm.init": {"key": KEY, "d": 6},
+    "group_norm.apply": {"params": NORM, "x": F(2, 5, 6), "groups": 2, "eps": 1e-5, "spatial": 1},
+    "group_norm.init": {"key": KEY, "c": 6, "bias": True},
+    "batch_norm.apply": {
+        "params": NORM,
+        "state": {"mean": F(6), "var": jnp.ones(6, jnp.float32)},
+        "x": F(2, 6),
+        "train": True,
+        "momentum": 0.9,
+        "eps": 1e-5,
+    },
+    "batch_norm.init": {"key": KEY, "c": 6, "bias": True},
+    "softmax.apply": {"x": F(2, 3), "axis": 1},
+    **{f"{name}.apply": {"x": F(2, 3)} for name in ("relu", "silu", "sigmoid", "tanh")},
+    "gelu.apply": {"x": F(2, 3), "approximate": True},
+    "swiglu.apply": {"gate": F(2, 3), "up": F(2, 3)},
+    "dropout.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
+    "dropout.matrix": {"in_shape": (2, 3), "rate": 0.5, "key": KEY},
+    "mse.apply": {"prediction": F(2, 3), "target": F(2, 3)},
+    "cross_entropy.apply": {"logits": F(2, 3), "labels": I(2), "label_smoothing": 0.1, "ignore_index": 1},
+    "binary_cross_entropy.apply": {"logits": F(2, 3), "labels": jnp.full((2, 3), 0.5, jnp.float32)},
+    "linear_cross_entropy.apply": {
+        "x": F(2, 3),
+        "w": F(3, 5),
+        "labels": I(2),
+        "label_smoothing": 0.1,
+        "ignore_index": 1,
+        "z_loss": 0.1,
+        "softcap": 2.0,
+        "chunk": 2,
+    },
+    "attention.apply": {
+        "q": F(2, 3, 2, 5),
+        "k": F(2, 3, 2, 5),
+        "v": F(2, 3, 2, 5),
+        "bias": F(2, 3, 3),
+        "sinks": F(2),
+        **ATTEND,
+        "q_offset": 0,
+        "block": (3, 3),
+    },
+    "alibi.apply": {"slopes": F(2), "t": 3, "s": 5, "q_offset": 1, "causal": False},
+    "alibi.slopes": {"heads": 2},
+    "rope.apply": {"x": F(2, 5, 2, 4), "config": fn.rope.Config(), "positions": I(5)},
+    "rope.Config": {"base": 100.0, "layout": "split", "width": 4, "scaling": fn.rope.Linear(2.0)},
+    "rope.Linear": {"factor": 2.0},
+    "rope.NTK": {"factor": 2.0},
+    "rope.YaRN": {
+        "factor": 2.0,
+        "context": 7,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.5,
+    },
+    "rope.Llama3": {"factor": 2.0, "context": 7, "low": 1.0, "high": 4.0},
+    "multihead.apply": {  # the other options are attention's
+        "params": HEADS,
+        "x": F(2, 3, 6),
+        "bias": F(2, 3, 3),
+        "rope": fn.rope.Config(width=2),
+        "positions": I(3),
+        "norm_eps": 1e-6,
+    },
+    "multihead.init": {
+        "key": KEY,
+        "d": 6,
+        "heads": 2,
+        "kv_heads": 1,
+        "head_width": 3,
+        "bias": True,
+        "o_bias": False,
+        "qk_norm": True,
+        "sinks": True,
+    },
+    "multihead.init_cache": {
+        "params": {"k": {"w": F(6, 2, 4)}},
+        "n": 2,
+        "length": 7,
+        "window": 3,
+        "dtype": "float32",
+    },
+    "multihead.decode": {
+        "params": HEADS,
+        "x": F(2, 1, 6),
+        "cache": fn.multihead.init_cache(HEADS, 2, 7),
+        "lengths": jnp.ones(2, jnp.int32),
+        "slopes": F(2),
+        "window": 8,
+        "scale": 0.5,
+        "softcap": 2.0,
+        "rope": fn.rope.Config(width=2),
+        "norm_eps": 1e-6,
+    },
+}
+
+
+IMAGES: Arguments = {"images": F(2, 4, 4, 1)}
+SEQUENCE: Arguments = {"d": 4, "heads": 2, "layers": 2, "d_hidden": 4, "dtype": "float32"}
+DROPS: Arguments = {"dropout": 0.1, "attention_dropout": 0.1, "unroll": 1, "remat": False}
+CONFIGS: dict[str, Arguments] = {
+    "mlp": {"sizes": (3, 5), "bias": True},
+    "convnet": {
+        "image": (4, 4, 1),
+        "channels": (2,),
+        "depth": 1,
+        "hidden": 3,
+        "classes": 2,
+        "dropout": 0.1,
+    },
+    "resnet": {
+        "image": (4, 4, 1),
+        "channels": (2, 2),
+        "blocks": (1, 1),
+        "classes": 2,
+        "stem": 3,
+        "momentum": 0.9,
+        "bottleneck": False,
+        "padding": "same",
+        "dtype": "float32",
+    },
+    "vit": {
+        "image": (4, 4, 1),
+        "patch": (2, 2),
+        "classes": 2,
+        "qkv_bias": True,
+        "norm_eps": 1e-6,
+        **SEQUENCE,
+        **DROPS,
+    },
+    "encoder": {
+        "vocabulary": 5,
+        "context": 3,
+        "types": 2,
+        "norm_eps": 1e-6,
+        "pooler": True,
+        **SEQUENCE,
+        **DROPS,
+    },
+    "transformer": {
+        "vocabulary": 5,
+        "context": 3,
+        "kv_heads": 1,
+        "head_width": 2,
+        "norm": "layer",
+        "norm_eps": 1e-6,
+        "mlp": "gelu",
+        "positions": "learned",
+        "rope": fn.rope.Config(),
+        "bias": True,
+        "qkv_bias": True,
+        "qk_norm": False,
+        "tied": True,
+        "windows": (2, None),
+        "softcap": 2.0,
+        "logit_softcap": 2.0,
+        "dropout": 0.1,
+        "unroll": 1,
+        "remat": False,
+        **SEQUENCE,
+    },
+}
+NETS: dict[str, Arguments] = {
+    "mlp": {"x": F(2, 3)},
+    "convnet": {**IMAGES, "key": KEY},
+    "resnet": {**IMAGES, "train": True},
+    "vit": {**IMAGES, "key": KEY},
+    "encoder": {"ids": I(2, 3), "mask": jnp.ones((2, 3), bool), "types": I(2, 3), "key": KEY},
+    "transformer": {"ids": I(2, 3), "segment_ids": I(2, 3), "key": KEY},
+}
+
+
+def called(name: str) -> Callable[..., Any]:
+    return functools.reduce(getattr, name.split("."), fn)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_operations(name):
+    depth = 1 if name in ("multihead.apply", "multihead.decode") else 2  # more of them is slow
+    found = fuzz(called(name), CALLS[name], depth)
+    assert not {key: text for key, text in found.items() if not allowed(name, key[0])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, given in CALLS.items() if "params" in given])
+def test_every_leaf_of_operations(name):
+    given = CALLS[name] | ({"params": ALL_HEADS} if CALLS[name]["params"] is HEADS else {})
+    found = fuzz(called(name), given, 4, deep=True)
+    assert not {key: text for key, text in found.items() if not allowed(name, key[0])}
+
+
+def net_call(name: str) -> tuple[Callable[..., Any], Arguments]:
+    net = importlib.import_module(f"funcnet.nets.{name}")
+    config = net.Config(**CONFIGS[name] | ({"pooler": False} if name == "encoder" else {}))
+    trees = {"params": lambda: net.init(KEY, config)}
+    if name == "resnet":
+        trees["state"] = lambda: net.init_state(config)
+    zeros = lambda v: jnp.zeros(v.shape, jnp.float32)
+    arrays = {path: jax.tree.map(zeros, jax.eval_shape(make)) for path, make in trees.items()}
+    return net.apply, {**arrays, **NETS[name], "config": config}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nets(name):
+    net = importlib.import_module(f"funcnet.nets.{name}")
+    assert not fuzz(net.Config, CONFIGS[name])
+    assert not fuzz(net.init, {"key": KEY, "config": net.Config(**CONFIGS[name])})
+    apply, arguments = net_call(name)
+    assert not fuzz(apply, arguments, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_every_leaf_of_nets(name):
+    assert not fuzz(*net_call(name), 5, deep=True)
+
+
+def leaks(x: Float[Array, "..."], scale: float):
+    return x.sum() * scale.real  # an AttributeError of what is no number
+
+
+def nameless(size: int):
+    raise ShapeError("no.", path="it", expected="an array", actual="none")
+
+
+def silent(size: int):
+    raise ShapeError("size is wrong.", path="size")
+
+
+def takes(size: int):
+    return jnp.zeros(3) if isinstance(size, int) else jnp.ones(3)
+
+
+def test_the_fuzz_finds_what_is_wrong():
+    found = fuzz(leaks, {"x": F(3), "scale": 2.0})
+    assert found["x", "None"].startswith("AttributeError")
+    assert found["scale", "str"].startswith("AttributeError")
+    assert "does not name" in fuzz(nameless, {"size": 2})["size", "None"]
+    assert "says no expected, actual" in fuzz(silent, {"size": 2})["size", "None"]
+    found = fuzz(takes, {"size": 2})
+    assert found["size", "None"] == "is taken"
+    assert found["size", "numpy int"] == "is not taken as 2 is"
+    assert ("size", "-1") not in found
+
+
+X = F(2, 5, 3)
+KERNEL = {"w": F(2, 3, 3)}
+ERRORS = [
+    (
+        lambda: fn.conv.apply({"w": F(1, 2, 3, 3)}, F(5, 5, 3), stride=np.array([2, 2])),
+        DTypeError,
+        "conv.apply: stride is not an integer.\n"
+        "  expected  stride: int\n"
+        "  got       stride: int64[2]\n"
+        "  hint      as a tuple: stride=(2, 2).",
+    ),
+    (
+        lambda: fn.max_pool.apply(X, kernel=np.array([2, 2])),
+        DTypeError,
+        "max_pool.apply: kernel is not a tuple of ints.\n"
+        "  expected  kernel: one size per spatial axis\n"
+        "  got       kernel: int64[2]\n"
+        "  hint      as a tuple: kernel=(2, 2).",
+    ),
+    (
+        lambda: fn.conv_transpose.apply(KERNEL, X, padding=np.array([[1, 0]])),
+        DTypeError,
+        "conv_transpose.apply: padding is not a name and not a sequence of pairs.\n"
+        '  expected  padding: "same", "valid", "causal", or 1 pair (low, high)\n'
+        "  got       padding: int64[1, 2]\n"
+        "  hint      as tuples: padding=((1, 0),).",
+    ),
+    (
+        lambda: fn.conv.apply(KERNEL, X, padding=[(1.0, 0.0)]),
+        DTypeError,
+        "conv.apply: padding is not an integer.\n  expected  padding: int\n  got       padding: 1.0 (float)",
+    ),
+    (
+        lambda: fn.relu.apply(Tensor()),
+        DTypeError,
+        "relu.apply: x is not an array of JAX's or NumPy's.\n"
+        "  expected  x: float[...]\n"
+        "  got       x: other.float32[]\n"
+        "  hint      wrap it: jnp.asarray(...).",
+    ),
+    (
+        lambda: fn.relu.apply(np.ma.masked_array(np.ones(3), [0, 1, 0])),
+        DTypeError,
+        "relu.apply: x is not an array of JAX's or NumPy's.\n"
+        "  expected  x: float[...]\n"
+        "  got       x: float64[3]\n"
+        "  hint      fill what it masks: x.filled(0).",
+    ),
+    (
+        lambda: fn.matmul.apply(F(2, 3), F(3, 5).astype(jnp.float8_e4m3fn)),
+        DTypeError,
+        "matmul.apply: b has dtype float8_e4m3fn, which nothing is computed in.\n"
+        "  expected  b: float[...]\n"
+        "  got       b: float8_e4m3fn[3, 5]\n"
+        "  hint      cast it: b.astype(jnp.bfloat16).",
+    ),
+    (
+        lambda: fn.linear.init(np.zeros(3, np.uint32), 3, 5),
+        DTypeError,
+        "linear.init: key is not a random key.\n  expected  key: a random key\n  got       key: uint32[3]",
+    ),
+    (
+        lambda: fn.dropout.apply(X, rate=0.5, key=np.zeros((3, 2), np.uint32)),
+        ShapeError,
+        "dropout.apply: key holds 3 keys, but one is needed.\n"
+        "  expected  key: one random key\n"
+        "  got       key: uint32[3, 2]\n"
+        "  hint      use one of them (key[0]), or jax.vmap for one mask each.",
+    ),
+    (
+        lambda: fn.layer_norm.apply({"w": F(3), "name": "norm1"}, X),
+        DTypeError,
+        'layer_norm.apply: params["name"] is not an array.\n'
+        '  expected  params["name"]: an array, or None\n'
+        "  got       params[\"name\"]: 'norm1' (str)\n"
+        "  hint      what describes the parameters lies beside them, not among them.",
+    ),
+    (
+        lambda: fn.attention.apply(*[F(5, 2, 0)] * 3),
+        ShapeError,
+        "attention.apply: q has heads of no features.\n"
+        "  expected  q: float[*n, t, h, e], e ≥ 1\n"
+        "  got       q: float32[5, 2, 0]",
+    ),
+    (
+        lambda: fn.cross_entropy.apply(F(2, 3), I(2), ignore_index=2**31),
+        ValueRangeError,
+        "cross_entropy.apply: ignore_index is 2147483648, but at most 2147483647 is possible.\n"
+        "  expected  ignore_index ≤ 2147483647\n"
+        "  got       ignore_index = 2147483648",
+    ),
+    (
+        lambda: fn.binary_cross_entropy.apply(F(2), np.float32([1.0000001, 1])),
+        ValueRangeError,
+        "binary_cross_entropy.apply: labels hold 1.0000001, outside [0, 1].\n"
+        "  expected  0 ≤ labels ≤ 1\n"
+        "  got       labels: float32[2], 1 of 2 outside, from 1.0000001 to 1.0000001",
+    ),
+    (
+        lambda: fn.linear.init(KEY, 3, 5, bias="no"),
+        DTypeError,
+        "linear.init: bias is neither True nor False.\n  expected  bias: bool\n  got       bias: 'no' (str)",
+    ),
+    (
+        lambda: fn.nets.mlp.Config(sizes=np.array([3, 5])),
+        DTypeError,
+        "mlp.Config: sizes is of the wrong type.\n"
+        "  expected  sizes: tuple[int, ...]\n"
+        "  got       sizes: int64[2]\n"
+        "  hint      as a tuple: sizes=(3, 5).",
+    ),
+    (
+        lambda: fn.nets.mlp.apply({"layers": [{"w": "x"}]}, X, fn.nets.mlp.Config((3, 5))),
+        DTypeError,
+        'mlp.apply: params["layers"][0]["w"] is not an array.\n'
+        '  expected  params["layers"][0]["w"]: float[...]\n'
+        '  got       params["layers"][0]["w"]: \'x\' (str)',
+    ),
+]
+
+test_errors = golden(ERRORS)
+
+
+def test_one_rule_for_options():
+    """A list is a tuple, NumPy's scalar is Python's, and what a Config holds is Python's."""
+    x, w = F(2, 7, 7, 2), {"w": F(3, 3, 2, 5)}
+    want = fn.conv.apply(w, x, stride=(2, 1), padding=((1, 0), (0, 1)))
+    assert jnp.array_equal(
+        fn.conv.apply(w, x, stride=[np.int64(2), 1], padding=[[1, 0], (0, np.int8(1))]), want
+    )
+    net = fn.nets.transformer
+    plain = net.Config(5, windows=(2, None), norm_eps=1e-6, bias=True, dtype="bfloat16")
+    odd = net.Config(
+        np.int64(5), windows=[np.int32(2), None], norm_eps=np.float64(1e-6), bias=np.True_, dtype=jnp.bfloat16
+    )
+    assert odd == plain
+    assert hash(odd) == hash(plain)
+    assert repr(odd) == repr(plain)
