@@ -24,7 +24,7 @@ from jaxtyping import Array
 from funcnet import rules
 from funcnet.ops._dtype import common, narrow, wide
 
-__all__ = ["NONE", "Arrays", "Form", "backward", "forward", "kept"]
+__all__ = ["NONE", "Arrays", "Form", "backward", "forward", "kept", "seed_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Arrays(NamedTuple):
     queries: Array | None  # segment of each query [*n, t]
     keys: Array | None  # segment of each key [*n, s]
     offset: Array | None  # position of the first query [*n]
-    key: Array | None  # of dropout
+    seed: Array | None  # of dropout, as `seed_of` draws it
 
 
 NONE = Arrays(None, None, None, None, None)
@@ -426,18 +426,22 @@ def _add_to_bias(z: _Sizes, dbias: Array, ds: Array, i: Array, j: Array) -> Arra
 # ---- dropout: which weights are kept ----------------------------------------------------------------------
 
 
-def kept(rate: float, key: Array, rows: Array, columns: Array) -> Array:
+def seed_of(key: Array) -> Array:
+    """The two words of 32 bits, drawn once, that decide which weights are kept, forward and backward."""
+    return jax.random.bits(key, (2,), "uint32")
+
+
+def kept(rate: float, seed: Array, rows: Array, columns: Array) -> Array:
     """Whether a weight is kept, by its place: the same whatever the blocks are.
 
-    Threefry-2x32 of the number of the row and that of the column, under a key that is drawn from `key`.
+    Threefry-2x32 of the number of the row and that of the column, under the seed.
 
     Args:
         rate: the share that is not.
-        key: a random key.
+        seed: from `seed_of`.
         rows: numbers of rows, uint32, broadcast against those of the columns.
         columns: numbers of columns.
     """
-    seed = jax.random.bits(key, (2,), "uint32")
     rows, columns = jnp.broadcast_arrays(rows, columns)
     a, b = (jnp.broadcast_to(word, rows.shape) for word in seed)
     word, _ = threefry2x32_p.bind(a, b, rows, columns)
@@ -446,9 +450,9 @@ def kept(rate: float, key: Array, rows: Array, columns: Array) -> Array:
 
 def _kept_in_block(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> Array:
     """`kept` of [*n, h_kv, h / h_kv · rows, columns]; a row's number is that of [n, h, t] in C order."""
-    assert arrays.key is not None
+    assert arrays.seed is not None
     heads = jnp.arange(math.prod(z.n) * z.h, dtype=jnp.uint32).reshape(*z.n, z.h_kv, z.h // z.h_kv, 1)
     rows = i.astype(jnp.uint32) * np.uint32(z.rows) + jnp.arange(z.rows, dtype=jnp.uint32)
     rows = (heads * np.uint32(z.t) + rows).reshape(*z.n, z.h_kv, z.h // z.h_kv * z.rows, 1)
     columns = j.astype(jnp.uint32) * np.uint32(z.columns) + jnp.arange(z.columns, dtype=jnp.uint32)
-    return kept(form.rate, arrays.key, rows, columns)
+    return kept(form.rate, arrays.seed, rows, columns)

@@ -94,7 +94,7 @@ def reference(
     p = weights / jnp.where(total > 0, total, 1)
     if dropout_rate and key is not None:
         row = jnp.arange(math.prod(p.shape[:-1]), dtype=jnp.uint32).reshape(*n, h, t, 1)
-        kept = blocks.kept(dropout_rate, key, row, jnp.arange(s, dtype=jnp.uint32))
+        kept = blocks.kept(dropout_rate, blocks.seed_of(key), row, jnp.arange(s, dtype=jnp.uint32))
         p = jnp.where(kept, p / (1 - dropout_rate), 0)
     return jnp.einsum("...hts,...she->...the", p.astype(v.dtype), v)
 
@@ -252,16 +252,17 @@ def _form(
         right = 0
     of_q, of_k = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
     fixed = isinstance(q_offset, int)
+    seed = blocks.seed_of(key) if dropout_rate and key is not None else None
     form = blocks.Form(
         left=left,
         right=right,
         scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
         softcap=softcap,
-        rate=0.0 if key is None else dropout_rate,
+        rate=0.0 if seed is None else dropout_rate,
         offset=q_offset if fixed else None,
         block=block,
     )
-    return form, blocks.Arrays(mask, of_q, of_k, None if fixed else jnp.asarray(q_offset), key)
+    return form, blocks.Arrays(mask, of_q, of_k, None if fixed else jnp.asarray(q_offset), seed)
 
 
 class _Kept(NamedTuple):
