@@ -23,6 +23,7 @@ from jaxtyping import Array
 
 from funcnet import rules
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import align
 
 __all__ = ["NONE", "Arrays", "Form", "backward", "forward", "kept", "seed_of"]
 
@@ -147,7 +148,7 @@ def backward(
     d = (do.astype(sums) * o.astype(sums)).sum(-1)
     dsinks = None
     if sinks is not None:
-        p = jnp.exp(sinks.astype(sums) - log_total)
+        p = jnp.exp(align(sinks.astype(sums), log_total.ndim) - log_total)
         dsinks = narrow(-(p * d).sum(range(d.ndim - 1)), sinks)
     q, do, d, log_total = (_by_queries(z, x) for x in (q, do, d[..., None], log_total[..., None]))
     d, log_total = d.mT, log_total.mT
@@ -359,7 +360,8 @@ def _in_reach(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> list
     columns = (j * z.columns + jnp.arange(z.columns, dtype=jnp.int32))[None]
     rows = (i * z.rows + jnp.tile(jnp.arange(z.rows, dtype=jnp.int32), z.h // z.h_kv))[:, None]
     if arrays.offset is not None:
-        rows = rows + arrays.offset.astype(jnp.int32)[..., None, None, None]
+        offset = arrays.offset.astype(jnp.int32)[..., None, None, None]
+        rows, columns = align(rows, offset.ndim) + offset, align(columns, offset.ndim)
     else:
         rows = rows + jnp.int32(form.offset or 0)
     seen = [columns < z.s] if z.s % z.columns else []
@@ -453,6 +455,6 @@ def _kept_in_block(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) ->
     assert arrays.seed is not None
     heads = jnp.arange(math.prod(z.n) * z.h, dtype=jnp.uint32).reshape(*z.n, z.h_kv, z.h // z.h_kv, 1)
     rows = i.astype(jnp.uint32) * np.uint32(z.rows) + jnp.arange(z.rows, dtype=jnp.uint32)
-    rows = (heads * np.uint32(z.t) + rows).reshape(*z.n, z.h_kv, z.h // z.h_kv * z.rows, 1)
+    rows = (heads * np.uint32(z.t) + align(rows, heads.ndim)).reshape(*z.n, z.h_kv, z.h // z.h_kv * z.rows, 1)
     columns = j.astype(jnp.uint32) * np.uint32(z.columns) + jnp.arange(z.columns, dtype=jnp.uint32)
-    return kept(form.rate, arrays.seed, rows, columns)
+    return kept(form.rate, arrays.seed, rows, align(columns, rows.ndim))

@@ -20,6 +20,7 @@ from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
+from funcnet.ops._shape import align
 
 __all__ = ["apply", "cost", "reference", "slopes", "vjp"]
 
@@ -49,11 +50,12 @@ def reference(
 ) -> Float[Array, "..."]:
     """−slope · |i + q_offset − j|, as it is written; or slope · j."""
     m = slopes.astype(wide(slopes.dtype))[:, None, None]
-    j = jnp.arange(s)
+    j = jnp.arange(s)[None, None]
     if causal:
         return (m * j.astype(m.dtype)).astype(slopes.dtype)
-    i = jnp.arange(t)[:, None] + jnp.asarray(q_offset).astype(j.dtype)[..., None, None, None]
-    return (-m * jnp.abs(i - j).astype(m.dtype)).astype(slopes.dtype)
+    first = jnp.asarray(q_offset).astype(j.dtype)[..., None, None, None]
+    distance = jnp.abs(first + align(jnp.arange(t)[:, None], first.ndim) - align(j, first.ndim))
+    return (align(-m, first.ndim) * distance.astype(m.dtype)).astype(slopes.dtype)
 
 
 @rules.operation
@@ -110,7 +112,7 @@ def vjp(
 ) -> tuple[Float[Array, "..."], Partial]:
     """The bias and its pullback: dslope_h = −Σ dy[h, i, j] · |i + q_offset − j|, or Σ dy[h, 0, j] · j."""
     weights = _weights(wide(slopes.dtype), q_offset, t=t, s=s, causal=causal)
-    bias = slopes.astype(weights.dtype)[:, None, None] * weights
+    bias = align(slopes.astype(weights.dtype)[:, None, None], weights.ndim) * weights
     return bias.astype(slopes.dtype), Partial(rules.bind(_pullback, t=t, s=s, causal=causal), q_offset)
 
 
@@ -123,11 +125,12 @@ def _pullback(q_offset: Any, dy: Array, *, t: int, s: int, causal: bool) -> tupl
 
 def _weights(dtype: jnp.dtype, q_offset: Any, *, t: int, s: int, causal: bool) -> Array:
     """What the slope is multiplied by, [*n, 1, t, s] or [1, 1, s]."""
-    j = jnp.arange(s, dtype=jnp.int32)
+    j = jnp.arange(s, dtype=jnp.int32)[None, None]
     if causal:
-        return j.astype(dtype)[None, None]
+        return j.astype(dtype)
     first = jnp.asarray(q_offset, jnp.int32)[..., None, None, None]
-    return -jnp.abs(first + jnp.arange(t, dtype=jnp.int32)[:, None] - j).astype(dtype)
+    i = align(jnp.arange(t, dtype=jnp.int32)[:, None], first.ndim)
+    return -jnp.abs(first + i - align(j, first.ndim)).astype(dtype)
 
 
 def cost(

@@ -5,7 +5,7 @@ y [*n, d].
 """
 
 import functools
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def vjp(params: Params, ids: Integer[Array, "*n"]) -> tuple[Float[Array, "*n d"]
     """y and its pullback: dw[r] = Σ dy[n] over the n with ids[n] = r, that is, one_hot(ids)ᵀ dY."""
     w, ids = params["w"], _known(ids, params["w"].shape[0])
     y = w.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-    return y, Partial(rules.bind(_pullback, v=w.shape[0]), ids)
+    return y, Partial(rules.bind(_pullback, v=w.shape[0], params=jax.tree.structure(params)), ids)
 
 
 def _known(ids: Array, v: int) -> Array:
@@ -122,9 +122,9 @@ def _known(ids: Array, v: int) -> Array:
     return jnp.where((ids >= 0) & (ids < v), ids.astype(jnp.int32), -1)
 
 
-def _pullback(ids: Array, dy: Array, *, v: int) -> tuple[dict, None]:
+def _pullback(ids: Array, dy: Array, *, v: int, params: Any) -> tuple[Params, None]:
     dw = _add_rows(ids.reshape(-1), dy.reshape(ids.size, dy.shape[-1]), v=v)
-    return {"w": dw.astype(dy.dtype)}, None
+    return rules.like(params, {"w": dw.astype(dy.dtype)}), None
 
 
 @functools.partial(jax.jit, static_argnames="v")  # so that an eager call does not trace the branches again

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
@@ -23,6 +22,7 @@ from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeErr
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import align, count
 
 __all__ = ["Params", "State", "apply", "cost", "init", "reference", "vjp"]
 
@@ -44,6 +44,7 @@ class State(TypedDict):
 def init(key: PRNGKeyArray, c: int, *, bias: bool = True) -> tuple[Params, State]:
     """Params w = 1, b = 0 and state mean = 0, var = 1; the key is not used.
 
+    >>> import jax
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3))
     ({'b': (3,), 'w': (3,)}, {'mean': (3,), 'var': (3,)})
     """
@@ -65,11 +66,11 @@ def reference(
     """y = w · (x − mean) / √(variance + eps) + b, and the state after it, as they are written."""
     w, x = common(params["w"], x)
     h = x.astype(wide(x.dtype))
-    n = math.prod(x.shape[:-1])
+    n = count(math.prod(x.shape[:-1]), h.dtype)
     old_mean, old_var = lax.stop_gradient((state["mean"], state["var"]))
-    if train and n:
+    if train and 0 not in x.shape[:-1]:
         over = tuple(range(x.ndim - 1))
-        mean, variance = h.mean(over), ((h - h.mean(over)) ** 2).mean(over)
+        mean, variance = h.mean(over), ((h - h.mean(over, keepdims=True)) ** 2).mean(over)
         unbiased = lax.stop_gradient(variance) * n / (n - 1)
         state = {
             "mean": momentum * old_mean + (1 - momentum) * lax.stop_gradient(mean).astype(old_mean.dtype),
@@ -78,6 +79,7 @@ def reference(
     else:
         mean, variance = old_mean.astype(h.dtype), old_var.astype(h.dtype)
         state = {"mean": old_mean, "var": old_var}
+    mean, variance, w = (align(v, x.ndim) for v in (mean, variance, w))
     return _bias.add(w * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params), state
 
 
@@ -144,35 +146,37 @@ def vjp(
     """
     w, x_ = common(params["w"], x)
     h = x_.astype(wide(x_.dtype))
-    n = math.prod(x.shape[:-1])
-    train = train and n > 0
+    n = count(math.prod(x.shape[:-1]), h.dtype)
+    train = train and 0 not in x.shape[:-1]
     state = lax.stop_gradient(state)
     if train:
         over = tuple(range(x.ndim - 1))
         mean = h.mean(over)
-        variance = ((h - mean) ** 2).mean(over)
+        variance = ((h - align(mean, x.ndim)) ** 2).mean(over)
         batch = lax.stop_gradient({"mean": mean, "var": variance * (n / (n - 1))})
-        state = jax.tree.map(lambda s, v: momentum * s + (1 - momentum) * v.astype(s.dtype), state, batch)
+        moved = {k: momentum * state[k] + (1 - momentum) * v.astype(state[k].dtype) for k, v in batch.items()}
+        state = rules.like(state, moved)
     else:
         mean, variance = state["mean"].astype(h.dtype), state["var"].astype(h.dtype)
     rstd = lax.rsqrt(variance + eps)
-    y = _bias.add(w.astype(h.dtype) * ((h - mean) * rstd), params).astype(x_.dtype)
+    xhat = (h - align(mean, x.ndim)) * align(rstd, x.ndim)
+    y = _bias.add(align(w.astype(h.dtype), x.ndim) * xhat, params).astype(x_.dtype)
     return (y, state), Partial(rules.bind(_pullback, train=train), params, x, mean, rstd)
 
 
 def _pullback(
     params: Params, x: Array, mean: Array, rstd: Array, dy: tuple[Array, Any], *, train: bool
-) -> tuple[dict, None, Array]:
+) -> tuple[Params, None, Array]:
     g = dy[0].astype(rstd.dtype)
     over = tuple(range(x.ndim - 1))
-    xhat = (x.astype(rstd.dtype) - mean) * rstd
+    xhat = (x.astype(rstd.dtype) - align(mean, x.ndim)) * align(rstd, x.ndim)
     dw = (g * xhat).sum(over)
     dx = g
     if train:
-        n = math.prod(x.shape[:-1])
-        dx = g - g.sum(over) / n - xhat * (dw / n)
-    dx = params["w"].astype(rstd.dtype) * rstd * dx
-    return {"w": narrow(dw, params["w"]), **_bias.gradient(params, g)}, None, narrow(dx, x)
+        n = count(math.prod(x.shape[:-1]), g.dtype)
+        dx = g - align(g.sum(over) / n, x.ndim) - xhat * align(dw / n, x.ndim)
+    dx = align(params["w"].astype(rstd.dtype) * rstd, x.ndim) * dx
+    return _bias.gradients(params, dw, g), None, narrow(dx, x)
 
 
 def cost(

@@ -16,6 +16,7 @@ from funcnet.errors import describe
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import align
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
@@ -45,7 +46,7 @@ def reference(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Flo
     h = x.astype(wide(x.dtype))
     mean = h.mean(-1, keepdims=True)
     variance = ((h - mean) ** 2).mean(-1, keepdims=True)
-    return _bias.add(w * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params)
+    return _bias.add(align(w, x.ndim) * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params)
 
 
 @rules.operation
@@ -83,17 +84,17 @@ def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> tuple[Flo
     h = x_.astype(wide(x_.dtype))
     mean = h.mean(-1, keepdims=True)
     rstd = lax.rsqrt(((h - mean) ** 2).mean(-1, keepdims=True) + eps)
-    y = _bias.add(w.astype(h.dtype) * ((h - mean) * rstd), params)
+    y = _bias.add(align(w.astype(h.dtype), h.ndim) * ((h - mean) * rstd), params)
     return y.astype(x_.dtype), Partial(_pullback, params, x, mean, rstd)
 
 
-def _pullback(params: Params, x: Array, mean: Array, rstd: Array, dy: Array) -> tuple[dict, Array]:
+def _pullback(params: Params, x: Array, mean: Array, rstd: Array, dy: Array) -> tuple[Params, Array]:
     n = tuple(range(x.ndim - 1))
     dy = dy.astype(rstd.dtype)
     xhat = (x.astype(rstd.dtype) - mean) * rstd
-    g = params["w"].astype(rstd.dtype) * dy
+    g = align(params["w"].astype(rstd.dtype), x.ndim) * dy
     dx = rstd * (g - g.mean(-1, keepdims=True) - xhat * (g * xhat).mean(-1, keepdims=True))
-    return {"w": narrow((dy * xhat).sum(n), params["w"]), **_bias.gradient(params, dy)}, narrow(dx, x)
+    return _bias.gradients(params, (dy * xhat).sum(n), dy), narrow(dx, x)
 
 
 def cost(params: Params, x: Float[Abstract, "*n d"], eps: float = 1e-5) -> Cost:
