@@ -14,8 +14,10 @@ def align(x: Array, ndim: int) -> Array:
 
 
 def count(size: Any, dtype: Any) -> Any:
-    """The number `size` in arithmetic with arrays of `dtype`: as an int it may not fit into int32."""
-    return float(size) if known(size) else jnp.asarray(size).astype(dtype)
+    """`size` in arithmetic with arrays of `dtype`: beside floats an int may be too large for int32."""
+    if known(size):
+        return float(size) if jnp.issubdtype(dtype, jnp.floating) else size
+    return jnp.asarray(size).astype(dtype)
 
 
 def known(*sizes: Any) -> bool:

@@ -32,7 +32,7 @@ from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, wide
-from funcnet.ops._shape import align
+from funcnet.ops._shape import align, known
 from funcnet.ops.attention import _blocks as blocks
 from funcnet.ops.attention import _vendor as vendor
 
@@ -500,7 +500,7 @@ def _check_offset(where: str, offset: Any, q: Array, k: Array) -> Offset:
     n, t, s = q.shape[:-3], q.shape[-3], k.shape[-3]
     dtype = getattr(offset, "dtype", None)
     if dtype is None or isinstance(offset, np.generic):
-        offset = _check.positive(where, "q_offset", offset, least=-t)
+        offset = _check.positive(where, "q_offset", offset, least=-t if known(t) else -(2**31))
     elif not jnp.issubdtype(dtype, jnp.integer):
         raise DTypeError(
             f"{where}: q_offset is not an integer.",
@@ -517,7 +517,7 @@ def _check_offset(where: str, offset: Any, q: Array, k: Array) -> Offset:
             expected=f"q_offset: int, broadcastable to [{', '.join(map(str, n))}]     (q: {describe(q)})",
             actual=f"q_offset: {describe(offset)}",
         )
-    if isinstance(offset, int) or _check.concrete(offset):
+    if known(t, s) and (isinstance(offset, int) or _check.concrete(offset)):
         last = int(np.asarray(offset).max(initial=0))
         if last > 0 and last + t > s:
             raise ValueRangeError(

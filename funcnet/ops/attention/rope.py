@@ -25,7 +25,7 @@ from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import wide
-from funcnet.ops._shape import align
+from funcnet.ops._shape import align, known
 
 __all__ = ["NTK", "Config", "Linear", "Llama3", "YaRN", "apply", "cost", "frequencies", "reference", "vjp"]
 
@@ -324,7 +324,7 @@ def _check_config(where: str, x: Array, config: Any) -> None:
         )
     _check.rank(where, "x", x, 3, "*n, t, h, e")
     e, width = x.shape[-1], config.width
-    if e % 2 if width is None else width > e:
+    if not known(e) or (e % 2 if width is None else width > e):
         text = f"width = {width}" if width is not None else "an even width"
         raise ShapeError(
             f"{where}: x has heads of {e} features, but {text} is to be turned.",

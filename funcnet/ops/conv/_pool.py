@@ -17,7 +17,7 @@ from funcnet.ops import _check
 from funcnet.ops._shape import known
 from funcnet.ops.conv._window import Padding, out_size, pads, per_axis
 
-__all__ = ["Axis", "axes", "edges", "options", "slide", "windows"]
+__all__ = ["Axis", "axes", "edges", "slide", "windows"]
 
 
 class Axis(NamedTuple):
@@ -91,15 +91,6 @@ def axes(
                 f"padding {(axis.low, axis.high)}",
             )
     return found
-
-
-def options(axes: tuple[Axis, ...]) -> dict[str, Any]:
-    """The options of a pool again, in full and hashable."""
-    return {
-        "kernel": tuple(axis.kernel for axis in axes),
-        "stride": tuple(axis.stride for axis in axes),
-        "padding": tuple((axis.low, axis.high) for axis in axes),
-    }
 
 
 def edges(x: jax.Array, axis: Axis, low: int, high: int, fill: float, between: int = 0) -> jax.Array:

@@ -22,7 +22,7 @@ from funcnet.errors import ShapeError
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
-from funcnet.ops._shape import known
+from funcnet.ops._shape import count
 from funcnet.ops.conv import _pool
 from funcnet.ops.conv._pool import Axis
 from funcnet.ops.conv._window import Padding
@@ -151,6 +151,6 @@ def _count(axis: Axis, x: Array) -> Any:
     """The number of true elements of each window along one axis, shaped and typed like x."""
     if axis.low == axis.high == 0:
         return float(axis.kernel)
-    begins, size = axis.begins, axis.size if known(axis.size) else jnp.asarray(axis.size, jnp.int32)
+    begins, size = axis.begins, count(axis.size, jnp.int32)
     seen = (begins + axis.kernel).clip(max=size) - begins.clip(min=0)
     return axis.column(seen.astype(x.dtype), x.ndim)

@@ -71,8 +71,8 @@ def apply(
         ValueRangeError: an option is out of range, or a window sees nothing but padding.
     """
     x = _check.floating("max_pool.apply", "x", x)
-    axes = _pool.axes("max_pool.apply", x, kernel, stride, padding)
-    return rules.call(vjp, x, **_pool.options(axes))
+    _pool.axes("max_pool.apply", x, kernel, stride, padding)
+    return rules.call(vjp, x, kernel=kernel, stride=stride, padding=padding)
 
 
 def vjp(

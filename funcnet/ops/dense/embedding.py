@@ -19,6 +19,7 @@ from funcnet.errors import DTypeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import wide
+from funcnet.ops._shape import known
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
@@ -133,7 +134,7 @@ def _add_rows(ids: Array, rows: Array, *, v: int) -> Array:
     if not ids.size:
         return _product(v, ids, rows)  # a scatter of nothing forgets over which devices its rows vary
     scatter, product = functools.partial(_scatter, v), functools.partial(_product, v)
-    return lax.platform_dependent(ids, rows, cpu=scatter, default=product if v <= _FEW else scatter)
+    return lax.platform_dependent(ids, rows, cpu=scatter, default=product if known(v) and v <= _FEW else scatter)
 
 
 def _scatter(v: int, ids: Array, rows: Array) -> Array:
