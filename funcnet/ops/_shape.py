@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.export
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -21,5 +22,5 @@ def count(size: Any, dtype: Any) -> Any:
 
 
 def known(*sizes: Any) -> bool:
-    """Whether the sizes are numbers: `jax.export` traces with symbols, of which not all can be compared."""
-    return all(isinstance(size, int) for size in sizes)
+    """Whether no size is a symbol, as `jax.export` traces with them: they cannot always be compared."""
+    return not any(map(jax.export.is_symbolic_dim, sizes))

@@ -20,7 +20,7 @@ from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
-from funcnet.ops._shape import align
+from funcnet.ops._shape import align, known
 
 __all__ = ["apply", "cost", "reference", "slopes", "vjp"]
 
@@ -97,7 +97,10 @@ def apply(
             expected="slopes: float[h]",
             actual=f"slopes: {describe(slopes)}",
         )
-    t, s = _check.positive(where, "t", t, least=0), _check.positive(where, "s", s, least=0)
+    t, s = (
+        _check.positive(where, name, size, least=0) if known(size) else size
+        for name, size in (("t", t), ("s", s))
+    )
     _check_offset(where, q_offset)
     return rules.call(vjp, slopes, t=t, s=s, q_offset=q_offset, causal=causal)
 

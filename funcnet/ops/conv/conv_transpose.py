@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -269,7 +270,7 @@ def _static(
     else:  # the least that holds every position that x spreads to
         cut = (0,) * d if named else [sum(pair) for pair in explicit(where, padding, d)]
         sizes = tuple(
-            max((o - 1) * s + e * (k - 1) + 1 - c, 0) if o else 0
+            jax.core.max_dim((o - 1) * s + e * (k - 1) + 1 - c, 0) if o else 0
             for o, s, e, k, c in zip(outs, strides, dilations, kernel, cut, strict=True)
         )
     window = _toeplitz.window_of(where, w, sizes, stride, padding, dilation, padding_mode)
