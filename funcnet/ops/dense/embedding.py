@@ -4,7 +4,7 @@ Dimensions: *n any axes, v rows (the vocabulary), d features: ids [*n] integers 
 y [*n, d].
 """
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +141,7 @@ def vjp(
         padding = ids == padding_index
         y = jnp.where(padding[..., None], lax.stop_gradient(y), y)
         ids = jnp.where(padding, w.shape[0], ids)
-    return y, Partial(rules.bind(_pullback, v=w.shape[0]), ids)
+    return y, Partial(rules.bind(_pullback, v=w.shape[0], params=jax.tree.structure(params)), ids)
 
 
 def _known(ids: Array, v: int) -> Array:
@@ -150,9 +150,9 @@ def _known(ids: Array, v: int) -> Array:
     return jnp.where((ids >= 0) & (ids < v), ids.astype(jnp.int32), v)
 
 
-def _pullback(ids: Array, dy: Array, *, v: int) -> tuple[dict, None]:
+def _pullback(ids: Array, dy: Array, *, v: int, params: Any) -> tuple[Params, None]:
     dw = _add_rows(ids.reshape(-1), dy.reshape(ids.size, dy.shape[-1]), v=v)
-    return {"w": dw.astype(dy.dtype)}, None
+    return rules.like(params, {"w": dw.astype(dy.dtype)}), None
 
 
 def _add_rows(ids: Array, rows: Array, *, v: int) -> Array:

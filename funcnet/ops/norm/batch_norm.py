@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
@@ -24,6 +23,7 @@ from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeErr
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import align, count
 
 __all__ = ["Params", "State", "apply", "cost", "init", "reference", "vjp"]
 
@@ -45,6 +45,7 @@ class State(TypedDict):
 def init(key: PRNGKeyArray, c: int, *, bias: bool = True) -> tuple[Params, State]:
     """Params w = 1, b = 0 and state mean = 0, var = 1; the key is not used.
 
+    >>> import jax
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3))
     ({'b': (3,), 'w': (3,)}, {'mean': (3,), 'var': (3,)})
     """
@@ -70,19 +71,16 @@ def reference(
     w, x = common(params["w"], x)
     real = jnp.ones((*x.shape[:-1], 1), bool) if mask is None else mask[..., None]
     h = jnp.where(real, x, 0).astype(wide(x.dtype))
-    old_mean, old_var = lax.stop_gradient((state["mean"], state["var"]))
-    mean, variance = old_mean.astype(h.dtype), old_var.astype(h.dtype)
-    state = {"mean": old_mean, "var": old_var}
-    if train and x.size:
+    old: State = {"mean": lax.stop_gradient(state["mean"]), "var": lax.stop_gradient(state["var"])}
+    mean, variance, state = old["mean"].astype(h.dtype), old["var"].astype(h.dtype), old
+    if train and 0 not in x.shape[:-1]:
         over, n = tuple(range(x.ndim - 1)), real.sum().astype(h.dtype)
         mean = h.sum(over) / jnp.maximum(n, 1)
-        variance = jnp.where(real, (h - mean) ** 2, 0).sum(over) / jnp.maximum(n, 1)
-        unbiased = variance * n / jnp.maximum(n - 1, 1)
-        moved = {
-            "mean": momentum * old_mean + (1 - momentum) * lax.stop_gradient(mean).astype(old_mean.dtype),
-            "var": momentum * old_var + (1 - momentum) * lax.stop_gradient(unbiased).astype(old_var.dtype),
-        }
-        state = jax.tree.map(lambda new, old: jnp.where(n > 1, new, old), moved, state)
+        variance = jnp.where(real, (h - align(mean, x.ndim)) ** 2, 0).sum(over) / jnp.maximum(n, 1)
+        batch = lax.stop_gradient({"mean": mean, "var": variance * n / jnp.maximum(n - 1, 1)})
+        moved = lambda s, b: jnp.where(n > 1, momentum * s + (1 - momentum) * b.astype(s.dtype), s)
+        state = {"mean": moved(old["mean"], batch["mean"]), "var": moved(old["var"], batch["var"])}
+    mean, variance, w = (align(v, x.ndim) for v in (mean, variance, w))
     y = _bias.add(w * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params)
     return jnp.where(real, y, 0), state
 
@@ -159,16 +157,16 @@ def vjp(
     """
     w, x_ = common(params["w"], x)
     rows, real = _rows(x_).astype(wide(x_.dtype)), None if mask is None else _rows(mask[..., None])
-    train = train and rows.shape[0] > 0
+    train = train and 0 not in x.shape[:-1]
     state = lax.stop_gradient(state)
     if train:
         c = _mean(_centred(rows, real, 0, train), real)
         variance = _mean(_centred(rows, real, c, train) ** 2, real)
         state = _moved(state, _first(rows, real) + c, variance, _count(rows, real), momentum)
     else:
-        c, variance = state["mean"].astype(rows.dtype), state["var"].astype(rows.dtype)
+        c, variance = (state[name].astype(rows.dtype)[None] for name in ("mean", "var"))
     rstd = lax.rsqrt(variance + eps)
-    y = _bias.add(w.astype(rows.dtype) * (_centred(rows, real, c, train) * rstd), params)
+    y = _bias.add(w.astype(rows.dtype)[None] * (_centred(rows, real, c, train) * rstd), params)
     y = _masked(y, real).reshape(x.shape).astype(x_.dtype)
     return (y, state), Partial(rules.bind(_pullback, train=train), params, x, mask, c, rstd)
 
@@ -182,17 +180,17 @@ def _pullback(
     dy: tuple[Array, Any],
     *,
     train: bool,
-) -> tuple[dict, None, Array]:
+) -> tuple[Params, None, Array]:
     rows, real = _rows(x).astype(rstd.dtype), None if mask is None else _rows(mask[..., None])
     g = _masked(_rows(dy[0]).astype(rstd.dtype), real)
     xhat = _centred(rows, real, c, train) * rstd
-    dw = (g * xhat).sum(0)
+    dw = (g * xhat).sum(0, keepdims=True)
     dx = g
     if train:
         n = _count(rows, real)
-        dx = g - g.sum(0) / n - xhat * (dw / n)
-    dx = _masked(params["w"].astype(rstd.dtype) * rstd * dx, real).reshape(x.shape)
-    return {"w": narrow(dw, params["w"]), **_bias.gradient(params, g)}, None, narrow(dx, x)
+        dx = g - g.sum(0, keepdims=True) / n - xhat * (dw / n)
+    dx = _masked(params["w"].astype(rstd.dtype)[None] * rstd * dx, real).reshape(x.shape)
+    return _bias.gradients(params, dw[0], g), None, narrow(dx, x)
 
 
 # ---- the elements of a channel as one axis, and those of them that the mask has ---------------------------
@@ -210,17 +208,19 @@ def _masked(rows: Array, real: Array | None) -> Array:
 def _count(rows: Array, real: Array | None) -> Array:
     """How many elements a mean is over, at least 1."""
     if real is None:
-        return jnp.array(rows.shape[0], rows.dtype)
+        return jnp.asarray(count(rows.shape[0], rows.dtype), rows.dtype)
     return jnp.maximum(real.sum(), 1).astype(rows.dtype)
 
 
 def _mean(rows: Array, real: Array | None) -> Array:
-    return _masked(rows, real).sum(0) / _count(rows, real)
+    """Over the elements, [1, c]."""
+    return _masked(rows, real).sum(0, keepdims=True) / _count(rows, real)
 
 
 def _first(rows: Array, real: Array | None) -> Array:
-    """The first element, which in training is subtracted from the others: see `_moments`."""
-    return lax.stop_gradient(rows[0 if real is None else jnp.argmax(real)])
+    """The first element [1, c], which in training is subtracted from the others: see `_moments`."""
+    first = 0 if real is None else jnp.argmax(real)
+    return lax.stop_gradient(lax.dynamic_slice_in_dim(rows, first, 1))
 
 
 def _centred(rows: Array, real: Array | None, c: Array | int, train: bool) -> Array:
@@ -229,10 +229,13 @@ def _centred(rows: Array, real: Array | None, c: Array | int, train: bool) -> Ar
 
 
 def _moved(state: State, mean: Array, variance: Array, n: Array, momentum: float) -> State:
-    """The state, moved towards the statistics of n elements, where those are two or more."""
-    batch = lax.stop_gradient({"mean": mean, "var": variance * (n / jnp.maximum(n - 1, 1))})
-    moved = jax.tree.map(lambda s, v: momentum * s + (1 - momentum) * v.astype(s.dtype), state, batch)
-    return jax.tree.map(lambda new, old: jnp.where(n > 1, new, old), moved, state)
+    """The state, moved towards the statistics [1, c] of n elements, where those are two or more."""
+    batch = lax.stop_gradient({"mean": mean[0], "var": variance[0] * (n / jnp.maximum(n - 1, 1))})
+
+    def moved(old: Array, new: Array) -> Array:
+        return jnp.where(n > 1, momentum * old + (1 - momentum) * new.astype(old.dtype), old)
+
+    return rules.like(state, {name: moved(state[name], value) for name, value in batch.items()})
 
 
 def cost(
