@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -305,6 +306,7 @@ def _alike(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return new
 
 
+_LARGE = 2**20  # elements
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
 
 
@@ -328,14 +330,17 @@ def _other_sizes(leaves: Sequence[Any], kind: str) -> dict[Any, int] | None:
 
 
 def elsewhere(problem: Problem, kind: str, rng: np.random.Generator) -> list[Any] | None:
-    """The leaves of the arguments at other sizes, or None where the forward pass does not run there.
+    """The leaves of the arguments at other sizes; None where they are large, or forward does not run there.
 
     Equal sizes stay equal; a size of 0 or 1 stays as it is.
     """
     if (sizes := _other_sizes(problem.arrays, kind)) is None:
         return None
     smallest = min((d for d in sizes.values() if d), default=1)
-    moved = [_resized(v, [sizes.get(d, d) for d in v.shape], smallest, rng) for v in problem.arrays]
+    shapes = [tuple(sizes.get(d, d) for d in v.shape) for v in problem.arrays]
+    if sum(map(math.prod, shapes)) > max(_LARGE, sum(v.size for v in problem.arrays)):
+        return None  # twelve axes of 2 are few elements, twelve of 5 are not
+    moved = [_resized(v, s, smallest, rng) for v, s in zip(problem.arrays, shapes, strict=True)]
     try:
         y = jax.eval_shape(lambda *v: problem.y(v), *moved)
     except Exception:  # whatever a forward pass may raise on shapes that it does not know
