@@ -337,8 +337,8 @@ def elsewhere(problem: Problem, kind: str, rng: np.random.Generator) -> list[Any
     if (sizes := _other_sizes(problem.arrays, kind)) is None:
         return None
     smallest = min((d for d in sizes.values() if d), default=1)
-    shapes = [tuple(sizes.get(d, d) for d in v.shape) for v in problem.arrays]
-    if sum(map(math.prod, shapes)) > max(_LARGE, sum(v.size for v in problem.arrays)):
+    shapes: list[Any] = [tuple(sizes.get(d, d) for d in v.shape) for v in problem.arrays]
+    if sum(math.prod(shape) for shape in shapes) > max(_LARGE, sum(v.size for v in problem.arrays)):
         return None  # twelve axes of 2 are few elements, twelve of 5 are not
     moved = [_resized(v, s, smallest, rng) for v, s in zip(problem.arrays, shapes, strict=True)]
     try:
