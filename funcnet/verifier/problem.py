@@ -148,6 +148,8 @@ class Problem:
                 raise ValueError("one gradient for a whole tree")
             elif is_float(arg):
                 matched.append(jnp.asarray(grad))
+                if jnp.issubdtype(matched[-1].dtype, jax.dtypes.prng_key):
+                    raise ValueError("a random key for a gradient")
             # else: a gradient of an integer, which has none; the shape check of the judge says so
 
         try:
@@ -168,7 +170,8 @@ def pose(
     """Read the arguments of `verify`, in any of its three forms.
 
     Raises:
-        DTypeError: args is not a tuple, or has no float leaf; a leaf is no array.
+        DTypeError: args is not a tuple, or has no float leaf; a leaf is an array, but not of numbers, or of
+            another library; forward or backward is no function.
     """
     static = dict(static or {})
     if args is None:
@@ -181,9 +184,14 @@ def pose(
             actual=f"args: {describe(args)}",
             hint="one argument is (x,)." if hasattr(args, "dtype") else None,
         )
+    is_operation = hasattr(forward, "vjp") and (hasattr(forward, "reference") or hasattr(forward, "apply"))
+    functions = {"backward": backward} if backward is not None else {}
+    if not is_operation:
+        functions["forward"] = forward
+    _check_kinds(functions, args)
     args = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, float | np.ndarray) else v, tuple(args))
     name = getattr(forward, "__name__", "forward").rpartition(".")[2].replace("<lambda>", "forward")
-    if hasattr(forward, "vjp") and (hasattr(forward, "reference") or hasattr(forward, "apply")):
+    if is_operation:
         definition: Any = getattr(forward, "reference", None) or forward.apply
 
         def formula(args: Any, dy: Any) -> Any:
@@ -212,6 +220,31 @@ def pose(
             hint="give floats: x.astype(float)." if given else None,
         )
     return problem
+
+
+def _check_kinds(functions: Mapping[str, Any], args: Sequence[Any]) -> None:
+    for name, function in functions.items():
+        if not callable(function):
+            raise DTypeError(
+                f"verify: {name} is not a function.",
+                path=name,
+                expected=f"{name}: a function" + (", or an operation" if name == "forward" else ""),
+                actual=f"{name}: {describe(function)}",
+                hint="one gradient for each argument, in a function: backward(*args, dy)."
+                if name == "backward" and isinstance(function, tuple | list)
+                else None,
+            )
+    for path, leaf in jax.tree.leaves_with_path(tuple(args)):
+        kinds = (np.number, np.bool_, jax.dtypes.prng_key)
+        is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array)
+        if hasattr(leaf, "dtype") and not (is_array and any(jnp.issubdtype(leaf.dtype, k) for k in kinds)):
+            where = f"args{jax.tree_util.keystr(path)}"
+            raise DTypeError(
+                f"verify: {where} is no array of numbers.",
+                path=where,
+                expected="an array of NumPy or JAX",
+                actual=f"{where}: {describe(leaf)}",
+            )
 
 
 def _vjp_of_floats(f: Callable[..., Any], args: Any, dy: Any) -> tuple[Any, ...]:
