@@ -1,16 +1,20 @@
 """The command line: `funcnet COMMAND ...`; one file per command.
 
 Exit codes: 0 done; 1 a check failed (a gradient formula, a probe) or the machine did (a full disk, a closed
-pipe); 2 a wrong command, option, path or file; 3 a loss that is not finite; 128 + the number of a signal:
-130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+pipe); 2 a wrong command, option, path or file; 3 a loss that is not finite; 70 a fault of funcnet itself;
+128 + the number of a signal: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
+import codecs
 import contextlib
+import errno
 import importlib
+import io
 import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -36,6 +40,26 @@ usage: funcnet COMMAND [options]
 _NEEDED = ("matplotlib", "rich", "sklearn", "tyro")  # the extra [cli]
 
 
+_WRONG_PATH = (  # the others are the machine's
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR,
+    errno.EPERM, None,  # raised by funcnet, as FileNotFoundError
+)  # fmt: skip
+_SIMPLE = str.maketrans(
+    {"×": "x", "·": "*", "−": "-", "≤": "<=", "≥": ">=", "√": "sqrt ", "Σ": "sum ", "²": "^2", "…": "..."}
+)
+
+
+def _simpler(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What is written for characters that an encoding has not."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_SIMPLE)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error("funcnet", _simpler)
+
+
 class UsageError(Exception):
     """The command line cannot be understood; the text is one line."""
 
@@ -50,6 +74,9 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="funcnet")
     with signals() as stop, exit_at_the_second(stop):
         code = _code(args, stop)
         for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -74,21 +101,14 @@ def _code(args: list[str], stop: Stop) -> int:
         return 1
     except SystemExit as error:  # --help
         return error.code if isinstance(error.code, int) else 0
-    except (
-        FileExistsError,
-        FileNotFoundError,
-        NotADirectoryError,
-        IsADirectoryError,
-        PermissionError,
-    ) as error:
-        return _fail(args, _one_line(error), 2)
     except OSError as error:
-        return _fail(args, _one_line(error), 1)
+        return _fail(args, _one_line(error), 2 if error.errno in _WRONG_PATH else 1)
     except Exception as error:
         from funcnet.errors import FuncnetError
 
         if not isinstance(error, FuncnetError):
-            raise
+            traceback.print_exc()
+            return 70
         return _fail(args, _one_line(error), 2)
 
 

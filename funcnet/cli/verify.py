@@ -190,6 +190,8 @@ def _load(place: str) -> ModuleType:
     path = Path(place)
     if is_file and not path.is_file():
         raise UsageError(f"there is no file {place}")
+    if is_file and any("\ud800" <= c <= "\udfff" for c in str(path.absolute())):
+        raise UsageError(f"{place}: JAX cannot trace a file whose path is not UTF-8")
     try:
         with _importing_from(path.absolute().parent if is_file else Path.cwd()):
             if not is_file:

@@ -6,24 +6,28 @@ probable tokens where that is asked for: Fan et al., arXiv 1805.04833 (top-k); H
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Integer, Key, PRNGKeyArray, UInt32
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.nets import transformer
+from funcnet.ops import _check
 
 __all__ = ["generate"]
 
 PADDING = -1  # no token
+_COLDEST = float(jnp.finfo(jnp.float32).tiny)
 _STREAMED = 8  # tokens between two calls of `stream`
 
-Prompt = Sequence[int] | Sequence[Sequence[int]] | Int[np.ndarray, "..."] | Int[Array, "..."]
+Ids = Sequence[int] | Integer[np.ndarray, "..."] | Integer[Array, "..."]
+Prompt = Ids | Sequence[Ids]
 
 
 def generate(
@@ -36,9 +40,9 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: Sequence[int] = (),
+    stop: int | Iterable[int] = (),
     lengths: Sequence[int] | Int[np.ndarray, " n"] | Int[Array, " n"] | None = None,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | Key[Array, " n"] | UInt32[Array, "n 2"] | None = None,
     stream: Callable[[int, list[int]], None] | None = None,
 ) -> Int[Array, "*n new"]:
     """The tokens that follow a prompt, or each of several.
@@ -49,33 +53,50 @@ def generate(
     Args:
         params: of `nets.transformer`.
         prompt: the ids of one sequence, [p]; or of several: [n, p], with lengths where they are padded at the
-            end, or a list of lists.
+            end, or a list of sequences.
         config: the model's.
         max_new_tokens: how many tokens to add.
-        temperature: what the logits are divided by; 0 takes the most probable token.
+        temperature: what the logits are divided by; 0 takes the most probable token, the first of several.
         top_k: draw among the k most probable tokens.
         top_p: draw among the fewest most probable tokens whose probabilities (those that temperature and
             top_k leave) add up to top_p.
         min_p: draw among the tokens that are at least min_p times as probable as the most probable one.
-        stop: tokens that end a sequence; they are part of it.
+        stop: a token that ends a sequence, or several; it is part of it.
         lengths: [n], how many ids of each row of prompt are real.
-        key: for draws; the same key draws the same tokens.
+        key: for draws. With one key, the first sequence draws as it would alone, and the i-th, counted from
+            0, as it would alone with ``jax.random.fold_in(key, i)``; or n keys, one for each sequence. The
+            logits of sequences of several are those of each alone but for rounding.
         stream: called with the number of a sequence and its next tokens, in order, a few at a time while
             others are still to come.
 
     Returns:
         int32 [max_new_tokens] for one sequence, [n, max_new_tokens] for several: the new tokens, and −1 after
-        a stop token: ``tokens[tokens >= 0]``.
+        a stop token: ``tokens[tokens >= 0]``. A token whose logit is −∞ is not drawn; with NaN among the
+        logits, as parameters that are not finite give, the tokens mean nothing.
 
     Raises:
-        ShapeError: the prompt is empty, or longer than the context, or lengths do not fit it.
-        DTypeError: the prompt does not hold integers.
+        ShapeError: the prompt is empty, or longer than the context, or lengths or keys do not fit it.
+        DTypeError: the prompt does not hold integers, or an option is of the wrong type.
         ValueRangeError: an id or an option is out of its range, prompt and new tokens are longer than the
             context, or there is no key to draw with.
     """
+    where = "generate"
+    _check.config(where, config, transformer.Config)
     _check_head(config)
     ids, real, single = _read(prompt, lengths, config)
-    _check_options(config, max_new_tokens, temperature, top_k, top_p, min_p, stop, key)
+    max_new_tokens = _check.positive(where, "max_new_tokens", max_new_tokens)
+    temperature = _check.number(where, "temperature", temperature)
+    top_k = None if top_k is None else _check.positive(where, "top_k", top_k)
+    top_p, min_p = _fraction("top_p", top_p), _fraction("min_p", min_p, zero=True)
+    _check_draw(temperature, {"top_k": top_k, "top_p": top_p, "min_p": min_p}, key)
+    stops = _stops(stop, config)
+    if stream is not None and not callable(stream):
+        raise DTypeError(
+            "generate: stream is not a function.",
+            path="stream",
+            expected="stream(row, tokens)",
+            actual=f"stream: {describe(stream)}",
+        )
     longest = int(real.max())
     _check_room(longest, max_new_tokens, config)
     n, width = len(ids), min(_rounded(longest), config.context)
@@ -83,13 +104,12 @@ def generate(
     padded = np.zeros((n, width), np.int32)
     padded[:, :longest] = np.where(np.arange(longest) < real[:, None], ids[:, :longest], 0)
     draw = {
-        "temperature": jnp.float32(temperature) if temperature else None,
+        "temperature": jnp.float32(max(temperature, _COLDEST)) if temperature else None,
         "top_p": None if top_p in (None, 1) else jnp.float32(top_p),
         "min_p": None if not min_p else jnp.float32(min_p),
-        "key": key,
+        "key": _row_keys(key, n) if temperature else None,
     }
-    room = _rounded(max_new_tokens)
-    stops = jnp.asarray(stop, jnp.int32).reshape(-1)
+    room, stops = _rounded(max_new_tokens), jnp.asarray(stops)
     params, state = _begin(params, padded, jnp.asarray(real), stops, draw, config, top_k, slots, room)
     sent = 0
     while stream is not None:
@@ -191,7 +211,9 @@ def _pick(logits: Float[Array, "n v"], i: Any, draw: dict[str, Any], top_k: int 
     """The next token of each sequence, number i of the new ones."""
     if draw["temperature"] is None:
         return logits.argmax(-1).astype(jnp.int32)
-    logits, order = logits.astype(jnp.float32) / draw["temperature"], None
+    logits, order = logits.astype(jnp.float32), None
+    largest = logits.max(-1, keepdims=True)  # is kept exactly, at any temperature
+    logits = jnp.where(logits == largest, 0, (logits - largest) / draw["temperature"])
     if top_k is not None or draw["top_p"] is not None:  # the most probable first
         v = logits.shape[-1]
         logits, order = jax.lax.top_k(logits, v if top_k is None else min(top_k, v))
@@ -200,7 +222,9 @@ def _pick(logits: Float[Array, "n v"], i: Any, draw: dict[str, Any], top_k: int 
         logits = jnp.where(p.cumsum(-1) - p < draw["top_p"], logits, -jnp.inf)
     if draw["min_p"] is not None:
         logits = jnp.where(logits >= logits.max(-1, keepdims=True) + jnp.log(draw["min_p"]), logits, -jnp.inf)
-    drawn = jax.random.categorical(jax.random.fold_in(draw["key"], i), logits)
+    # Tokens count from 2³² − 1 down: `_row_keys` counts rows from 1 up.
+    keys = jax.vmap(jax.random.fold_in, (0, None))(draw["key"], ~jnp.asarray(i, jnp.uint32))
+    drawn = jax.vmap(jax.random.categorical)(keys, logits)
     if order is not None:
         drawn = jnp.take_along_axis(order, drawn[:, None], -1)[:, 0]
     return drawn.astype(jnp.int32)
@@ -217,27 +241,7 @@ def _rounded(size: int) -> int:
 
 def _read(prompt: Any, lengths: Any, config: transformer.Config) -> tuple[np.ndarray, np.ndarray, bool]:
     """Ids [n, p], the lengths [n] of the sequences, and whether there is one only, without an axis n."""
-    if isinstance(prompt, jax.core.Tracer):
-        raise DTypeError(
-            "generate: prompt is traced, but generate compiles its own programs.",
-            path="prompt",
-            expected="prompt: integers, known",
-            actual=f"prompt: {describe(prompt)}",
-            hint="call it outside jax.jit.",
-        )
-    single = not hasattr(prompt, "dtype") and not any(isinstance(row, Sequence) for row in prompt)
-    if not hasattr(prompt, "dtype") and not single:
-        if lengths is not None:
-            raise ShapeError(
-                "generate: lengths are for a prompt that is one array; a list of lists has its own.",
-                path="lengths",
-                actual=f"lengths: {describe(lengths)}",
-            )
-        lengths = [len(row) for row in prompt]
-        rows = [[*row, *[0] * (max(lengths) - len(row))] for row in prompt]
-        ids = np.asarray(rows)
-    else:
-        ids = np.asarray(prompt)
+    ids, lengths = _padded(prompt, lengths)
     if ids.size and ids.dtype.kind not in "iu":
         raise DTypeError(
             f"generate: prompt has dtype {ids.dtype}, but ids are integers.",
@@ -255,7 +259,7 @@ def _read(prompt: Any, lengths: Any, config: transformer.Config) -> tuple[np.nda
             hint="begin with a token that stands for the beginning." if ids.ndim in (1, 2) else None,
         )
     ids = np.atleast_2d(ids)
-    real = np.full(len(ids), ids.shape[1]) if lengths is None else np.asarray(lengths)
+    real = np.full(len(ids), ids.shape[1]) if lengths is None else _array("lengths", lengths)
     if (
         real.shape != (len(ids),)
         or real.dtype.kind not in "iu"
@@ -298,6 +302,54 @@ def _check_head(config: transformer.Config) -> None:
         )
 
 
+def _padded(prompt: Any, lengths: Any) -> tuple[np.ndarray, Any]:
+    """A prompt as one array, and the lengths of its rows: those given, or of a list of sequences its own."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((prompt, lengths))):
+        raise DTypeError(
+            "generate: prompt is traced, but generate compiles its own programs.",
+            path="prompt",
+            expected="prompt: integers, known",
+            actual=f"prompt: {describe(prompt)}",
+            hint="call it outside jax.jit.",
+        )
+    if hasattr(prompt, "dtype"):
+        return _array("prompt", prompt), lengths
+    several = [_is_row(row) for row in prompt] if _is_row(prompt) else [True, False]
+    if several and any(several) != all(several):
+        raise DTypeError(
+            "generate: prompt is neither ids nor sequences of ids.",
+            path="prompt",
+            expected="prompt: int[p] or int[n, p], or a list of sequences",
+            actual=f"prompt: {describe(prompt)}",
+            hint="encode the text first." if isinstance(prompt, str) else None,
+        )
+    if not any(several):
+        return _array("prompt", prompt), lengths
+    if lengths is not None:
+        raise ShapeError(
+            "generate: lengths are for a prompt that is one array; a list of sequences has its own.",
+            path="lengths",
+            actual=f"lengths: {describe(lengths)}",
+        )
+    lengths = [len(row) for row in prompt]
+    return _array("prompt", [[*row, *[0] * (max(lengths) - len(row))] for row in prompt]), lengths
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is a sequence or an array with axes; a text is neither."""
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return is_sequence or getattr(value, "ndim", 0) > 0
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise DTypeError(
+            f"generate: {name} is no array of integers.", path=name, actual=f"{name}: {describe(value)}"
+        ) from error
+
+
 def _check_room(longest: int, new: int, config: transformer.Config) -> None:
     if longest + new > config.context:
         left = config.context - longest
@@ -310,38 +362,45 @@ def _check_room(longest: int, new: int, config: transformer.Config) -> None:
         )
 
 
-def _check_options(
-    config: transformer.Config,
-    max_new_tokens: Any,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
-    min_p: Any,
-    stop: Any,
-    key: Any,
-) -> None:
-    whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
-    for name, value, holds, text in (
-        ("max_new_tokens", max_new_tokens, lambda v: whole(v) and v >= 1, "an int ≥ 1"),
-        ("temperature", temperature, lambda v: 0 <= v < float("inf"), "≥ 0"),
-        ("top_k", top_k, lambda v: whole(v) and v >= 1, "an int ≥ 1"),
-        ("top_p", top_p, lambda v: 0 < v <= 1, "0 < top_p ≤ 1"),
-        ("min_p", min_p, lambda v: 0 <= v <= 1, "0 ≤ min_p ≤ 1"),
-        (
-            "stop",
-            stop,
-            lambda v: all(0 <= s < config.vocabulary for s in v),
-            f"ids below {config.vocabulary}",
-        ),
-    ):
-        if value is not None and not holds(value):
-            raise ValueRangeError(
-                f"generate: {name} is {value!r}.",
-                path=name,
-                expected=f"{name}: {text}",
-                actual=f"{name} = {value!r}",
+def _stops(stop: Any, config: transformer.Config) -> np.ndarray:
+    """The tokens that end a sequence, given as one id or several, int32 [k]."""
+    several = isinstance(stop, Iterable) and not isinstance(stop, str | bytes) and getattr(stop, "ndim", 1)
+    ids: list[Any] = [] if stop is None else list(stop) if several else [stop]
+    for i in ids:
+        if isinstance(i, bool | jax.core.Tracer) or not hasattr(i, "__index__") or np.ndim(i):
+            raise DTypeError(
+                "generate: stop does not hold ids.",
+                path="stop",
+                expected="stop: an id, or several",
+                actual=f"stop: {describe(i)}",
             )
-    cuts = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+        if not 0 <= int(i) < config.vocabulary:
+            raise ValueRangeError(
+                f"generate: stop holds the id {i}, but there are {config.vocabulary} tokens.",
+                path="stop",
+                expected=f"0 ≤ stop < {config.vocabulary}     (config.vocabulary)",
+                actual=f"stop = {stop!r:.80}",
+            )
+    return np.asarray(ids, np.int32)
+
+
+def _fraction(name: str, value: Any, *, zero: bool = False) -> float | None:
+    """An option in (0, 1], or in [0, 1] where `zero` is one too."""
+    if value is None:
+        return None
+    found = _check.number("generate", name, value, least=-math.inf)
+    if not (0 < found <= 1 or (zero and found == 0)):
+        raise ValueRangeError(
+            f"generate: {name} is {value}.",
+            path=name,
+            expected=f"{name}: 0 {'≤' if zero else '<'} {name} ≤ 1",
+            actual=f"{name} = {value}",
+        )
+    return found
+
+
+def _check_draw(temperature: float, cuts: dict[str, Any], key: Any) -> None:
+    """Draws need a key, and where nothing is drawn nothing can be cut."""
     if temperature == 0 and (cut := [name for name, value in cuts.items() if value is not None]):
         raise ValueRangeError(
             f"generate: {cut[0]} is for draws, but at temperature 0 the most probable token is taken.",
@@ -357,3 +416,20 @@ def _check_options(
             actual=f"temperature = {temperature}, key = None",
             hint="temperature=0 takes the most probable token and needs none.",
         )
+
+
+def _row_keys(key: Any, n: int) -> Array:
+    """The keys of n sequences: those given, or one key itself, and `fold_in(key, i)` from the second on."""
+    dtype, shape = getattr(key, "dtype", None), tuple[int, ...](getattr(key, "shape", ()))
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if (raw := dtype == jnp.uint32 and len(shape) == 2) or (typed and len(shape) == 1):
+        if shape[0] != n:
+            raise ShapeError(
+                f"generate: there are {shape[0]} keys for {n} sequences.",
+                path="key",
+                expected=f"key: one random key, or {n}",
+                actual=f"key: {describe(key)}",
+            )
+        return jnp.asarray(key) if raw else key
+    _check.key("generate", key)
+    return jnp.stack([key, *(jax.random.fold_in(key, i) for i in range(1, n))])

@@ -1,5 +1,7 @@
 """What the tasks that classify images share: moving images about, and reading them from a file."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -76,7 +78,7 @@ def read(path: Path, image: tuple[int, int, int], maximum: int) -> Float[np.ndar
             expected="a name that ends in .npy or .png",
             actual=path.name,
         )
-    images = _read_npy(path) if path.suffix == ".npy" else _read_png(path)
+    images = _read_npy(path) if path.suffix == ".npy" else _read_png(path, image)
     if images.shape == image or images.shape == image[:2]:
         images = images[None]
     if images.shape[1:] == image[:2]:
@@ -102,13 +104,26 @@ def read(path: Path, image: tuple[int, int, int], maximum: int) -> Float[np.ndar
     return (images / top).astype(np.float32)
 
 
-def _read_npy(path: Path) -> np.ndarray:
+@contextlib.contextmanager
+def _decoding(path: Path, otherwise: str) -> Iterator[None]:
+    """Whatever a decoder raises says that the file is damaged; what the system says of a file is kept."""
     try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise FileFormatError(f"{path}: this is {otherwise}: {reason}.", path=str(path)) from error
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        is_npy = file.read(6) == b"\x93NUMPY"
+    if not is_npy:
+        raise FileFormatError(f"{path}: this is no .npy file of numbers.", path=str(path))
+    with _decoding(path, "no .npy file of numbers"):
         # Mapped, an array that is longer than its file is refused before memory is taken for it.
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise FileFormatError(f"{path}: this is no .npy file of numbers: {reason}", path=str(path)) from error
     if not isinstance(images, np.ndarray) or images.dtype.kind not in "iuf":
         raise FileFormatError(
             f"{path}: these are no grey values.",
@@ -119,13 +134,29 @@ def _read_npy(path: Path) -> np.ndarray:
     return np.array(images)
 
 
-def _read_png(path: Path) -> np.ndarray:
+def _read_png(path: Path, size: tuple[int, int, int]) -> np.ndarray:
+    import PIL.Image
     from matplotlib.image import imread
 
-    try:
-        image = imread(path)  # whole numbers come as floats from 0 to 1, except for 16 bits
-    except (ValueError, SyntaxError, EOFError) as error:
-        raise FileFormatError(f"{path}: this is no PNG file: {error}.", path=str(path)) from error
+    with _decoding(path, "no PNG file, or a damaged one"), PIL.Image.open(path, formats=("PNG",)) as picture:
+        (w, h), frames = picture.size, getattr(picture, "n_frames", 1)
+        picture.verify()  # to its end
+    if (h, w) != size[:2]:  # before it is unpacked: a small file may hold a huge picture
+        raise ShapeError(
+            f"{path}: the picture does not have the size that the model takes.",
+            path=str(path),
+            expected=f"{size[1]} × {size[0]} pixels",
+            actual=f"{w} × {h} pixels",
+        )
+    if frames > 1:
+        raise FileFormatError(
+            f"{path}: the picture is animated.",
+            path=str(path),
+            expected="one picture",
+            actual=f"{frames} frames",
+        )
+    with _decoding(path, "a damaged PNG file"):
+        image = imread(path)  # whole numbers come as floats from 0 to 1
     if image.ndim == 3 and image.shape[-1] == 4 and (image[..., 3] == 1).all():
         image = image[..., :3]
     if image.ndim == 3 and image.shape[-1] == 3 and (image == image[..., :1]).all():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -64,9 +65,11 @@ def verify(
         A `Report`: one row per float leaf of the arguments, and one `Finding` per mistake.
 
     Raises:
-        DTypeError: args is not a tuple or list, or has no float.
+        DTypeError: args is not a tuple or list, has no float, or a leaf that is no array of numbers; another
+            argument is of the wrong type.
         ShapeError: the forward pass does not run on args.
-        ValueRangeError: args or the result of the forward pass are not finite; `shapes` is another word.
+        ValueRangeError: args or the result of the forward pass are not finite; `shapes` is another word;
+            `budget` or `seed` is negative.
 
     >>> import jax.numpy as jnp
     >>> import funcnet as fn
@@ -77,11 +80,8 @@ def verify(
     >>> [(finding.argument, finding.kind) for finding in report.findings]
     [('w', 'sign')]
     """
-    if shapes not in (None, "auto"):
-        raise ValueRangeError(
-            f"verify: shapes is {shapes!r}.", path="shapes", expected='None or "auto"', actual=repr(shapes)
-        )
     start = time.monotonic()
+    _check_options(reference, static, shapes, budget, seed)
     given = pose(forward, backward, args, reference=reference, static=static)
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     with jax.enable_x64(True):
@@ -204,6 +204,35 @@ def _row(
 
 
 # ---- what cannot be verified ------------------------------------------------------------------------------
+
+
+def _check_options(reference: Any, static: Any, shapes: Any, budget: Any, seed: Any) -> None:
+    whole = hasattr(seed, "__index__") and not isinstance(seed, bool) and not np.ndim(seed)
+    real = isinstance(budget, numbers.Real) and not isinstance(budget, bool)  # infinity is allowed
+    named = isinstance(static, Mapping) and all(isinstance(name, str) for name in static)
+    for name, value, right, expected in (
+        ("reference", reference, reference is None or callable(reference), "a function"),
+        ("static", static, static is None or named, "a dict of keyword arguments"),
+        ("shapes", shapes, shapes is None or isinstance(shapes, str), 'None or "auto"'),
+        ("budget", budget, real, "seconds"),
+        ("seed", seed, whole, "an int of at least 0"),
+    ):
+        if not right:
+            raise DTypeError(
+                f"verify: {name} is of the wrong type.",
+                path=name,
+                expected=f"{name}: {expected}",
+                actual=f"{name}: {describe(value)}",
+            )
+    for name, value, right, expected in (
+        ("shapes", shapes, shapes in (None, "auto"), 'None or "auto"'),
+        ("budget", budget, float(budget) >= 0, "budget ≥ 0"),
+        ("seed", seed, seed >= 0, "seed ≥ 0"),
+    ):
+        if not right:
+            raise ValueRangeError(
+                f"verify: {name} is {value!r}.", path=name, expected=expected, actual=repr(value)
+            )
 
 
 def _check(problem: Problem) -> None:

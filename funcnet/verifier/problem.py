@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -147,6 +148,8 @@ class Problem:
                 raise ValueError("one gradient for a whole tree")
             elif is_float(arg):
                 matched.append(jnp.asarray(grad))
+                if jnp.issubdtype(matched[-1].dtype, jax.dtypes.prng_key):
+                    raise ValueError("a random key for a gradient")
             # else: a gradient of an integer, which has none; the shape check of the judge says so
 
         try:
@@ -167,7 +170,8 @@ def pose(
     """Read the arguments of `verify`, in any of its three forms.
 
     Raises:
-        DTypeError: args is not a tuple, or has no float leaf; a leaf is no array.
+        DTypeError: args is not a tuple, or has no float leaf; a leaf is an array, but not of numbers, or of
+            another library; forward or backward is no function.
     """
     static = dict(static or {})
     if args is None:
@@ -180,9 +184,14 @@ def pose(
             actual=f"args: {describe(args)}",
             hint="one argument is (x,)." if hasattr(args, "dtype") else None,
         )
+    is_operation = hasattr(forward, "vjp") and (hasattr(forward, "reference") or hasattr(forward, "apply"))
+    functions = {"backward": backward} if backward is not None else {}
+    if not is_operation:
+        functions["forward"] = forward
+    _check_kinds(functions, args)
     args = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, float | np.ndarray) else v, tuple(args))
     name = getattr(forward, "__name__", "forward").rpartition(".")[2].replace("<lambda>", "forward")
-    if hasattr(forward, "vjp") and (hasattr(forward, "reference") or hasattr(forward, "apply")):
+    if is_operation:
         definition: Any = getattr(forward, "reference", None) or forward.apply
 
         def formula(args: Any, dy: Any) -> Any:
@@ -211,6 +220,31 @@ def pose(
             hint="give floats: x.astype(float)." if given else None,
         )
     return problem
+
+
+def _check_kinds(functions: Mapping[str, Any], args: Sequence[Any]) -> None:
+    for name, function in functions.items():
+        if not callable(function):
+            raise DTypeError(
+                f"verify: {name} is not a function.",
+                path=name,
+                expected=f"{name}: a function" + (", or an operation" if name == "forward" else ""),
+                actual=f"{name}: {describe(function)}",
+                hint="one gradient for each argument, in a function: backward(*args, dy)."
+                if name == "backward" and isinstance(function, tuple | list)
+                else None,
+            )
+    for path, leaf in jax.tree.leaves_with_path(tuple(args)):
+        kinds = (np.number, np.bool_, jax.dtypes.prng_key)
+        is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array)
+        if hasattr(leaf, "dtype") and not (is_array and any(jnp.issubdtype(leaf.dtype, k) for k in kinds)):
+            where = f"args{jax.tree_util.keystr(path)}"
+            raise DTypeError(
+                f"verify: {where} is no array of numbers.",
+                path=where,
+                expected="an array of NumPy or JAX",
+                actual=f"{where}: {describe(leaf)}",
+            )
 
 
 def _vjp_of_floats(f: Callable[..., Any], args: Any, dy: Any) -> tuple[Any, ...]:
@@ -305,6 +339,7 @@ def _alike(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return new
 
 
+_LARGE = 2**20  # elements
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
 
 
@@ -328,14 +363,17 @@ def _other_sizes(leaves: Sequence[Any], kind: str) -> dict[Any, int] | None:
 
 
 def elsewhere(problem: Problem, kind: str, rng: np.random.Generator) -> list[Any] | None:
-    """The leaves of the arguments at other sizes, or None where the forward pass does not run there.
+    """The leaves of the arguments at other sizes; None where they are large, or forward does not run there.
 
     Equal sizes stay equal; a size of 0 or 1 stays as it is.
     """
     if (sizes := _other_sizes(problem.arrays, kind)) is None:
         return None
     smallest = min((d for d in sizes.values() if d), default=1)
-    moved = [_resized(v, [sizes.get(d, d) for d in v.shape], smallest, rng) for v in problem.arrays]
+    shapes: list[Any] = [tuple(sizes.get(d, d) for d in v.shape) for v in problem.arrays]
+    if sum(math.prod(shape) for shape in shapes) > max(_LARGE, sum(v.size for v in problem.arrays)):
+        return None  # twelve axes of 2 are few elements, twelve of 5 are not
+    moved = [_resized(v, s, smallest, rng) for v, s in zip(problem.arrays, shapes, strict=True)]
     try:
         y = jax.eval_shape(lambda *v: problem.y(v), *moved)
     except Exception:  # whatever a forward pass may raise on shapes that it does not know

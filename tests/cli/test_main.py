@@ -2,7 +2,6 @@
 
 import errno
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -147,6 +146,11 @@ def test_a_missing_extra(capsys, monkeypatch):
             2,
             "funcnet doctor: [Errno 13] Permission denied: 'x'",
         ),
+        (
+            OSError(errno.ENAMETOOLONG, "Too long", "x"),
+            2,
+            f"funcnet doctor: [Errno {errno.ENAMETOOLONG}] Too long: 'x'",
+        ),
         (funcnet.errors.ShapeError("a\nb.", hint="c"), 2, "funcnet doctor: a; b; hint c"),
     ],
 )
@@ -158,18 +162,57 @@ def test_exit_codes(capsys, monkeypatch, error, code, line):
     assert call(capsys, "doctor") == (code, "", line + "\n")
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+def test_a_fault_of_the_program_keeps_its_traceback(capsys, monkeypatch):
+    """And a code of its own: 1 would say that a gradient is wrong."""
     monkeypatch.setattr("funcnet.cli.doctor.run", lambda args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main(["doctor"])
+    code, out, err = call(capsys, "doctor")
+    assert (code, out) == (70, "")
+    assert err.startswith("Traceback")
+    assert err.endswith("ZeroDivisionError: division by zero\n")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_errors_in_any_encoding(encoding):
-    code = "from funcnet.cli import main; main(['doctor', '--quikc'])"
-    env = {**os.environ, "PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert done.stderr == "funcnet doctor: unrecognized options: --quikc (funcnet doctor --help)\n"
+@pytest.fixture
+def encoded(monkeypatch):
+    """Standard output and error in some encoding, which refuses what it has not, and what they hold."""
+
+    def begin(encoding):
+        streams = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+        for name, stream in streams.items():
+            monkeypatch.setattr(sys, name, stream)
+
+        def end():
+            for stream in streams.values():
+                stream.flush()
+            return [stream.buffer.getvalue().decode(encoding) for stream in streams.values()]
+
+        return end
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shapes"), [("ascii", "5x3, 3"), ("cp1252", "5×3, 3"), ("shift_jis", "5×3, 3")]
+)
+def test_any_encoding(encoded, encoding, shapes):
+    end = encoded(encoding)
+    args = "verify --forward x@w --shape x=5,3 --shape w=3 --grad x=outer(dy,w) --grad w=x.T@dy"
+    assert main(args.split()) == 0
+    out, err = end()
+    assert err == ""
+    assert f" {shapes} " in out
+    assert out.endswith("2 gradients right\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_errors_in_any_encoding(encoded, encoding):
+    end = encoded(encoding)
+    assert main(["summary", "× ≤ \u1f40 \udcff"]) == 2
+    written = {
+        "ascii": "x <= \\u1f40 \\udcff",
+        "cp1252": "× <= \\u1f40 \\udcff",
+        "utf-8": "× ≤ \u1f40 \\udcff",
+    }
+    assert end()[1].startswith(f"funcnet summary: '{written[encoding]}' is neither a task")
 
 
 def test_help_does_not_wait_for_jax():

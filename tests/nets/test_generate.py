@@ -12,7 +12,7 @@ import pytest
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.nets import transformer
-from funcnet.nets.generate import _begin, _go_on, _pick, _rounded
+from funcnet.nets.generate import _begin, _go_on, _pick, _rounded, _row_keys
 from tests.errors import golden
 from tests.nets.test_transformer import EACH, FAMILIES
 
@@ -50,7 +50,7 @@ def test_greedy_is_the_argmax_of_the_whole_net(name):
     assert together.tolist() == [by_argmax(params, prompt, config, 12) for prompt in PROMPTS]
 
 
-def test_every_form_of_a_prompt():
+def test_every_form_of_a_prompt(unchecked):
     want = fn.generate(PARAMS, PROMPTS, CONFIG, max_new_tokens=5).tolist()
     padded = np.array([[1, 2, 3, 9, 9], [4, -1, 99, 0, 0], [5, 6, 7, 8, 9]])  # padding is not looked at
     by_lengths = fn.generate(PARAMS, padded, CONFIG, max_new_tokens=5, lengths=[3, 1, 5])
@@ -58,13 +58,16 @@ def test_every_form_of_a_prompt():
     assert fn.generate(PARAMS, jnp.array([1, 2, 3]), CONFIG, max_new_tokens=5).tolist() == want[0]
     assert fn.generate(PARAMS, [1, 2, 3], CONFIG, max_new_tokens=5).tolist() == want[0]
     assert fn.generate(PARAMS, (1, 2, 3), CONFIG, max_new_tokens=5).tolist() == want[0]
+    assert fn.generate(PARAMS, np.array([1, 2, 3], np.uint8), CONFIG, max_new_tokens=5).tolist() == want[0]
+    arrays = [np.array([1, 2, 3]), np.array([4], np.uint8), jnp.array([5, 6, 7, 8, 9])]
+    assert fn.generate(PARAMS, arrays, CONFIG, max_new_tokens=np.int64(5)).tolist() == want
 
 
 def test_it_fills_the_context_to_its_end():
     assert len(fn.generate(PARAMS, [1, 2, 3], CONFIG, max_new_tokens=CONTEXT - 3)) == CONTEXT - 3
 
 
-def test_a_stop_token_ends_its_sequence_only():
+def test_a_stop_token_ends_its_sequence_only(unchecked):
     free = fn.generate(PARAMS, PROMPTS, CONFIG, max_new_tokens=12)
     stop = [int(free[0, 4])]
     got = fn.generate(PARAMS, PROMPTS, CONFIG, max_new_tokens=12, stop=stop)
@@ -74,9 +77,17 @@ def test_a_stop_token_ends_its_sequence_only():
         assert row == whole[:end] + [-1] * (12 - end)
         ends.append(end)
     assert len(set(ends)) > 1, "all end at once: choose another seed"
-    first = [int(free[0, 0])]
-    alone = fn.generate(PARAMS, PROMPTS[0], CONFIG, max_new_tokens=12, stop=first)
-    assert alone.tolist() == first + [-1] * 11
+    first = int(free[0, 0])
+    for stop in (
+        first,
+        np.int64(first),
+        [np.uint8(first)],
+        jnp.array([first]),
+        {first},
+        range(first, first + 1),
+    ):
+        alone = fn.generate(PARAMS, PROMPTS[0], CONFIG, max_new_tokens=12, stop=stop)
+        assert alone.tolist() == [first] + [-1] * 11
 
 
 def test_the_same_key_draws_the_same_tokens():
@@ -86,6 +97,42 @@ def test_the_same_key_draws_the_same_tokens():
     assert draw(1) == draw(1) == draw(1, stream=lambda *_: None)
     assert draw(1) != draw(2)
     assert draw(1, top_k=1) == fn.generate(PARAMS, PROMPTS, CONFIG, max_new_tokens=12).tolist()
+
+
+def test_each_sequence_draws_as_it_would_alone():
+    """Several with one key: the first with it, the i-th with `fold_in(key, i)`; or each with its own."""
+    key = jax.random.key(5)
+    draw = lambda prompt, key: fn.generate(
+        PARAMS, prompt, CONFIG, max_new_tokens=12, temperature=1.0, key=key
+    ).tolist()
+    keys = [key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)]
+    alone = [draw(prompt, k) for prompt, k in zip(PROMPTS, keys, strict=True)]
+    assert draw(PROMPTS, key) == draw(PROMPTS, jnp.stack(keys)) == alone
+    assert len({tuple(row) for row in draw([[1, 2, 3]] * 3, key)}) == 3, "equal prompts differ"
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_one_key_or_one_for_each(make):
+    same = lambda a, b: (jax.random.key_data(a) == jax.random.key_data(b)).all()
+    keys = _row_keys(make(3), 4)
+    assert same(keys, jnp.stack([make(3), *(jax.random.fold_in(make(3), i) for i in (1, 2, 3))]))
+    assert same(_row_keys(keys, 4), keys)
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-45, 5e-324, 1e-30])
+def test_a_temperature_near_zero_takes_the_most_probable_token(temperature):
+    draw = fn.generate(
+        PARAMS, PROMPTS, CONFIG, max_new_tokens=12, temperature=temperature, key=jax.random.key(0)
+    )
+    assert draw.tolist() == fn.generate(PARAMS, PROMPTS, CONFIG, max_new_tokens=12).tolist()
+
+
+@pytest.mark.parametrize("row", [[-3e38, 3e38, 0.0], [-np.inf, 1e8, -np.inf], [np.inf, 0.0, 0.0]], ids=str)
+def test_logits_of_any_size_are_drawn_from(row):
+    draw = {"temperature": jnp.float32(1e30), "top_p": 0.9, "min_p": 0.1}
+    draw["key"] = jax.random.split(jax.random.key(0), 64)
+    picked = _pick(jnp.tile(jnp.asarray(row, jnp.float32), (64, 1)), 0, draw, None)
+    assert set(picked.tolist()) == {int(np.argmax(row))}
 
 
 @pytest.mark.parametrize("stop", [(), (3, 5)])
@@ -144,14 +191,14 @@ def test_what_may_be_drawn(cut):
     """The frequency of every token in 20,000 draws is its probability; a token that is cut never comes."""
     logits = np.random.default_rng(0).normal(size=13) * 1.5
     want = allowed(logits, **cut)
-    draw = {name: cut.get(name) for name in ("top_p", "min_p")} | {"key": jax.random.key(1)}
-    draw["temperature"] = cut.get("temperature", 1.0)
+    draw = {name: cut.get(name) for name in ("top_p", "min_p")}
+    draw |= {"key": jax.random.split(jax.random.key(1), 20_000), "temperature": cut.get("temperature", 1.0)}
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (20_000, 13))
     got = np.bincount(np.asarray(jax.jit(lambda x: _pick(x, 7, draw, cut.get("top_k")))(rows)), minlength=13)
     assert set(np.flatnonzero(got)) <= set(want)
     for i in range(13):
         p = want.get(i, 0.0)
-        assert abs(got[i] / 20_000 - p) <= 5 * math.sqrt(p * (1 - p) / 20_000) + 1e-9, (i, p)
+        assert abs(got[i] / 20_000 - p) <= 5 * math.sqrt(p * (1 - p) / 20_000) + 2 / 20_000, (i, p)
     assert len(want) < 13 or cut in ({}, {"temperature": 0.5}, {"top_k": 100}), "it cuts nothing"
 
 
@@ -269,8 +316,43 @@ test_errors = golden(ERRORS)
     "options",
     [
         {"new": 0},
+        {"new": -1},
         {"new": 2.0},
+        {"new": 2**40},
         {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"temperature": "1"},
+        {"temperature": None},
+        {"top_k": 1.5, "temperature": 1.0},
+        {"top_p": math.nan, "temperature": 1.0},
+        {"top_p": "a", "temperature": 1.0},
+        {"min_p": -0.1, "temperature": 1.0},
+        {"key": 0, "temperature": 1.0},
+        {"key": jax.random.split(jax.random.key(0), 2), "temperature": 1.0},
+        {"key": np.arange(3), "temperature": 1.0},
+        {"stop": 11},
+        {"stop": -1},
+        {"stop": "a"},
+        {"stop": [1.0]},
+        {"stop": [[1]]},
+        {"stop": True},
+        {"stream": 1},
+        {"prompt": "abc"},
+        {"prompt": ["abc"]},
+        {"prompt": None},
+        {"prompt": 3},
+        {"prompt": np.int64(3)},
+        {"prompt": [1, [2]]},
+        {"prompt": [[1, [2]]]},
+        {"prompt": [[[1]]]},
+        {"prompt": [1.5]},
+        {"prompt": [True]},
+        {"prompt": [10**30]},
+        {"prompt": [[]]},
+        {"prompt": np.array([2**63], np.uint64)},
+        {"lengths": "a", "prompt": np.array([[1, 2, 3]])},
+        {"lengths": [[1], [2, 3]], "prompt": np.array([[1, 2, 3]])},
         {"top_k": 0, "temperature": 1.0},
         {"top_p": 0.0, "temperature": 1.0},
         {"min_p": 1.1, "temperature": 1.0},
@@ -282,8 +364,9 @@ test_errors = golden(ERRORS)
     ids=str,
 )
 def test_options_out_of_range(options, unchecked):
-    with pytest.raises((ValueRangeError, ShapeError)):
+    with pytest.raises((ValueRangeError, ShapeError, DTypeError), match=r"^generate: ") as raised:
         go(**options)()
+    assert raised.value.path in {*options, "max_new_tokens"}
 
 
 @pytest.mark.only_as_users

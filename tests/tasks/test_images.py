@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import pytest
 from matplotlib.image import imsave
 
-from funcnet.errors import FileFormatError, FuncnetError
+from funcnet.errors import FileFormatError, FuncnetError, ShapeError
 from funcnet.nets import convnet
 from funcnet.tasks import _images
 from funcnet.tasks._task import Saved
@@ -54,6 +56,43 @@ def test_a_grey_png(tmp_path, kind):
         pixels[..., 3:] = 1
         imsave(path, pixels)
     np.testing.assert_allclose(read(path)[0, ..., 0], GREY, atol=1 / 255)
+
+
+def test_a_png_that_is_damaged_is_refused_by_name(tmp_path):
+    path = tmp_path / "image.png"
+    PIL.Image.fromarray((255 * GREY).astype(np.uint8)).save(path)
+    content = path.read_bytes()
+    cut = [content[:n] for n in range(0, len(content) - 8, 5)]
+    flipped = [
+        content[:n] + bytes([content[n] ^ 1]) + content[n + 1 :] for n in range(8, len(content) - 12, 5)
+    ]
+    for damaged in cut + flipped:
+        path.write_bytes(damaged)
+        with pytest.raises((FileFormatError, ShapeError), match=r"image\.png: "):
+            read(path)
+
+
+def test_a_png_that_is_no_single_picture_of_the_size(tmp_path):
+    grey = PIL.Image.fromarray((255 * GREY).astype(np.uint8))
+    grey.save(tmp_path / "animated.png", save_all=True, append_images=[PIL.ImageOps.invert(grey)])
+    with pytest.raises(FileFormatError, match=r"animated.png: the picture is animated(.|\n)*2 frames"):
+        read(tmp_path / "animated.png")
+    grey.resize((9, 8)).save(tmp_path / "wide.png")
+    with pytest.raises(ShapeError, match=r"wide.png(.|\n)*8 × 8 pixels(.|\n)*9 × 8 pixels"):
+        read(tmp_path / "wide.png")
+    grey.convert("CMYK").save(tmp_path / "cmyk.tiff")
+    (tmp_path / "cmyk.tiff").rename(tmp_path / "cmyk.png")
+    with pytest.raises(FileFormatError, match=r"cmyk\.png: this is no PNG file"):
+        read(tmp_path / "cmyk.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.png"):
+        read(tmp_path / "folder.png")
+
+
+def test_sixteen_bits(tmp_path):
+    path = tmp_path / "image.png"
+    PIL.Image.fromarray((65535 * GREY).astype(np.uint16)).save(path)
+    np.testing.assert_allclose(read(path)[0, ..., 0], GREY, atol=1 / 65535)
 
 
 def test_what_cannot_be_read(tmp_path):

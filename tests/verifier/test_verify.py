@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import funcnet as fn
-from funcnet.errors import DTypeError, StructureError
+from funcnet.errors import DTypeError, StructureError, ValueRangeError
+from funcnet.testing import assert_gradients
 from funcnet.verifier.report import FormulaError
 from tests.cases import CASES
 
@@ -204,3 +205,40 @@ def test_model_state_and_keys():
     report = fn.verify_model(loss, params, normal(5, 3), key=jax.random.key(1), model_state=state)
     assert report.ok
     assert [r.operation for r in report.rows] == ["batch_norm", "dropout"]
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("forward", {"forward": None}),
+        ("forward", {"forward": "x @ w"}),
+        ("backward", {"backward": (X, W, B)}),
+        ("args", {"args": X}),
+        ("args", {"args": None}),
+        ("args[1]", {"args": (X, np.array(["w"]), B)}),
+        ("args[1]['w']", {"args": (X, {"w": np.array([None])}, B)}),
+        ("args[0]", {"args": (np.float32, W, B)}),
+        ("reference", {"reference": 3}),
+        ("static", {"static": "axis"}),
+        ("static", {"static": [("axis", 1)]}),
+        ("shapes", {"shapes": "all"}),
+        ("shapes", {"shapes": np.ones(3)}),
+        ("budget", {"budget": None}),
+        ("budget", {"budget": float("nan")}),
+        ("budget", {"budget": -1}),
+        ("seed", {"seed": None}),
+        ("seed", {"seed": 1.5}),
+        ("seed", {"seed": -1}),
+    ],
+)
+@pytest.mark.parametrize("call", [fn.verify, assert_gradients])
+def test_slips_in_a_call(call, path, wrong, unchecked):
+    given = {"forward": affine, "backward": RIGHT, "args": (X, W, B)} | wrong
+    with pytest.raises((DTypeError, ValueRangeError), match=r"^verify: ") as raised:
+        call(given.pop("forward"), given.pop("backward"), given.pop("args"), **given)
+    assert raised.value.path == path
+
+
+def test_a_key_is_no_gradient():
+    report = fn.verify(affine, lambda x, w, b, dy: (dy @ w.T, x.T @ dy, jax.random.key(0)), (X, W, B))
+    assert [finding.kind for finding in report.findings] == ["structure"]
