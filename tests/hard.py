@@ -342,15 +342,16 @@ HARD = [
     hard(  # what some queries see
         case(
             "attention",
-            F(4, 1, 3),
-            F(4, 1, 3),
-            F(4, 1, 2),
+            F(6, 1, 3),
+            F(6, 1, 3),
+            F(6, 1, 2),
             causal=True,
-            segment_ids=np.array([0, 0, 1, 1]),
-            block=(2, 3),
+            segment_ids=np.array([0, 0, 0, 1, 1, 1]),
+            block=(4, 3),
         ),
-        *(poison(leaf, at, value) for leaf in (0, 1, 2) for at in (0, 2) for value in (NAN, INF, 1e6)),
-        poison(2, (2, 0, 1), NAN),
+        *(poison(leaf, at, value) for leaf in (0, 1, 2) for at in (1, 4) for value in (NAN, INF, 1e6)),
+        poison(2, (1, 0, 1), NAN),
+        times(0, 1e3),
         orders=FIRST,
     ),
     # multihead

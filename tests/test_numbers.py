@@ -34,9 +34,10 @@ def numbers(row: Hard, op: Any, orders: Mapping[str, int]) -> None:
     """
     args, options = row.case.draw(dtype="float32")
     args = jax.tree.map(jnp.asarray, args)
-    true = jax.jit(_everything(row.truth or op.reference, args, options), compiler_options=PLAINLY)
+    orders = {dtype: min(order, row.orders.get(dtype, 0)) for dtype, order in orders.items()}
+    true = _everything(row.truth or op.reference, args, options, max(orders.values()))
+    true = jax.jit(true, compiler_options=PLAINLY)
     for dtype, order in orders.items():
-        order = min(order, row.orders.get(dtype, 0))
         if not order:
             continue
         fast = jax.jit(_everything(op.apply, args, options | row.how, order))
@@ -117,7 +118,7 @@ def _in_float64(f: Any, inputs: Any) -> Any:
         return jax.tree.map(np.asarray, f(*jax.tree.map(widen, inputs)))
 
 
-def _everything(f: Any, args: Any, options: Any, order: int = 2) -> Any:
+def _everything(f: Any, args: Any, options: Any, order: int) -> Any:
     _, _, join = _split(args)
 
     def everything(values: Any, others: Any, dy: Any, t: Any) -> Any:

@@ -106,6 +106,7 @@ def forward(
     def step(carry: tuple[Array, Array, Array], i: Array, j: Array, edge: bool) -> Any:
         ot, m, total = carry
         s, _, seen = logits(_at(q, i), _at(k, j), i, j, edge)
+        s = _where(seen, s, -jnp.inf)
         before = _at(m, i)
         highest = jnp.maximum(before, lax.stop_gradient(s).max(-2, keepdims=True))
         p, shrink = jnp.exp(s - highest), jnp.exp(before - highest)
@@ -165,7 +166,7 @@ def backward(
         dqt, dk, dv, dbias = carry
         do_ = _at(do, i)
         s, slope, seen = logits(_at(q, i), _at(k, j), i, j, edge)
-        # A row of NaN has NaN for m, and d: what it does not see is masked once more.
+        # Masked last, both: of a query that is NaN, m and d are NaN too.
         p = jnp.exp(_where(seen, s - _at(m, i) - _at(log_total, i), -jnp.inf))
         q_, kt_, v_ = (_finite(seen, x) for x in (_at(q, i), _at(kt, j), _at(v, j)))
         dp = jnp.matmul(v_, do_.mT, preferred_element_type=sums)
@@ -342,8 +343,8 @@ def _of_heads(z: _Sizes, x: Array) -> Array:
 def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callable[..., Any]:
     """A function (q, k, i, j, edge) -> (logits, slope, seen) of one block, with keys as rows.
 
-    The logits are −∞ where a key is not seen; slope is what softcap multiplies their gradient by, or None;
-    seen is None where all is.
+    slope is what softcap multiplies the gradient of the logits by, or None; seen is where they count, or None
+    where all of them do.
     """
     bias = None if bias is None else _padded(z, bias).astype(wide(bias.dtype))
     mask = None if arrays.mask is None else _padded(z, arrays.mask)
@@ -363,7 +364,7 @@ def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callab
             s, slope = form.softcap * bent, 1 - bent**2
         if bias is not None:
             s = s + _tile(z, bias, i, j).mT.astype(s.dtype)
-        return _where(seen, s, -jnp.inf), slope, seen
+        return s, slope, seen
 
     return logits
 
@@ -387,8 +388,8 @@ def _product(k: Array, q: Array, seen: Array | None) -> Array:
     s = jnp.matmul(_finite(seen, k), _finite(seen, q).mT, preferred_element_type=wide(q.dtype))
     if seen is None:
         return s
-    bad_k, bad_q = (~jnp.isfinite(x).all(-1) for x in (k, q))
-    return jnp.where(bad_k[..., :, None] | bad_q[..., None, :], jnp.nan, s)
+    of_k, of_q = (jnp.where(jnp.isfinite(x).all(-1), 0, jnp.nan).astype(s.dtype) for x in (k, q))
+    return s + of_k[..., :, None] + of_q[..., None, :]
 
 
 def _weigh(vt: Array, p: Array, seen: Array | None) -> Array:
@@ -397,8 +398,8 @@ def _weigh(vt: Array, p: Array, seen: Array | None) -> Array:
     if seen is None:
         return ot
     bad = ~jnp.isfinite(vt)
-    sees = (seen & bad.any(-2)[..., :, None]).any(-2, keepdims=True)
-    return jnp.where(bad.any(-1)[..., :, None] & sees, jnp.nan, ot)
+    sees = jnp.matmul(bad.any(-2, keepdims=True).astype(p.dtype), lax.stop_gradient(p)) > 0
+    return jnp.where(bad.any(-1, keepdims=True) & sees, jnp.nan, ot)
 
 
 # ---- where the blocks lie ---------------------------------------------------------------------------------
