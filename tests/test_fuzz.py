@@ -481,6 +481,8 @@ CONFIGS: dict[str, Arguments] = {
         "classes": 2,
         "qkv_bias": True,
         "norm_eps": 1e-6,
+        "pooler": False,
+        "files": {},
         **SEQUENCE,
         **DROPS,
     },
@@ -490,6 +492,10 @@ CONFIGS: dict[str, Arguments] = {
         "types": 2,
         "norm_eps": 1e-6,
         "pooler": True,
+        "head": "sequence",
+        "classes": 2,
+        "next_sentence": True,
+        "files": {},
         **SEQUENCE,
         **DROPS,
     },
@@ -513,6 +519,10 @@ CONFIGS: dict[str, Arguments] = {
         "dropout": 0.1,
         "unroll": 1,
         "remat": False,
+        "head": "next",
+        "classes": 2,
+        "stop": (0,),
+        "files": {},
         **SEQUENCE,
     },
 }
@@ -547,7 +557,10 @@ def test_every_leaf_of_operations(name):
 
 def net_call(name: str) -> tuple[Callable[..., Any], Arguments]:
     net = importlib.import_module(f"funcnet.nets.{name}")
-    config = net.Config(**CONFIGS[name] | ({"pooler": False} if name == "encoder" else {}))
+    config = net.Config(
+        **CONFIGS[name]
+        | ({"pooler": False, "head": None, "next_sentence": False} if name == "encoder" else {})
+    )
     trees = {"params": lambda: net.init(KEY, config)}
     if name == "resnet":
         trees["state"] = lambda: net.init_state(config)
