@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -40,6 +40,7 @@ __all__ = [
     "call",
     "close",
     "in_jet",
+    "like",
     "operation",
     "products_saveable",
     "record",
@@ -48,7 +49,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Tree = Any  # a jax.tree_util.PyTreeDef, which type checkers take for a variable
+Tree = jax.tree_util.PyTreeDef
 
 # Contexts of JAX's own kind: they are part of its cache keys. A global or a ContextVar would be ignored
 # by every function that is already traced.
@@ -186,6 +187,55 @@ def _bind(function: Callable[..., Any], **static: Hashable) -> Callable[..., Any
     return functools.partial(function, **static)
 
 
+def like(params: Any, grads: Any) -> Any:
+    """`grads`, a dict by the names in `params`, in the containers of `params`: it is of the same type.
+
+    Args:
+        params: a mapping that JAX has registered, of arrays or of further ones; or its tree structure.
+        grads: dicts in their place; where params hold None, or None stands for it, there is no gradient.
+
+    Raises:
+        StructureError: `params` hold what `grads` does not know.
+
+    >>> from collections import OrderedDict
+    >>> like(OrderedDict(w=1.0, b=None), {"w": 3.0})
+    OrderedDict([('w', 3.0), ('b', None)])
+    """
+    tree = params if isinstance(params, Tree) else jax.tree.structure(params)
+    return jax.tree.unflatten(tree, _spread(tree, grads))
+
+
+def _spread(tree: Any, grads: Any) -> list[Any]:
+    """The leaves of `grads`, each at its place in `tree`, and None where a None stands for it or for more."""
+    leaves: list[Any] = [None] * tree.num_leaves
+
+    def put(grad: Any, place: Any) -> None:
+        if isinstance(grad, Mapping):
+            missing = {name for name in place.keys() - grad.keys() if jax.tree.leaves(place[name])}
+            if missing:
+                raise KeyError(*missing)
+            for name, part in grad.items():
+                visit(part, place[name])
+        elif grad is not None:
+            leaves[place] = grad
+
+    def visit(grads: Any, places: Any) -> None:
+        jax.tree.map(put, grads, places, is_leaf=lambda v: v is None or isinstance(v, Mapping))
+
+    try:
+        visit(grads, jax.tree.unflatten(tree, range(tree.num_leaves)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        unknown = isinstance(error, KeyError)
+        raise StructureError(
+            "rules: the pullback gives gradients of another structure than the arguments have.",
+            path="args",
+            expected=f"arguments like the gradients: {jax.tree.structure(grads)}",
+            actual=str(tree),
+            hint="an operation has no gradient for parameters that it does not know." if unknown else None,
+        ) from error
+    return leaves
+
+
 # ---- any operation: a tangent that is the transpose of its pullback ---------------------------------------
 
 
@@ -223,7 +273,7 @@ def call(vjp: Callable[..., tuple[Any, Partial]], *args: Any, **options: Any) ->
 
 
 def in_jet(*leaves: Any) -> bool:
-    """Whether `jax.experimental.jet` differentiates: of a `jax.custom_jvp` it runs the forward, and wrongly."""
+    """Whether `jax.experimental.jet` differentiates, which fails in a `jax.custom_jvp` outside of jit."""
     return any(isinstance(leaf, jet.JetTracer) for leaf in leaves)
 
 
@@ -272,22 +322,7 @@ class _Linear:
 
     def pull(self, residuals: list[Any], dy: list[Any]) -> list[Any]:
         grads = jax.tree.unflatten(self.pullback, residuals)(jax.tree.unflatten(self.y, dy))
-        leaves: list[Any] = []
-
-        def spread(grad: Any, arg: Any) -> None:  # None may stand for a whole argument
-            leaves.extend([grad] if grad is not None else [None] * len(jax.tree.leaves(arg)))
-
-        skeleton = jax.tree.unflatten(self.args, range(self.args.num_leaves))
-        try:
-            jax.tree.map(spread, grads, skeleton, is_leaf=lambda v: v is None)
-        except ValueError as error:
-            raise StructureError(
-                "rules.call: the pullback gives gradients of another structure than the arguments have.",
-                path="args",
-                expected=f"arguments like the gradients: {jax.tree.structure(grads)}",
-                actual=str(self.args),
-                hint="an operation has no gradient for parameters that it does not know.",
-            ) from error
+        leaves = _spread(self.args, grads)
         return [leaves[i] for i in self.moving]
 
     def push(self, residuals: list[Any], tangents: list[Any]) -> list[Any]:

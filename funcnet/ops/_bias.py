@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 
+from funcnet import rules
 from funcnet.errors import describe
 from funcnet.ops import _check
 from funcnet.ops._dtype import narrow, wide
+from funcnet.ops._shape import align
 
-__all__ = ["add", "check", "gradient"]
+__all__ = ["add", "check", "gradients"]
 
 
 def check(where: str, params: Mapping[str, Any], size: int) -> None:
@@ -21,11 +23,12 @@ def check(where: str, params: Mapping[str, Any], size: int) -> None:
 
 def add(y: jax.Array, params: Mapping[str, Any]) -> jax.Array:
     """y + b, in the dtype of y."""
-    return y if params.get("b") is None else y + params["b"].astype(y.dtype)
+    return y if params.get("b") is None else y + align(params["b"].astype(y.dtype), y.ndim)
 
 
-def gradient(params: Mapping[str, Any], dy: jax.Array) -> dict[str, jax.Array | None]:
-    """{"b": db}, db = Σ dy over every leading axis; without a bias, what params has in its place."""
-    if params.get("b") is None:
-        return {"b": None} if "b" in params else {}
-    return {"b": narrow(dy.sum(tuple(range(dy.ndim - 1)), dtype=wide(dy.dtype)), params["b"])}
+def gradients(params: Mapping[str, Any], dw: jax.Array, dy: jax.Array) -> Any:
+    """The gradients of params: dw, and where there is a b, db = Σ dy over every leading axis."""
+    grads = {"w": narrow(dw, params["w"])}
+    if params.get("b") is not None:
+        grads["b"] = narrow(dy.sum(tuple(range(dy.ndim - 1)), dtype=wide(dy.dtype)), params["b"])
+    return rules.like(params, grads)

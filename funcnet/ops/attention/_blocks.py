@@ -26,8 +26,9 @@ from jaxtyping import Array
 
 from funcnet import rules
 from funcnet.ops._dtype import common, narrow, signed, wide
+from funcnet.ops._shape import align, count, known
 
-__all__ = ["NONE", "Arrays", "Form", "backward", "forward", "kept"]
+__all__ = ["NONE", "Arrays", "Form", "backward", "forward", "kept", "seed_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Arrays(NamedTuple):
     queries: Array | None  # segment of each query [*n, t]
     keys: Array | None  # segment of each key [*n, s]
     offset: Array | None  # position of the first query [*n]
-    key: Array | None  # of dropout
+    seed: Array | None  # of dropout, as `seed_of` draws it
 
 
 NONE = Arrays(None, None, None, None, None)
@@ -78,8 +79,10 @@ class _Sizes(NamedTuple):
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """Blocks along the queries and along the keys."""
-        return -(-self.t // self.rows), -(-self.s // self.columns)
+        """Blocks along the queries and along the keys: one, where the length is a symbol."""
+        pairs = (self.t, self.rows), (self.s, self.columns)
+        many = [1 if size == most else -(-size // most) for size, most in pairs]
+        return many[0], many[1]
 
 
 # Compiled as a whole: an eager call would trace and compile its scans anew each time, and layers of equal
@@ -150,7 +153,7 @@ def backward(
     d = (do.astype(sums) * o.astype(sums)).sum(-1)
     dsinks = None
     if sinks is not None:
-        p = jnp.exp(sinks.astype(sums) - m - log_total)
+        p = jnp.exp(align(sinks.astype(sums), m.ndim) - m - log_total)
         dsinks = narrow(-(p * d).sum(range(d.ndim - 1)), sinks)
     q, do = _by_queries(z, q), _by_queries(z, do)
     d, m, log_total = (_by_queries(z, x[..., None]).mT for x in (d, m, log_total))
@@ -203,7 +206,8 @@ def _sizes(form: Form, q: Array, k: Array) -> _Sizes:
     *n, t, h, _ = q.shape
     s, h_kv = k.shape[-3:-1]
     rows, columns = form.block or _block(math.prod(n) * h, t, s)
-    return _Sizes(tuple(n), t, s, h, h_kv, max(1, min(rows, t)), max(1, min(columns, s)))
+    within = lambda most, size: max(1, min(most, size)) if known(size) else size
+    return _Sizes(tuple(n), t, s, h, h_kv, within(rows, t), within(columns, s))
 
 
 # Logits of a block in all heads: 2 MiB of float32, so that the few arrays of that size stay in the caches.
@@ -213,17 +217,23 @@ _LOGITS, _LEAST, _MOST = 2**19, 128, 512
 
 
 def _block(heads: int, t: int, s: int) -> tuple[int, int]:
-    """Rows and columns of a block: about square, but as wide as its rows are few."""
+    """Rows and columns of a block: about square, but as wide as its rows are few.
+
+    Of heads whose number is a symbol there may be many; of a length that is one, all is one block.
+    """
+    heads = heads if known(heads) else _LOGITS
     side = math.isqrt(_LOGITS // max(1, heads)) // 64 * 64
     side = min(max(side, _LEAST), _MOST)
     rows = _even(t, side)
-    return rows, _even(s, max(side, _LOGITS // max(1, heads * rows)))
+    return rows, _even(s, max(side, _LOGITS // max(1, heads * rows)) if known(rows) else side)
 
 
 def _even(size: int, most: int) -> int:
     """The size of the fewest blocks of at most `most` that cover `size`, all about equal."""
-    count = -(-size // most)
-    return size if count <= 1 else -(-size // (8 * count)) * 8
+    if not known(size):
+        return size
+    many = -(-size // most)
+    return size if many <= 1 else -(-size // (8 * many)) * 8
 
 
 def _over_blocks(form: Form, z: _Sizes, step: Callable[[Any, Array, Array, bool], Any], carry: Any) -> Any:
@@ -254,7 +264,7 @@ def _list_blocks(form: Form, z: _Sizes) -> tuple[list[tuple[int, int]], list[tup
     for i in range(blocks_q):
         for j in range(blocks_k):
             whole = (j + 1) * z.columns <= z.s  # no padding
-            if limited and form.offset is None:
+            if limited and (form.offset is None or not known(z.t, z.s)):
                 whole = False
             elif limited and form.offset is not None:
                 # How far the keys lie ahead of the queries, at the least and at the most.
@@ -321,7 +331,9 @@ def _from_keys(z: _Sizes, x: Array) -> Array:
 
 def _of_heads(z: _Sizes, x: Array) -> Array:
     """[h] as [h_kv, h / h_kv · rows]."""
-    return jnp.repeat(x.reshape(z.h_kv, z.h // z.h_kv), z.rows, axis=1)
+    group = z.h // z.h_kv
+    x = jnp.broadcast_to(x.reshape(z.h_kv, group, 1), (z.h_kv, group, z.rows))
+    return x.reshape(z.h_kv, group * z.rows)
 
 
 # ---- the logits of one block ------------------------------------------------------------------------------
@@ -398,10 +410,11 @@ def _in_reach(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> list
     rows = (i * z.rows + jnp.tile(jnp.arange(z.rows, dtype=jnp.int32), z.h // z.h_kv))[:, None]
     if arrays.offset is not None:
         far = 2**30  # beyond all keys, and no sum overflows
-        rows = rows + jnp.clip(signed(arrays.offset), -far, far).astype(jnp.int32)[..., None, None, None]
+        offset = jnp.clip(signed(arrays.offset), -far, far).astype(jnp.int32)[..., None, None, None]
+        rows, columns = align(rows, offset.ndim) + offset, align(columns, offset.ndim)
     else:
         rows = rows + jnp.int32(form.offset or 0)
-    seen = [columns < z.s] if z.s % z.columns else []
+    seen = [columns < z.s] if z.blocks[1] * z.columns != z.s else []
     seen += [columns - rows <= form.right] if form.right is not None else []
     return seen + ([columns - rows >= -form.left] if form.left is not None else [])
 
@@ -432,14 +445,14 @@ def _padded(z: _Sizes, x: Array) -> Array:
 
 def _tile(z: _Sizes, x: Array, i: Array, j: Array) -> Array:
     """The part of a mask or bias in a block, broadcastable to [*n, h_kv, h / h_kv · rows, columns]."""
-    if x.shape[-2] > 1:
+    if x.shape[-2] != 1:
         x = lax.dynamic_slice_in_dim(x, i * z.rows, z.rows, axis=-2)
-    if x.shape[-1] > 1:
+    if x.shape[-1] != 1:
         x = lax.dynamic_slice_in_dim(x, j * z.columns, z.columns, axis=-1)
     *n, h, rows, columns = x.shape
     group = z.h // z.h_kv
-    x = x.reshape(*n, *((z.h_kv, group) if h > 1 else (1, 1)), rows, columns)
-    if group > 1 and (x.shape[-3] > 1 or rows > 1):
+    x = x.reshape(*n, *((z.h_kv, group) if h != 1 else (1, 1)), rows, columns)
+    if group != 1 and (x.shape[-3] != 1 or rows != 1):
         x = jnp.broadcast_to(x, (*x.shape[:-3], group, z.rows, columns))
     return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], columns)
 
@@ -450,13 +463,13 @@ def _add_to_bias(z: _Sizes, dbias: Array, ds: Array, i: Array, j: Array) -> Arra
     ds = ds.reshape(*z.n, z.h_kv, z.h // z.h_kv, z.rows, z.columns)
     lead = len(z.n)
     whole = (*z.n, z.h_kv, z.h // z.h_kv, z.rows, z.columns)
-    kept = (*n, *((z.h_kv, z.h // z.h_kv) if h > 1 else (1, 1)), *(0 if t > 1 else 1, 0 if s > 1 else 1))
+    kept = (*n, *((z.h_kv, z.h // z.h_kv) if h != 1 else (1, 1)), *(1 if size == 1 else 0 for size in (t, s)))
     summed = [a for a in range(lead + 4) if kept[a] == 1 and whole[a] != 1]
     ds = ds.sum(summed, keepdims=True)
     ds = ds.reshape(*ds.shape[:lead], ds.shape[lead] * ds.shape[lead + 1], *ds.shape[lead + 2 :])
     at = [jnp.int32(0)] * (lead + 1) + [
-        i * z.rows if t > 1 else jnp.int32(0),
-        j * z.columns if s > 1 else jnp.int32(0),
+        i * z.rows if t != 1 else jnp.int32(0),
+        j * z.columns if s != 1 else jnp.int32(0),
     ]
     there = lax.dynamic_slice(dbias, at, ds.shape)
     return lax.dynamic_update_slice(dbias, there + ds, at)
@@ -465,18 +478,22 @@ def _add_to_bias(z: _Sizes, dbias: Array, ds: Array, i: Array, j: Array) -> Arra
 # ---- dropout: which weights are kept ----------------------------------------------------------------------
 
 
-def kept(rate: float, key: Array, rows: Array, columns: Array) -> Array:
+def seed_of(key: Array) -> Array:
+    """The two words of 32 bits, drawn once, that decide which weights are kept, forward and backward."""
+    return jax.random.bits(key, (2,), "uint32")
+
+
+def kept(rate: float, seed: Array, rows: Array, columns: Array) -> Array:
     """Whether a weight is kept, by its place: the same whatever the blocks are.
 
-    Threefry-2x32 of the number of the row and that of the column, under a key that is drawn from `key`.
+    Threefry-2x32 of the number of the row and that of the column, under the seed.
 
     Args:
         rate: the share that is not.
-        key: a random key.
+        seed: from `seed_of`.
         rows: numbers of rows, uint32, broadcast against those of the columns.
         columns: numbers of columns.
     """
-    seed = jax.random.bits(key, (2,), "uint32")
     rows, columns = jnp.broadcast_arrays(rows, columns)
     a, b = (jnp.broadcast_to(word, rows.shape) for word in seed)
     word, _ = threefry2x32_p.bind(a, b, rows, columns)
@@ -485,9 +502,10 @@ def kept(rate: float, key: Array, rows: Array, columns: Array) -> Array:
 
 def _kept_in_block(form: Form, z: _Sizes, arrays: Arrays, i: Array, j: Array) -> Array:
     """`kept` of [*n, h_kv, columns, h / h_kv · rows]; a row's number is that of [n, h, t] in C order."""
-    assert arrays.key is not None
+    assert arrays.seed is not None
+    number = lambda size: count(size, jnp.uint32)
     heads = jnp.arange(math.prod(z.n) * z.h, dtype=jnp.uint32).reshape(*z.n, z.h_kv, z.h // z.h_kv, 1)
-    rows = i.astype(jnp.uint32) * np.uint32(z.rows) + jnp.arange(z.rows, dtype=jnp.uint32)
-    rows = (heads * np.uint32(z.t) + rows).reshape(*z.n, z.h_kv, z.h // z.h_kv * z.rows, 1)
-    columns = j.astype(jnp.uint32) * np.uint32(z.columns) + jnp.arange(z.columns, dtype=jnp.uint32)
-    return kept(form.rate, arrays.key, rows, columns).mT
+    rows = i.astype(jnp.uint32) * number(z.rows) + jnp.arange(z.rows, dtype=jnp.uint32)
+    rows = (heads * number(z.t) + align(rows, heads.ndim)).reshape(*z.n, z.h_kv, z.h // z.h_kv * z.rows, 1)
+    columns = j.astype(jnp.uint32) * number(z.columns) + jnp.arange(z.columns, dtype=jnp.uint32)
+    return kept(form.rate, arrays.seed, rows, align(columns, rows.ndim)).mT

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from funcnet.ops._shape import known
 from funcnet.ops.attention._blocks import Arrays, Form
 
 __all__ = ["applies", "cudnn", "either"]
@@ -33,7 +34,7 @@ def applies(
     width, dtypes = q.shape[-1], {x.dtype for x in (q, k, v)}
     if len(dtypes) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or v.shape[-1] != width:
         return False
-    if not (q.size and k.size):
+    if not (known(*q.shape, *k.shape) and q.size and k.size):
         return False
     capability = _capability()
     return capability >= 8.0 and width <= (256 if capability >= 9.0 else 128)

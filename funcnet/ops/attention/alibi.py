@@ -20,6 +20,7 @@ from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, signed, wide
+from funcnet.ops._shape import align, known
 
 __all__ = ["apply", "cost", "reference", "slopes", "vjp"]
 
@@ -49,11 +50,12 @@ def reference(
 ) -> Float[Array, "..."]:
     """−slope · |i + q_offset − j|, as it is written; or slope · j."""
     m = slopes.astype(wide(slopes.dtype))[:, None, None]
-    j = jnp.arange(s)
+    j = jnp.arange(s)[None, None]
     if causal:
         return (m * j.astype(m.dtype)).astype(slopes.dtype)
-    i = jnp.arange(t)[:, None] + jnp.asarray(q_offset).astype(j.dtype)[..., None, None, None]
-    return (-m * jnp.abs(i - j).astype(m.dtype)).astype(slopes.dtype)
+    first = jnp.asarray(q_offset).astype(j.dtype)[..., None, None, None]
+    distance = jnp.abs(first + align(jnp.arange(t)[:, None], first.ndim) - align(j, first.ndim))
+    return (align(-m, first.ndim) * distance.astype(m.dtype)).astype(slopes.dtype)
 
 
 @rules.operation
@@ -95,7 +97,10 @@ def apply(
             expected="slopes: float[h]",
             actual=f"slopes: {describe(slopes)}",
         )
-    t, s = _check.positive(where, "t", t, least=0), _check.positive(where, "s", s, least=0)
+    t, s = (
+        _check.positive(where, name, size, least=0) if known(size) else size
+        for name, size in (("t", t), ("s", s))
+    )
     causal = _check.flag(where, "causal", causal)
     return rules.call(vjp, slopes, t=t, s=s, q_offset=_check_offset(where, q_offset), causal=causal)
 
@@ -110,7 +115,7 @@ def vjp(
 ) -> tuple[Float[Array, "..."], Partial]:
     """The bias and its pullback: dslope_h = −Σ dy[h, i, j] · |i + q_offset − j|, or Σ dy[h, 0, j] · j."""
     weights = _weights(wide(slopes.dtype), q_offset, t=t, s=s, causal=causal)
-    bias = slopes.astype(weights.dtype)[:, None, None] * weights
+    bias = align(slopes.astype(weights.dtype)[:, None, None], weights.ndim) * weights
     return bias.astype(slopes.dtype), Partial(rules.bind(_pullback, t=t, s=s, causal=causal), q_offset)
 
 
@@ -127,7 +132,7 @@ def _weights(dtype: jnp.dtype, q_offset: Any, *, t: int, s: int, causal: bool) -
         return jnp.arange(s).astype(dtype)[None, None]
     first = signed(jnp.asarray(q_offset))[..., None, None, None]
     i, j = (jnp.arange(size, dtype=first.dtype) for size in (t, s))
-    return -jnp.abs(first + i[:, None] - j).astype(dtype)
+    return -jnp.abs(first + align(i[:, None], first.ndim) - align(j, first.ndim)).astype(dtype)
 
 
 def cost(

@@ -32,6 +32,7 @@ from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe, sh
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, signed, wide
+from funcnet.ops._shape import align, known
 from funcnet.ops.attention import _blocks as blocks
 from funcnet.ops.attention import _vendor as vendor
 
@@ -70,22 +71,22 @@ def reference(
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     if bias is not None:
-        logits = logits + bias.astype(logits.dtype)
+        logits = logits + align(bias.astype(logits.dtype), logits.ndim)
     seen = jnp.ones(logits.shape, bool) if mask is None else jnp.broadcast_to(mask, logits.shape)
     offset = signed(jnp.asarray(q_offset))[..., None, None, None]
-    i, j = (jnp.arange(size, dtype=offset.dtype) for size in (t, s))
-    ahead = j - (i[:, None] + offset)
+    *_, i, j = (lax.broadcasted_iota(offset.dtype, logits.shape, axis) for axis in range(logits.ndim))
+    ahead = j - (i + align(offset, logits.ndim))
     if causal:
         seen = seen & (ahead <= 0)
     if window is not None:
         left, right = (window - 1, 0) if isinstance(window, int) else window
         seen = seen & (-left <= ahead) & (ahead <= right)
     if segment_ids is not None:
-        of_q, of_k = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
+        of_q, of_k = _pair(segment_ids)
         seen = seen & (of_q[..., None, :, None] == of_k[..., None, None, :])
     highest = jnp.max(logits, -1, where=seen, initial=jnp.finfo(logits.dtype).min, keepdims=True)
     if sinks is not None:
-        sinks = sinks.astype(logits.dtype)[:, None, None]
+        sinks = align(sinks.astype(logits.dtype)[:, None, None], logits.ndim)
         highest = jnp.maximum(highest, sinks)
     highest = lax.stop_gradient(highest)  # P does not depend on it
     weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - highest, 0)), 0)
@@ -95,7 +96,8 @@ def reference(
     p = weights / jnp.where(total > 0, total, 1)
     if dropout_rate and key is not None:
         row = jnp.arange(math.prod(p.shape[:-1]), dtype=jnp.uint32).reshape(*n, h, t, 1)
-        kept = blocks.kept(dropout_rate, key, row, jnp.arange(s, dtype=jnp.uint32))
+        column = align(jnp.arange(s, dtype=jnp.uint32), row.ndim)
+        kept = blocks.kept(dropout_rate, blocks.seed_of(key), row, column)
         p = jnp.where(kept, p / (1 - dropout_rate), 0)
     return jnp.einsum("...hts,...she->...the", p.astype(v.dtype), v)
 
@@ -250,18 +252,24 @@ def _form(
         left, right = (window - 1, None) if isinstance(window, int) else window
     if causal:
         right = 0
-    of_q, of_k = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
+    of_q, of_k = _pair(segment_ids)
     fixed = isinstance(q_offset, int)
+    seed = blocks.seed_of(key) if dropout_rate and key is not None else None
     form = blocks.Form(
         left=left,
         right=right,
         scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
         softcap=softcap,
-        rate=0.0 if key is None else dropout_rate,
+        rate=0.0 if seed is None else dropout_rate,
         offset=q_offset if fixed else None,
         block=block,
     )
-    return form, blocks.Arrays(mask, of_q, of_k, None if fixed else jnp.asarray(q_offset), key)
+    return form, blocks.Arrays(mask, of_q, of_k, None if fixed else jnp.asarray(q_offset), seed)
+
+
+def _pair(segment_ids: Any) -> tuple[Any, Any]:
+    """Those of the queries and of the keys."""
+    return tuple(segment_ids) if isinstance(segment_ids, tuple | list) else (segment_ids, segment_ids)
 
 
 class _Kept(NamedTuple):
@@ -521,7 +529,7 @@ def _check_offset(where: str, offset: Any, q: Array, k: Array) -> Offset:
     n, t, s = q.shape[:-3], q.shape[-3], k.shape[-3]
     dtype = _check.dtype_of(offset)
     if dtype is None or isinstance(offset, np.generic):
-        offset = _check.positive(where, "q_offset", offset, least=-t)
+        offset = _check.positive(where, "q_offset", offset, least=-t if known(t) else -(2**31))
     elif not jnp.issubdtype(dtype, jnp.integer):
         raise DTypeError(
             f"{where}: q_offset is not an integer.",
@@ -538,7 +546,7 @@ def _check_offset(where: str, offset: Any, q: Array, k: Array) -> Offset:
             expected=f"q_offset: int, broadcastable to [{', '.join(map(str, n))}]     (q: {describe(q)})",
             actual=f"q_offset: {describe(offset)}",
         )
-    if isinstance(offset, int) or _check.concrete(offset):
+    if known(t, s) and (isinstance(offset, int) or _check.concrete(offset)):
         last = int(np.asarray(offset).max(initial=0))
         if last > 0 and last + t > s:
             raise ValueRangeError(

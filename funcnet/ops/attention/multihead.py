@@ -251,9 +251,8 @@ def vjp(
 
 def _pullback(
     params: Params, x: Array, o: Array, attend: Partial, before: dict[str, Any], dy: Array
-) -> tuple[dict, Array, Array | None]:
-    # What params hold as None has None for its gradient.
-    grads: dict[str, Any] = {name: None for name, value in params.items() if value is None}
+) -> tuple[Params, Array, Array | None]:
+    grads: dict[str, Any] = {}
     grads["o"], do = _pull_projection(params["o"], o, dy, 2)
     *dqkv, dbias, dsinks = attend(narrow(do, o))
     if params.get("sinks") is not None:
@@ -267,7 +266,7 @@ def _pullback(
             grads[f"{name}_norm"], dz = norm(dz)
         grads[name], dx_ = _pull_projection(params[name], x, dz, 1)
         dx = dx + dx_.astype(dx.dtype)
-    return grads, narrow(dx, x), dbias
+    return rules.like(params, grads), narrow(dx, x), dbias
 
 
 def _pull_projection(p: Projection, x: Array, dy: Array, axes: int) -> tuple[dict, Array]:
@@ -278,9 +277,9 @@ def _pull_projection(p: Projection, x: Array, dy: Array, axes: int) -> tuple[dic
     dy_ = dy.reshape(rows.shape[0], w_.shape[1])
     dw = jnp.matmul(rows.T, dy_, preferred_element_type=sums).reshape(w.shape)
     dx = jnp.matmul(dy_, w_.T, preferred_element_type=sums).reshape(x.shape)
-    grads: dict[str, Any] = {"w": narrow(dw, p["w"])}
-    if "b" in p:
-        grads["b"] = None if p["b"] is None else narrow(dy.sum(range(n), dtype=sums), p["b"])
+    grads = {"w": narrow(dw, p["w"])}
+    if p.get("b") is not None:
+        grads["b"] = narrow(dy.sum(range(n), dtype=sums), p["b"])
     return grads, dx
 
 

@@ -25,6 +25,7 @@ from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import wide
+from funcnet.ops._shape import align, known
 
 __all__ = ["NTK", "Config", "Linear", "Llama3", "YaRN", "apply", "cost", "frequencies", "reference", "vjp"]
 
@@ -203,7 +204,8 @@ def reference(
     b = a + (len(theta) if config.layout == "split" else 1)
     h = x.astype(wide(x.dtype))
     m = jnp.arange(x.shape[-3]) if positions is None else lax.stop_gradient(positions)
-    angle = (m.astype(h.dtype)[..., None] * jnp.asarray(theta, h.dtype))[..., None, :]
+    angle = m.astype(h.dtype)[..., None] * align(jnp.asarray(theta, h.dtype), m.ndim + 1)
+    angle = align(angle[..., None, :], h.ndim)
     y = h.at[..., a].set(c * (h[..., a] * jnp.cos(angle) - h[..., b] * jnp.sin(angle)))
     y = y.at[..., b].set(c * (h[..., b] * jnp.cos(angle) + h[..., a] * jnp.sin(angle)))
     return y.astype(x.dtype)
@@ -263,7 +265,8 @@ def _turn(x: Array, positions: Array | None, config: Config, direction: int) -> 
     shape, axis = ((2, pairs), -2) if config.layout == "split" else ((pairs, 2), -1)
     h = x[..., :width].astype(wide(x.dtype)).reshape(*x.shape[:-1], *shape)
     m = jnp.arange(x.shape[-3], dtype=jnp.int32) if positions is None else positions
-    angle = m.astype(h.dtype)[..., None, None] * jnp.asarray(theta, h.dtype)
+    angle = m.astype(h.dtype)[..., None, None] * align(jnp.asarray(theta, h.dtype), m.ndim + 2)
+    angle = align(angle, x.ndim)
     cos, sin = jnp.cos(angle), direction * jnp.sin(angle)
     # XLA:CPU counts cosines as cheap and takes them anew for every head and sequence, which made all of this
     # 16 times slower; a quotient it counts as dear, and keeps. The norm differs from 1 by rounding only.
@@ -319,7 +322,7 @@ def _check_config(where: str, x: Array, config: Any) -> None:
         )
     _check.rank(where, "x", x, 3, "*n, t, h, e")
     e, width = x.shape[-1], config.width
-    if e % 2 if width is None else width > e:
+    if not known(e) or (e % 2 if width is None else width > e):
         text = f"width = {width}" if width is not None else "an even width"
         raise ShapeError(
             f"{where}: x has heads of {e} features, but {text} is to be turned.",

@@ -14,9 +14,10 @@ from jax import lax
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
+from funcnet.ops._shape import known
 from funcnet.ops.conv._window import Padding, out_size, pads, per_axis
 
-__all__ = ["Axis", "axes", "edges", "options", "slide", "windows"]
+__all__ = ["Axis", "axes", "edges", "slide", "windows"]
 
 
 class Axis(NamedTuple):
@@ -34,9 +35,14 @@ class Axis(NamedTuple):
         """The number of windows."""
         return out_size(self.size, self.kernel, self.stride, 1, (self.low, self.high))
 
-    def column(self, values: np.ndarray) -> np.ndarray:
-        """A vector along this axis, shaped to be broadcast against x."""
-        return values.reshape(-1, *[1] * (-1 - self.at))
+    @property
+    def begins(self) -> Any:
+        """The position at which each window begins: known numbers, unless the size is a symbol."""
+        return (np if known(self.out) else jnp).arange(self.out, dtype=np.int32) * self.stride - self.low
+
+    def column(self, values: Any, ndim: int) -> Any:
+        """A vector along this axis of x, which has `ndim`."""
+        return values.reshape(*[1] * (ndim + self.at), -1, *[1] * (-1 - self.at))
 
 
 def axes(
@@ -71,6 +77,8 @@ def axes(
     rows = zip(range(-d - 1, -1), sizes, kernel, strides, pairs, strict=True)
     found = tuple(Axis(at, size, k, step, *pair) for at, size, k, step, pair in rows)
     for i, axis in enumerate(found):
+        if not known(axis.size):
+            continue
         last = (axis.out - 1) * axis.stride - axis.low  # where the last window begins
         if axis.out and (axis.low >= axis.kernel or last >= axis.size):
             raise ValueRangeError(
@@ -81,15 +89,6 @@ def axes(
                 f"padding {(axis.low, axis.high)}",
             )
     return found
-
-
-def options(axes: tuple[Axis, ...]) -> dict[str, Any]:
-    """The options of a pool again, in full and hashable."""
-    return {
-        "kernel": tuple(axis.kernel for axis in axes),
-        "stride": tuple(axis.stride for axis in axes),
-        "padding": tuple((axis.low, axis.high) for axis in axes),
-    }
 
 
 def edges(x: jax.Array, axis: Axis, low: int, high: int, fill: float, between: int = 0) -> jax.Array:

@@ -22,6 +22,7 @@ from funcnet.linalg import Operator
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import known
 from funcnet.ops.conv import _toeplitz_forms as forms
 from funcnet.ops.conv._window import Padding, Window, pads, per_axis
 
@@ -322,6 +323,8 @@ def window_of(
         sizes, kernel, strides, dilations, pads(where, padding, sizes, kernel, strides, dilations)
     )
     for axis, (size, pair) in enumerate(zip(sizes, window.padding, strict=True)):
+        if not known(size):
+            continue
         widest = {"zeros": max(pair), "circular": max(pair) if size else 0, "reflect": max(size - 1, 0)}[
             padding_mode
         ]

@@ -15,7 +15,7 @@ Shapes, all with a group axis: x [n, *size, g, c_in], w [*kernel, g, c_in, c_out
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from jax import lax
 
 from funcnet import rules
 from funcnet.ops._dtype import wide
+from funcnet.ops._shape import known
 from funcnet.ops.conv._window import Window, plain
 
 __all__ = ["METHODS", "NEEDS", "Problem", "Products", "direct", "on_cpu"]
@@ -85,6 +86,8 @@ def direct(p: Problem) -> Products:
         """Channels last, the window not reversed: reversal and batch groups leave XLA:CPU's fast path."""
         *kernel, g, c_in, c_out = w.shape
         spatial = "DHW"[-d:]
+        if not known(*itertools.chain(*padding)):
+            x, padding, spread = _padded(x, padding, spread), ((0, 0),) * d, None
         y = lax.conv_general_dilated(
             x.reshape(*x.shape[:-2], g * c_in),
             jnp.moveaxis(w, -3, -2).reshape(*kernel, c_in, g * c_out),
@@ -163,7 +166,7 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, p: Problem) -> Array:
     over = tuple(range(len(window.kernel) - 1))
 
     def of_image(x: Array, dy: Array) -> list[Array]:
-        x, dy = lax.optimization_barrier((_padded(x[None], window), dy))
+        x, dy = lax.optimization_barrier((_padded(x[None], window.padding), dy))
         return [(flat(x[0][seen]) * dy).sum(over) for _, seen in window.taps]
 
     if _loops_are_local():  # one image at a time stays in the cache
@@ -228,6 +231,8 @@ def group_by_group(p: Problem, one: Callable[[Problem], Products]) -> Products:
 
 def chunk_by_chunk(p: Problem, form: Callable[[Problem], Products], most: int) -> Products:
     """At most `most` images at a time (a divisor of n), for forms whose intermediates would fill memory."""
+    if not known(p.n):
+        return form(p)
     chunk = next(m for m in range(max(1, min(most, p.n)), 0, -1) if p.n % m == 0)
     if chunk == p.n or not _loops_are_local():
         return form(p)
@@ -289,7 +294,7 @@ def patches(p: Problem, folded: int = 0) -> Products:
         return w.transpose(2, 1, 3, 0, 4).reshape(p.groups, channels, columns)
 
     def output(z: Array) -> Array:
-        z = _padded(z.reshape(p.n, *after.sizes, many, p.groups, columns), after)
+        z = _padded(z.reshape(p.n, *after.sizes, many, p.groups, columns), after.padding)
         of_taps = lax.split(z, [p.c_out] * math.prod(after.kernel), z.ndim - 1)  # transposed: side by side
         parts = [v[(slice(None), *seen)] for v, (_, seen) in zip(of_taps, after.taps, strict=True)]
         return functools.reduce(jnp.add, parts).reshape(p.y)
@@ -511,13 +516,17 @@ def _product_by_product(p: Problem) -> Products:
 # ---- what the taps of a kernel meet -----------------------------------------------------------------------
 
 
-def _padded(x: Array, window: Window) -> Array:
-    return jnp.pad(x, [(0, 0), *window.padding, *[(0, 0)] * (x.ndim - 1 - len(window.padding))])
+def _padded(x: Array, padding: Sequence[tuple[int, int]], spread: Sequence[int] | None = None) -> Array:
+    """x [n, *size, ...] with its border, and with spread - 1 zeros between its positions."""
+    between = [0] * len(padding) if spread is None else [s - 1 for s in spread]
+    ends = [(*pair, gap) for pair, gap in zip(padding, between, strict=True)]
+    rest = [(0, 0, 0)] * (x.ndim - 1 - len(ends))
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, *rest])
 
 
 def _shifts(x: Array, window: Window) -> list[Array]:
     """x as each tap sees it, along the axes of the window, which come after the first."""
-    x = _padded(x, window)
+    x = _padded(x, window.padding)
     return [x[(slice(None), *seen)] for _, seen in window.taps]
 
 
@@ -536,8 +545,7 @@ def _pads_of_transpose(window: Window) -> tuple[tuple[int, int], ...]:
 
 def _spread(dy: Array, window: Window) -> Array:
     """dy [n, *out, g, c] with stride - 1 zeros between its positions, and its border."""
-    pads = [(*pair, s - 1) for pair, s in zip(_pads_of_transpose(window), window.stride, strict=True)]
-    return lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *pads, (0, 0, 0), (0, 0, 0)])
+    return _padded(dy, _pads_of_transpose(window), window.stride)
 
 
 # ---- which form runs --------------------------------------------------------------------------------------
@@ -573,6 +581,8 @@ def on_cpu(p: Problem, product: str) -> Products:
     large element changes outputs that do not see it.
     """
     window, again = p.window, functools.partial(on_cpu, product=product)
+    if not known(*window.sizes):
+        return direct(p)
     fits = lambda method: NEEDS[method][1](window)
     if p.c_in == 1 and p.groups >= 8:  # every channel alone, and enough of them to fill a vector
         return shifted(p) if p.taps <= _MANY_TAPS else direct(p)

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.core
 import numpy as np
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
@@ -97,7 +98,7 @@ def pads(
         pairs = []
         for n, k, s, d in zip(sizes, kernel, stride, dilation, strict=True):
             reach = d * (k - 1)
-            total = max((-(-n // s) - 1) * s + reach + 1 - n, 0)
+            total = jax.core.max_dim((-(-n // s) - 1) * s + reach + 1 - n, 0)
             low = {"same": total // 2, "valid": 0, "causal": reach}[padding]
             pairs.append((low, total - low if padding == "same" else 0))
         return tuple(pairs)
@@ -152,4 +153,4 @@ def out_size(size: int, kernel: int, stride: int, dilation: int, pair: tuple[int
     >>> out_size(7, 3, 2, 1, (1, 1))
     4
     """
-    return max((size + sum(pair) - dilation * (kernel - 1) - 1) // stride + 1, 0)
+    return jax.core.max_dim((size + sum(pair) - dilation * (kernel - 1) - 1) // stride + 1, 0)

@@ -8,6 +8,7 @@ Source: LeCun et al., "Gradient-based learning applied to document recognition",
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from funcnet.errors import ShapeError
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
+from funcnet.ops._shape import count
 from funcnet.ops.conv import _pool
 from funcnet.ops.conv._pool import Axis
 from funcnet.ops.conv._window import Padding
@@ -90,14 +92,14 @@ def vjp(
 def _forward(x: Array, axes: tuple[Axis, ...]) -> Array:
     y = x.astype(wide(x.dtype))
     for axis in axes:
-        y = _pool.slide(y, axis, lax.add, 0.0) / _count(axis).astype(y.dtype)
+        y = _pool.slide(y, axis, lax.add, 0.0) / _count(axis, y)
     return y.astype(x.dtype)
 
 
 def _pullback(dy: Array, *, axes: tuple[Axis, ...]) -> tuple[Array]:
     dx = dy.astype(wide(dy.dtype))
     for axis in axes:
-        share = _pool.edges(dx / _count(axis).astype(dx.dtype), axis, 0, 0, 0.0, between=axis.stride - 1)
+        share = _pool.edges(dx / _count(axis, dx), axis, 0, 0, 0.0, between=axis.stride - 1)
         last = (axis.out - 1) * axis.stride + 1
         # The windows that see p begin at p and at the kernel − 1 places before it.
         before, after = axis.kernel - 1 - axis.low, axis.size + axis.low - last
@@ -129,7 +131,7 @@ def matrix(
         )
     factors = []
     for axis in axes:
-        behind = np.arange(axis.size) - (np.arange(axis.out)[:, None] * axis.stride - axis.low)
+        behind = np.arange(axis.size) - axis.begins[:, None]
         seen = (behind >= 0) & (behind < axis.kernel)
         factors.append(seen / seen.sum(1, keepdims=True))
     return jnp.asarray(functools.reduce(np.kron, [*factors, np.eye(in_shape[-1])]))
@@ -146,7 +148,10 @@ def cost(
     return Cost(0, traffic(reference, x, kernel=kernel, stride=stride, padding=padding))
 
 
-def _count(axis: Axis) -> np.ndarray:
-    """The number of true elements of each window along one axis."""
-    begin = np.arange(axis.out) * axis.stride - axis.low
-    return axis.column(np.minimum(begin + axis.kernel, axis.size) - np.maximum(begin, 0))
+def _count(axis: Axis, x: Array) -> Any:
+    """The number of true elements of each window along one axis, shaped and typed like x."""
+    if axis.low == axis.high == 0:
+        return float(axis.kernel)
+    begins, size = axis.begins, count(axis.size, jnp.int32)
+    seen = (begins + axis.kernel).clip(max=size) - begins.clip(min=0)
+    return axis.column(seen.astype(x.dtype), x.ndim)

@@ -176,10 +176,10 @@ def _forward(params: Params, x: Array, static: _toeplitz.Map) -> Array:
     return _bias.add(_toeplitz.forward(params["w"], x, static), params)
 
 
-def _pullback(params: Params, x: Array, dy: Array, *, static: _toeplitz.Map) -> tuple[dict, Array]:
+def _pullback(params: Params, x: Array, dy: Array, *, static: _toeplitz.Map) -> tuple[Params, Array]:
     dw = _toeplitz.kernel_gradient(x, dy, params["w"], static)
     dx = _toeplitz.transposed(params["w"], dy, static)
-    return {"w": dw, **_bias.gradient(params, dy)}, narrow(dx, x)
+    return _bias.gradients(params, dw, dy), narrow(dx, x)
 
 
 def matrix(

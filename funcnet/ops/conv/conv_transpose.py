@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -184,10 +185,10 @@ def _forward(params: Params, x: Array, static: _toeplitz.Map) -> Array:
     return _bias.add(_toeplitz.transposed(params["w"], x, static), params)
 
 
-def _pullback(params: Params, x: Array, dy: Array, *, static: _toeplitz.Map) -> tuple[dict, Array]:
+def _pullback(params: Params, x: Array, dy: Array, *, static: _toeplitz.Map) -> tuple[Params, Array]:
     dw = _toeplitz.kernel_gradient(dy, x, params["w"], static)
     dx = _toeplitz.forward(params["w"], dy, static)
-    return {"w": dw, **_bias.gradient(params, dy)}, narrow(dx, x)
+    return _bias.gradients(params, dw, dy), narrow(dx, x)
 
 
 def matrix(
@@ -271,7 +272,7 @@ def _static(
     else:  # the least that holds every position that x spreads to
         cut = (0,) * d if named else [sum(pair) for pair in explicit(where, padding, d)]
         sizes = tuple(
-            max((o - 1) * s + e * (k - 1) + 1 - c, 0) if o else 0
+            jax.core.max_dim((o - 1) * s + e * (k - 1) + 1 - c, 0) if o else 0
             for o, s, e, k, c in zip(outs, strides, dilations, kernel, cut, strict=True)
         )
     window = _toeplitz.window_of(where, w, sizes, stride, padding, dilation, padding_mode)

@@ -71,8 +71,8 @@ def apply(
         ValueRangeError: an option is out of range, or a window sees nothing but padding.
     """
     x = _check.floating("max_pool.apply", "x", x)
-    axes = _pool.axes("max_pool.apply", x, kernel, stride, padding)
-    return rules.call(vjp, x, **_pool.options(axes))
+    _pool.axes("max_pool.apply", x, kernel, stride, padding)
+    return rules.call(vjp, x, kernel=kernel, stride=stride, padding=padding)
 
 
 def vjp(
@@ -116,11 +116,11 @@ def cost(
 # ---- one axis: a window is ⌈kernel / stride⌉ blocks of `stride` elements, the last one perhaps cut ---------
 
 
-def _blocks(axis: Axis) -> list[np.ndarray]:
-    """Block by block, the place k that each element has in its window."""
+def _blocks(axis: Axis, ndim: int) -> list[np.ndarray]:
+    """Block by block, the place k that each element has in its window, along this axis of `ndim`."""
     many = -(-axis.kernel // axis.stride)
     places = np.arange(many * axis.stride, dtype=np.min_scalar_type(many * axis.stride))
-    return [axis.column(block) for block in places.reshape(many, axis.stride)]
+    return [axis.column(block, ndim) for block in places.reshape(many, axis.stride)]
 
 
 def _first(x: Array, y: Array, axis: Axis) -> Array:
@@ -128,20 +128,20 @@ def _first(x: Array, y: Array, axis: Axis) -> Array:
     at, s = axis.at % x.ndim, axis.stride
     y = jnp.expand_dims(y, at + 1)
     found = []
-    for j, places in enumerate(_blocks(axis)):  # the j-th blocks of all windows stand side by side in x
+    for j, places in enumerate(_blocks(axis, y.ndim)):  # side by side in x: the j-th of all windows
         begin, length = j * s - axis.low, axis.out * s
         block = _pool.edges(x, axis, -begin, begin + length - axis.size, -jnp.inf)
         block = block.reshape(*x.shape[:at], axis.out, s, *x.shape[at + 1 :])
         equal = (block == y) | jnp.isnan(block)
         found.append(jnp.where(equal, places, np.iinfo(places.dtype).max).min(at + 1))
     # Padding equals y where y is −inf: the first true element is the one.
-    true = np.maximum(axis.low - np.arange(axis.out) * s, 0).astype(found[0].dtype)
-    return jnp.maximum(functools.reduce(jnp.minimum, found), axis.column(true))
+    true = (-axis.begins).clip(min=0).astype(found[0].dtype)
+    return jnp.maximum(functools.reduce(jnp.minimum, found), axis.column(true, x.ndim))
 
 
 def _give_back(taken: Array, dy: Array, axis: Axis) -> Array:
     """dx[p] = Σ dy[o] over the windows o with o·stride − low + taken[o] = p."""
-    at, s, blocks = axis.at % dy.ndim, axis.stride, _blocks(axis)
+    at, s, blocks = axis.at % dy.ndim, axis.stride, _blocks(axis, dy.ndim + 1)
     more = len(blocks) - 1
     length = axis.out + more
     dy, taken = (jnp.expand_dims(_pool.edges(v, axis, more, more, 0.0), at + 1) for v in (dy, taken))

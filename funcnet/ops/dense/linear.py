@@ -86,13 +86,13 @@ def vjp(params: Params, x: Float[Array, "*n d_in"]) -> tuple[Float[Array, "*n d_
     return _affine(params, x), Partial(_pullback, params, x)
 
 
-def _pullback(params: Params, x: Array, dy: Array) -> tuple[dict, Array]:
+def _pullback(params: Params, x: Array, dy: Array) -> tuple[Params, Array]:
     n = tuple(range(x.ndim - 1))
     sums = wide(dy.dtype)
     wx, xw = common(params["w"], x)
     dx = jnp.matmul(dy, wx.T, preferred_element_type=sums)
     dw = jnp.tensordot(xw, dy, (n, n), preferred_element_type=sums)
-    return {"w": narrow(dw, params["w"]), **_bias.gradient(params, dy)}, narrow(dx, x)
+    return _bias.gradients(params, dw, dy), narrow(dx, x)
 
 
 def matrix(params: Params, in_shape: tuple[int, ...]) -> Float[Array, "d_out d_in"]:

@@ -25,6 +25,7 @@ from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, signed, wide
+from funcnet.ops._shape import known
 from funcnet.ops.loss._classes import counts, logsumexp
 
 __all__ = ["apply", "cost", "reference", "vjp"]
@@ -219,10 +220,13 @@ def _columns(n: int, v: int, chunk: int | None) -> int:
 
     So many that n rows have 2²¹ logits, which stay in a cache: on 2 cores with 32 MiB of it (float32, d = 256
     and n from 1024 to 4096) the fastest or within 5 %. But at least 1024, since dx is read and written once
-    per chunk; and of nearly equal size, in 128s, the width of a tile on accelerators.
+    per chunk; and of nearly equal size, in 128s, the width of a tile on accelerators. Rows whose number
+    is a symbol are taken for many; of columns, all are taken at once.
     """
+    if not known(v):
+        return v
     if chunk is None:
-        pieces = -(-v // max(2**21 // max(n, 1), 1024))
+        pieces = -(-v // (max(2**21 // max(n, 1), 1024) if known(n) else 1024))
         chunk = -(-v // (128 * pieces)) * 128
     return min(chunk, v)
 
@@ -239,7 +243,7 @@ def _fold(
     The rest comes first and outside the loop: so sizes need not divide, and what the loop carries varies over
     the devices of a `jax.shard_map` as what is merged into it does.
     """
-    many = (v - 1) // columns
+    many = (v - 1) // columns if known(v) else 0
     rest = v - many * columns
     # Forward mode and JAX's own rule, too, compute a chunk's logits again rather than keep those of all.
     again = jax.checkpoint(functools.partial(part, columns=columns), prevent_cse=False)

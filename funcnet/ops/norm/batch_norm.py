@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
@@ -24,6 +23,7 @@ from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeErr
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import align, count
 
 __all__ = ["Params", "State", "apply", "cost", "init", "reference", "vjp"]
 
@@ -45,6 +45,7 @@ class State(TypedDict):
 def init(key: PRNGKeyArray, c: int, *, bias: bool = True) -> tuple[Params, State]:
     """Params w = 1, b = 0 and state mean = 0, var = 1; the key is not used.
 
+    >>> import jax
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3))
     ({'b': (3,), 'w': (3,)}, {'mean': (3,), 'var': (3,)})
     """
@@ -76,13 +77,14 @@ def reference(
     if train and x.size:
         over, n = tuple(range(x.ndim - 1)), real.sum().astype(h.dtype)
         mean = h.sum(over) / jnp.maximum(n, 1)
-        variance = jnp.where(real, (h - mean) ** 2, 0).sum(over) / jnp.maximum(n, 1)
+        variance = jnp.where(real, (h - align(mean, h.ndim)) ** 2, 0).sum(over) / jnp.maximum(n, 1)
         unbiased = variance * n / jnp.maximum(n - 1, 1)
         moved = {
             "mean": momentum * old_mean + (1 - momentum) * lax.stop_gradient(mean).astype(old_mean.dtype),
             "var": momentum * old_var + (1 - momentum) * lax.stop_gradient(unbiased).astype(old_var.dtype),
         }
-        state = jax.tree.map(lambda new, old: jnp.where(n > 1, new, old), moved, state)
+        state = {name: jnp.where(n > 1, new, state[name]) for name, new in moved.items()}
+    w, mean, variance = (align(v, h.ndim) for v in (w, mean, variance))
     y = _bias.add(w * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params)
     return jnp.where(real, y, 0), state
 
@@ -159,7 +161,7 @@ def vjp(
     """
     w, x_ = common(params["w"], x)
     rows, real = _rows(x_).astype(wide(x_.dtype)), None if mask is None else _rows(mask[..., None])
-    train = train and rows.shape[0] > 0
+    train = train and 0 not in x.shape[:-1]
     state = lax.stop_gradient(state)
     if train:
         c = _mean(_centred(rows, real, 0, train), real)
@@ -168,7 +170,8 @@ def vjp(
     else:
         c, variance = state["mean"].astype(rows.dtype), state["var"].astype(rows.dtype)
     rstd = lax.rsqrt(variance + eps)
-    y = _bias.add(w.astype(rows.dtype) * (_centred(rows, real, c, train) * rstd), params)
+    xhat = _centred(rows, real, c, train) * align(rstd, 2)
+    y = _bias.add(align(w.astype(rows.dtype), 2) * xhat, params)
     y = _masked(y, real).reshape(x.shape).astype(x_.dtype)
     return (y, state), Partial(rules.bind(_pullback, train=train), params, x, mask, c, rstd)
 
@@ -182,17 +185,17 @@ def _pullback(
     dy: tuple[Array, Any],
     *,
     train: bool,
-) -> tuple[dict, None, Array]:
+) -> tuple[Params, None, Array]:
     rows, real = _rows(x).astype(rstd.dtype), None if mask is None else _rows(mask[..., None])
     g = _masked(_rows(dy[0]).astype(rstd.dtype), real)
-    xhat = _centred(rows, real, c, train) * rstd
+    xhat = _centred(rows, real, c, train) * align(rstd, 2)
     dw = (g * xhat).sum(0)
     dx = g
     if train:
         n = _count(rows, real)
-        dx = g - g.sum(0) / n - xhat * (dw / n)
-    dx = _masked(params["w"].astype(rstd.dtype) * rstd * dx, real).reshape(x.shape)
-    return {"w": narrow(dw, params["w"]), **_bias.gradient(params, g)}, None, narrow(dx, x)
+        dx = g - align(g.sum(0) / n, 2) - xhat * align(dw / n, 2)
+    dx = _masked(align(params["w"].astype(rstd.dtype) * rstd, 2) * dx, real).reshape(x.shape)
+    return _bias.gradients(params, dw, g), None, narrow(dx, x)
 
 
 # ---- the elements of a channel as one axis, and those of them that the mask has ---------------------------
@@ -210,7 +213,7 @@ def _masked(rows: Array, real: Array | None) -> Array:
 def _count(rows: Array, real: Array | None) -> Array:
     """How many elements a mean is over, at least 1."""
     if real is None:
-        return jnp.array(rows.shape[0], rows.dtype)
+        return jnp.asarray(count(rows.shape[0], rows.dtype), rows.dtype)
     return jnp.maximum(real.sum(), 1).astype(rows.dtype)
 
 
@@ -225,14 +228,18 @@ def _first(rows: Array, real: Array | None) -> Array:
 
 def _centred(rows: Array, real: Array | None, c: Array | int, train: bool) -> Array:
     """rows less their mean, which is c, in training c + the first; 0 for padding, whatever it holds."""
-    return _masked((rows - _first(rows, real) if train else rows) - c, real)
+    rows = rows - align(_first(rows, real), 2) if train else rows
+    return _masked(rows - (c if isinstance(c, int) else align(c, 2)), real)
 
 
 def _moved(state: State, mean: Array, variance: Array, n: Array, momentum: float) -> State:
     """The state, moved towards the statistics of n elements, where those are two or more."""
     batch = lax.stop_gradient({"mean": mean, "var": variance * (n / jnp.maximum(n - 1, 1))})
-    moved = jax.tree.map(lambda s, v: momentum * s + (1 - momentum) * v.astype(s.dtype), state, batch)
-    return jax.tree.map(lambda new, old: jnp.where(n > 1, new, old), moved, state)
+    moved = {}
+    for name, value in batch.items():
+        old = state[name]
+        moved[name] = jnp.where(n > 1, momentum * old + (1 - momentum) * value.astype(old.dtype), old)
+    return rules.like(state, moved)
 
 
 def cost(

@@ -22,6 +22,7 @@ from funcnet.errors import ValueRangeError, describe
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import align
 from funcnet.ops.norm._moments import centred, moments
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
@@ -62,7 +63,7 @@ def reference(
     mean = h.mean(within, keepdims=True)
     variance = ((h - mean) ** 2).mean(within, keepdims=True)
     xhat = (h - mean) / jnp.sqrt(variance + eps)
-    return _bias.add(w * xhat.reshape(x.shape).astype(x.dtype), params)
+    return _bias.add(align(w, x.ndim) * xhat.reshape(x.shape).astype(x.dtype), params)
 
 
 @rules.operation
@@ -123,7 +124,7 @@ def vjp(
     c, variance = moments(h, _WITHIN)
     rstd = lax.rsqrt(variance + eps)
     xhat = (centred(h, c, _WITHIN) * rstd).reshape(x.shape)
-    y = _bias.add(w.astype(h.dtype) * xhat, params)
+    y = _bias.add(align(w.astype(h.dtype), x.ndim) * xhat, params)
     return y.astype(x_.dtype), Partial(
         rules.bind(_pullback, groups=groups, spatial=spatial), params, x, c, rstd
     )
@@ -131,13 +132,13 @@ def vjp(
 
 def _pullback(
     params: Params, x: Array, c: Array, rstd: Array, dy: Array, *, groups: int, spatial: int | None
-) -> tuple[dict, Array]:
+) -> tuple[Params, Array]:
     dy = dy.astype(rstd.dtype)
     xhat = centred(_split(x, groups, spatial).astype(rstd.dtype), c, _WITHIN) * rstd
-    g = _split(params["w"].astype(rstd.dtype) * dy, groups, spatial)
+    g = _split(align(params["w"].astype(rstd.dtype), x.ndim) * dy, groups, spatial)
     dx = rstd * (g - g.mean(_WITHIN, keepdims=True) - xhat * (g * xhat).mean(_WITHIN, keepdims=True))
     dw = (dy * xhat.reshape(x.shape)).sum(tuple(range(x.ndim - 1)))
-    return {"w": narrow(dw, params["w"]), **_bias.gradient(params, dy)}, narrow(dx.reshape(x.shape), x)
+    return _bias.gradients(params, dw, dy), narrow(dx.reshape(x.shape), x)
 
 
 _WITHIN = (-3, -1)  # the axes of `_split` that one mean is taken over

@@ -16,6 +16,7 @@ from funcnet.errors import describe
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import align
 from funcnet.ops.norm._moments import centred, moments
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
@@ -46,7 +47,7 @@ def reference(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Flo
     h = x.astype(wide(x.dtype))
     mean = h.mean(-1, keepdims=True)
     variance = ((h - mean) ** 2).mean(-1, keepdims=True)
-    return _bias.add(w * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params)
+    return _bias.add(align(w, x.ndim) * ((h - mean) / jnp.sqrt(variance + eps)).astype(x.dtype), params)
 
 
 @rules.operation
@@ -85,17 +86,17 @@ def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> tuple[Flo
     h = x_.astype(wide(x_.dtype))
     c, variance = moments(h, (-1,))
     rstd = lax.rsqrt(variance + eps)
-    y = _bias.add(w.astype(h.dtype) * (centred(h, c, (-1,)) * rstd), params)
+    y = _bias.add(align(w.astype(h.dtype), h.ndim) * (centred(h, c, (-1,)) * rstd), params)
     return y.astype(x_.dtype), Partial(_pullback, params, x, c, rstd)
 
 
-def _pullback(params: Params, x: Array, c: Array, rstd: Array, dy: Array) -> tuple[dict, Array]:
+def _pullback(params: Params, x: Array, c: Array, rstd: Array, dy: Array) -> tuple[Params, Array]:
     n = tuple(range(x.ndim - 1))
     dy = dy.astype(rstd.dtype)
     xhat = centred(x.astype(rstd.dtype), c, (-1,)) * rstd
-    g = params["w"].astype(rstd.dtype) * dy
+    g = align(params["w"].astype(rstd.dtype), x.ndim) * dy
     dx = rstd * (g - g.mean(-1, keepdims=True) - xhat * (g * xhat).mean(-1, keepdims=True))
-    return {"w": narrow((dy * xhat).sum(n), params["w"]), **_bias.gradient(params, dy)}, narrow(dx, x)
+    return _bias.gradients(params, (dy * xhat).sum(n), dy), narrow(dx, x)
 
 
 def cost(params: Params, x: Float[Abstract, "*n d"], eps: float = 1e-5) -> Cost:

@@ -17,6 +17,7 @@ from funcnet.errors import describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.ops._shape import align
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
@@ -42,7 +43,7 @@ def reference(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> Flo
     """y = w · x / √(mean(x²) + eps), as it is written."""
     w, x = common(params["w"], x)
     h = x.astype(wide(x.dtype))
-    return w * (h / jnp.sqrt((h**2).mean(-1, keepdims=True) + eps)).astype(x.dtype)
+    return align(w, x.ndim) * (h / jnp.sqrt((h**2).mean(-1, keepdims=True) + eps)).astype(x.dtype)
 
 
 @rules.operation
@@ -80,17 +81,17 @@ def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> tuple[Flo
     w, x_ = common(params["w"], x)
     h = x_.astype(wide(x_.dtype))
     rrms = lax.rsqrt((h**2).mean(-1, keepdims=True) + eps)
-    y = w.astype(h.dtype) * (h * rrms)
+    y = align(w.astype(h.dtype), h.ndim) * (h * rrms)
     return y.astype(x_.dtype), Partial(_pullback, params, x, rrms)
 
 
-def _pullback(params: Params, x: Array, rrms: Array, dy: Array) -> tuple[dict, Array]:
+def _pullback(params: Params, x: Array, rrms: Array, dy: Array) -> tuple[Params, Array]:
     dy = dy.astype(rrms.dtype)
     xhat = x.astype(rrms.dtype) * rrms
-    g = params["w"].astype(rrms.dtype) * dy
+    g = align(params["w"].astype(rrms.dtype), x.ndim) * dy
     dx = rrms * (g - xhat * (g * xhat).mean(-1, keepdims=True))
     dw = (dy * xhat).sum(tuple(range(x.ndim - 1)))
-    return {"w": narrow(dw, params["w"])}, narrow(dx, x)
+    return rules.like(params, {"w": narrow(dw, params["w"])}), narrow(dx, x)
 
 
 def cost(params: Params, x: Float[Abstract, "*n d"], eps: float = 1e-6) -> Cost:

@@ -1,9 +1,12 @@
 """Dropout: y = m · x / (1 − rate), each element of the mask m being 1 with probability 1 − rate, else 0.
 
-x, y, m [*n], m drawn from the key: ``jax.random.bernoulli(key, 1 - rate, x.shape)``. The division keeps the
-mean of y at x, so that evaluation (no key) is the identity. At rate 1 there is nothing left: y = 0.
+x, y, m [*n], m drawn from the key: ``jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)``, which is
+the same whether x64 is on or off. The division keeps the mean of y at x, so that evaluation (no key) is the
+identity. At rate 1 there is nothing left: y = 0.
 Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", JMLR 15, 2014.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +25,15 @@ def reference(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = 
     """y = x / (1 − rate) where the mask is 1, else 0; without a key, x."""
     if key is None:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate or 1), 0)
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape), x / (1 - rate or 1), 0)
 
 
 @rules.operation
 def apply(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None) -> Float[Array, "*n"]:
     """Set each element to 0 with probability `rate`, and scale the others up to keep the mean.
 
-    Differentiated by `vjp`, which keeps the key and draws the mask again; JAX's own rule keeps the mask.
+    Differentiated by `vjp`, which keeps the words of the key and draws the mask again; JAX's own rule keeps
+    the mask.
 
     Args:
         x: any shape.
@@ -55,11 +59,16 @@ def apply(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None
 def vjp(
     x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None
 ) -> tuple[Float[Array, "*n"], Partial]:
-    """y and its pullback: dx = m · dy / (1 − rate), with the mask m drawn again from the key."""
-    return _drop(x, rate, key), Partial(rules.bind(_pullback, rate=rate), key)
+    """y and its pullback: dx = m · dy / (1 − rate), with the mask m drawn again.
+
+    What is kept is the words of the key: JAX 0.10 cannot lower a typed key that leaves a branch of a `cond`.
+    """
+    words, impl = (None, None) if key is None else (jax.random.key_data(key), jax.random.key_impl(key))
+    return _drop(x, rate, key), Partial(rules.bind(_pullback, rate=rate, impl=impl), words)
 
 
-def _pullback(key: PRNGKeyArray | None, dy: Array, *, rate: float) -> tuple[Array]:
+def _pullback(words: Array | None, dy: Array, *, rate: float, impl: Any) -> tuple[Array]:
+    key = None if words is None else jax.random.wrap_key_data(words, impl=impl)
     return (_drop(dy, rate, key),)  # the map is diagonal: its own transpose
 
 
@@ -67,7 +76,7 @@ def _drop(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
     if key is None:
         return x
     kept = x.astype(wide(x.dtype)) * (1 / (1 - rate or 1))
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), narrow(kept, x), 0)
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape), narrow(kept, x), 0)
 
 
 def matrix(

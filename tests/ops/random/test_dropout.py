@@ -59,9 +59,21 @@ def test_the_cost_of_a_traced_call():
     assert dropout.cost(X, rate=0.5) == (0, 2 * X.nbytes)
 
 
-def test_the_residual_is_the_key():
+def test_the_residual_is_the_words_of_the_key():
     _, pullback = dropout.vjp(X, rate=0.5, key=KEY)
-    assert [v is KEY for v in jax.tree.leaves(pullback)] == [True]
+    assert [v.tolist() for v in jax.tree.leaves(pullback)] == [jax.random.key_data(KEY).tolist()]
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_the_mask_is_the_same_with_x64_and_without(impl):
+    key = jax.random.key(3, impl=impl)
+    masks = []
+    for x64 in (True, False):
+        with jax.enable_x64(x64):
+            y, pull = jax.vjp(lambda x: dropout.apply(x, rate=0.3, key=key), jnp.ones_like(X))
+        with jax.enable_x64(not x64):
+            masks += [y, *pull(jnp.ones_like(X))]
+    assert all((m == masks[0]).all() for m in masks)
 
 
 def test_of_rate_one_nothing_is_left():
