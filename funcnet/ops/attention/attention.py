@@ -74,7 +74,7 @@ def reference(
         logits = logits + align(bias.astype(logits.dtype), logits.ndim)
     seen = jnp.ones(logits.shape, bool) if mask is None else jnp.broadcast_to(mask, logits.shape)
     offset = signed(jnp.asarray(q_offset))[..., None, None, None]
-    i, j = (lax.broadcasted_iota(offset.dtype, logits.shape, logits.ndim - axis) for axis in (2, 1))
+    *_, i, j = (lax.broadcasted_iota(offset.dtype, logits.shape, axis) for axis in range(logits.ndim))
     ahead = j - (i + align(offset, logits.ndim))
     if causal:
         seen = seen & (ahead <= 0)

@@ -128,9 +128,7 @@ def _first(x: Array, y: Array, axis: Axis) -> Array:
     at, s = axis.at % x.ndim, axis.stride
     y = jnp.expand_dims(y, at + 1)
     found = []
-    for j, places in enumerate(
-        _blocks(axis, y.ndim)
-    ):  # the j-th blocks of all windows stand side by side in x
+    for j, places in enumerate(_blocks(axis, y.ndim)):  # side by side in x: the j-th of all windows
         begin, length = j * s - axis.low, axis.out * s
         block = _pool.edges(x, axis, -begin, begin + length - axis.size, -jnp.inf)
         block = block.reshape(*x.shape[:at], axis.out, s, *x.shape[at + 1 :])

@@ -18,6 +18,7 @@ from funcnet.errors import DTypeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import wide
+from funcnet.ops._shape import count
 
 __all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
 
@@ -140,14 +141,15 @@ def vjp(
     if padding_index is not None:
         padding = ids == padding_index
         y = jnp.where(padding[..., None], lax.stop_gradient(y), y)
-        ids = jnp.where(padding, w.shape[0], ids)
+        ids = jnp.where(padding, count(w.shape[0], ids.dtype), ids)
     return y, Partial(rules.bind(_pullback, v=w.shape[0], params=jax.tree.structure(params)), ids)
 
 
 def _known(ids: Array, v: int) -> Array:
     """ids in 32 bits, whatever they had, and v for those that are outside [0, v)."""
     ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids  # 8 bits cannot be compared with 300
-    return jnp.where((ids >= 0) & (ids < v), ids.astype(jnp.int32), v)
+    v = count(v, ids.dtype)
+    return jnp.where((ids >= 0) & (ids < v), ids, v).astype(jnp.int32)
 
 
 def _pullback(ids: Array, dy: Array, *, v: int, params: Any) -> tuple[Params, None]:

@@ -220,8 +220,8 @@ def _columns(n: int, v: int, chunk: int | None) -> int:
 
     So many that n rows have 2²¹ logits, which stay in a cache: on 2 cores with 32 MiB of it (float32, d = 256
     and n from 1024 to 4096) the fastest or within 5 %. But at least 1024, since dx is read and written once
-    per chunk; and of nearly equal size, in 128s, the width of a tile on accelerators. A number of rows that is
-    a symbol is taken for large; of columns, all are taken at once.
+    per chunk; and of nearly equal size, in 128s, the width of a tile on accelerators. Rows whose number
+    is a symbol are taken for many; of columns, all are taken at once.
     """
     if not known(v):
         return v
