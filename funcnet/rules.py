@@ -49,7 +49,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Tree = jax.tree_util.PyTreeDef
+Tree = Any  # a jax.tree_util.PyTreeDef, which type checkers take for a variable
 
 # Contexts of JAX's own kind: they are part of its cache keys. A global or a ContextVar would be ignored
 # by every function that is already traced.
@@ -169,8 +169,9 @@ def _is_array(leaf: Any) -> bool:
 def _as_python(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray) and not value.ndim:
         return value.item()
-    plain = isinstance(value, list | tuple) and not hasattr(value, "_fields")
-    return tuple(map(_as_python, value)) if plain else value
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return tuple(map(_as_python, value))
+    return value
 
 
 def bind(function: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
@@ -201,7 +202,7 @@ def like(params: Any, grads: Any) -> Any:
     >>> like(OrderedDict(w=1.0, b=None), {"w": 3.0})
     OrderedDict([('w', 3.0), ('b', None)])
     """
-    tree = params if isinstance(params, Tree) else jax.tree.structure(params)
+    tree = params if isinstance(params, jax.tree_util.PyTreeDef) else jax.tree.structure(params)
     return jax.tree.unflatten(tree, _spread(tree, grads))
 
 

@@ -278,8 +278,8 @@ def _pull_projection(p: Projection, x: Array, dy: Array, axes: int) -> tuple[dic
     dw = jnp.matmul(rows.T, dy_, preferred_element_type=sums).reshape(w.shape)
     dx = jnp.matmul(dy_, w_.T, preferred_element_type=sums).reshape(x.shape)
     grads = {"w": narrow(dw, p["w"])}
-    if p.get("b") is not None:
-        grads["b"] = narrow(dy.sum(range(n), dtype=sums), p["b"])
+    if (b := p.get("b")) is not None:
+        grads["b"] = narrow(dy.sum(range(n), dtype=sums), b)
     return grads, dx
 
 
