@@ -39,7 +39,7 @@ def _cases() -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
         (
             "conv k = 4, causal",
             fn.conv,
-            (conv(64, 64, kernel=4), _floats(8, 1024, 64)),
+            (conv(64, 64, kernel=(4,)), _floats(8, 1024, 64)),
             {"padding": "causal"},
         ),
         ("attention, causal", fn.attention, (q, q, q), {"causal": True}),
