@@ -8,6 +8,7 @@ the format.
 `_safetensors` reads and writes the bytes.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -339,7 +340,8 @@ def _match(like: Any, tensors: dict[str, _Tensor], source: str) -> dict[str, Any
 def _type_of(leaf: Any) -> jax.ShapeDtypeStruct | type:
     """What a leaf of `like` asks for; a type that is not in `_PYTHON_DTYPES` fits no leaf of any file."""
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        with contextlib.suppress(TypeError):  # the dtypes of another library are none here
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return type(leaf)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from beartype.door import is_bearable
 from jaxtyping import Array, Float, Int32
@@ -582,6 +583,76 @@ def test_nets(name):
 @pytest.mark.parametrize("name", NETS)
 def test_every_leaf_of_nets(name):
     assert not fuzz(*net_call(name), 5, deep=True)
+
+
+def loss(params, batch, key):
+    return (params["w"] * batch["x"]).mean()
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
+    """Functions of train, store, hub and nets that trace nothing, and what they are called with."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    net, params, arrays = fn.nets.transformer, {"w": F(3)}, {"x": np.ones((4, 3), np.float32)}
+    config = net.Config(5, context=8, layers=1, heads=1, d=4)
+    model = net.init(KEY, config)
+    fn.hub.save(folder / "model", model, config)
+    fn.save(folder / "params", params)
+    optimizer = optax.sgd(0.1)
+    first = lambda make: lambda **given: next(iter(make(**given)), None)
+    return {
+        "train.init": (
+            fn.train.init,
+            {"params": params, "optimizer": optimizer, "key": KEY, "model_state": None},
+        ),
+        "train.make_step": (fn.train.make_step, {"loss": loss, "optimizer": optimizer}),
+        "train.batches": (
+            first(fn.train.batches),
+            {"arrays": arrays, "size": 2, "seed": 0, "epochs": 1, "drop_remainder": True},
+        ),
+        "train.in_order": (first(fn.train.in_order), {"arrays": arrays, "size": 2}),
+        "save": (fn.save, {"path": folder / "saved", "tree": params}),
+        "load": (fn.load, {"path": folder / "params", "like": params}),
+        "hub.load": (fn.hub.load, {"folder": folder / "model"}),
+        "hub.save": (fn.hub.save, {"folder": folder / "copy", "params": model, "config": config}),
+        "hub.read_safetensors": (
+            fn.hub.read_safetensors,
+            {"path": folder / "model" / "model.safetensors"},
+        ),
+        "hub.write_safetensors": (
+            fn.hub.write_safetensors,
+            {"path": folder / "written", "tensors": {"w": np.ones(3)}, "metadata": {"a": "b"}},
+        ),
+        "nets.transformer.init_cache": (
+            net.init_cache,
+            {"config": config, "n": 2, "length": 3, "dtype": "float32"},
+        ),
+        "nets.transformer.preset": (net.preset, {"name": "gpt2-124m"}),
+        "nets.transformer.specs": (net.specs, {"config": config}),
+        "nets.spec.decay_mask": (fn.nets.spec.decay_mask, {"specs": net.specs(config)}),
+        "nets.vit.patches": (fn.nets.vit.patches, {"images": F(2, 4, 4, 1), "patch": (2, 2)}),
+        "nets.encoder.pool": (fn.nets.encoder.pool, {"x": F(2, 3, 4), "mask": jnp.ones((2, 3), bool)}),
+    }
+
+
+OTHERS = """
+    train.init train.make_step train.batches train.in_order save load hub.load hub.save hub.read_safetensors
+    hub.write_safetensors nets.transformer.init_cache nets.transformer.preset nets.transformer.specs
+    nets.spec.decay_mask nets.vit.patches nets.encoder.pool
+"""
+
+
+@pytest.mark.parametrize("name", OTHERS.split())
+def test_other_functions(name, others, tmp_path, monkeypatch):
+    """No error but funcnet's own and the system's, of a path that is none; what is taken is theirs to say."""
+    monkeypatch.chdir(tmp_path)
+    function, arguments = others[name]
+    for argument in arguments:
+        for slip, value in VALUES.items():
+            if isinstance(value, Traced) or slip == "recursive":  # a pytree that JAX itself cannot walk
+                continue
+            with contextlib.suppress(FuncnetError, OSError):
+                function(**arguments | {argument: value})
 
 
 def leaks(x: Float[Array, "..."], scale: float):

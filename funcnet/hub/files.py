@@ -122,7 +122,8 @@ def write_safetensors(
         OSError: the disk is full, the folder is missing or not writable, ...
     """
     target = path_text("save", "path", path)
-    for argument, texts in (("tensors", tensors), ("metadata", metadata or {})):
+    metadata = {} if metadata is None else metadata
+    for argument, texts in (("tensors", tensors), ("metadata", metadata)):
         if not isinstance(texts, Mapping):
             raise DTypeError(
                 f"save: {target}: {argument} is not a dict.",
@@ -132,7 +133,7 @@ def write_safetensors(
             )
     for name in tensors:
         _check_text(target, name, is_name=True)
-    for text in (part for item in (metadata or {}).items() for part in item):
+    for text in (part for item in metadata.items() for part in item):
         _check_text(target, text, is_name=False)
     for name, array in tensors.items():
         if what := _safetensors.plain(array):
@@ -151,7 +152,7 @@ def write_safetensors(
             )
     arrays = {name: _safetensors.contiguous(array) for name, array in jax.device_get(dict(tensors)).items()}
     rows, data = _safetensors.layout(arrays)
-    header = _safetensors.make_header(target, rows, metadata or {})
+    header = _safetensors.make_header(target, rows, metadata)
     _safetensors.replace_file(target, [header, *data.values()])
 
 

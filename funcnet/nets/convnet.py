@@ -107,6 +107,7 @@ def apply(
 
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`."""
+    _check.config("convnet.specs", config, Config)
     kernel, matrix = {"w": "h w c_in c_out", "b": "c_out"}, {"w": "d_in d_out", "b": "d_out"}
     return describe(
         init,

@@ -272,6 +272,7 @@ def _cast(params: dict[str, Any], config: Config) -> dict[str, Any]:
 
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
+    checks.config("encoder.specs", config, Config)
     norm = {"w": "d", "b": "d"}
     stacked = {name: f"layers {axes}" for name, axes in norm.items()}
     block = {

@@ -65,5 +65,6 @@ def apply(params: dict[str, Any], x: Float[Array, "*n d_in"], config: Config) ->
 
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`."""
+    _check.config("mlp.specs", config, Config)
     layer = {"w": "d_in d_out", "b": "d_out"} if config.bias else {"w": "d_in d_out"}
     return describe(init, config, {"layers": [layer] * (len(config.sizes) - 1)})

@@ -244,6 +244,7 @@ def apply(
 
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`."""
+    _check.config("resnet.specs", config, Config)
     kernel, norm = {"w": "h w c_in c_out"}, {"w": "c", "b": "c"}
 
     def block(sizes: _Block) -> dict[str, Any]:

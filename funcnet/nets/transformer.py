@@ -510,6 +510,7 @@ def unstack(params: dict[str, Any], config: Config) -> dict[str, Any]:
 
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
+    _check.config("transformer.specs", config, Config)
     names = {
         "up": "d d_hidden",
         "gate": "d d_hidden",

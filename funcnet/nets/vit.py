@@ -233,6 +233,7 @@ def pool_first(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array
 
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
+    _check.config("vit.specs", config, Config)
     qkv = {"w": "layers d h e"} | ({"b": "layers h e"} if config.qkv_bias else {})
     norm, stacked = {"w": "d", "b": "d"}, {"w": "layers d", "b": "layers d"}
     block = {

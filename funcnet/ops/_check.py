@@ -39,6 +39,7 @@ __all__ = [
     "rank",
     "rate",
     "same_shape",
+    "scalar",
     "static",
     "tree",
     "unit",
@@ -293,7 +294,7 @@ def integer(
 
     `none` says what None means, where it may be given instead.
     """
-    value = _scalar(static(where, name, value))
+    value = scalar(static(where, name, value))
     if isinstance(value, bool) or not isinstance(value, int):
         raise DTypeError(
             f"{where}: {name} is not an integer.",
@@ -345,7 +346,7 @@ def _as_tuple(name: str, value: Any) -> str | None:
 
 def flag(where: str, name: str, value: Any) -> bool:
     """`value`, True or False and known, or 1 or 0; NumPy's too."""
-    value = _scalar(static(where, name, value))
+    value = scalar(static(where, name, value))
     if not (isinstance(value, bool | int) and value in (0, 1)):
         raise DTypeError(
             f"{where}: {name} is neither True nor False.",
@@ -356,7 +357,7 @@ def flag(where: str, name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _scalar(value: Any) -> Any:
+def scalar(value: Any) -> Any:
     """Python's number of NumPy's, or of an array without axes; any other value as it is."""
     found = dtype_of(value)
     plain = found is not None and not jnp.issubdtype(found, jax.dtypes.prng_key)
@@ -368,7 +369,7 @@ def number(where: str, name: str, value: Any, *, least: float = 0.0, strict: boo
 
     An option has no gradient, so its value must be known: a tracer is refused, a NumPy scalar is not.
     """
-    value = _scalar(static(where, name, value))
+    value = scalar(static(where, name, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DTypeError(
             f"{where}: {name} is not a number.",
@@ -500,7 +501,7 @@ def key(where: str, key: Any, *, none: bool = True) -> None:
             else "use one of them (key[0]), or jax.vmap for one draw each.",
         )
     hint = None
-    if isinstance(seed := _scalar(key), int) and not isinstance(seed, bool) and -(2**31) <= seed < 2**32:
+    if isinstance(seed := scalar(key), int) and not isinstance(seed, bool) and -(2**31) <= seed < 2**32:
         hint = f"jax.random.key({seed}) makes one."
     raise DTypeError(
         f"{where}: key is not a random key.",

@@ -19,7 +19,7 @@ def whole(where: str, path: str, value: Any, least: int) -> int:
     """`value`, an integer of `least` or more."""
     try:
         number = None if isinstance(value, bool | np.bool_) else operator.index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # that of a tensor of another library that has no value here
         number = None
     if number is None:
         raise DTypeError(

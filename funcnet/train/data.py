@@ -55,6 +55,13 @@ def batches(
     size = whole("train.batches", "size", size, 1)
     seed = whole("train.batches", "seed", seed, 0)
     numbers = count() if epochs is None else range(whole("train.batches", "epochs", epochs, 0))
+    if not isinstance(drop_remainder, bool | np.bool_):
+        raise DTypeError(
+            "train.batches: drop_remainder is neither True nor False.",
+            path="drop_remainder",
+            expected="True or False",
+            actual=describe(drop_remainder),
+        )
     if size > n and drop_remainder:
         raise ValueRangeError(
             f"train.batches: a batch of {size} cannot be filled with {n} examples.",

@@ -104,7 +104,8 @@ def _is_array(leaf: Any) -> bool:
     numbers = jax.Array | np.number | np.bool_ | bool | int | float | complex
     if isinstance(leaf, np.ndarray) and not isinstance(leaf, np.ma.MaskedArray):
         return any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.number, jnp.bool_))
-    return isinstance(leaf, numbers)
+    fits = not isinstance(leaf, int) or -(2**31) <= leaf < 2**31
+    return isinstance(leaf, numbers) and fits
 
 
 def _copy(leaf: Any) -> Array:

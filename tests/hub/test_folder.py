@@ -443,8 +443,6 @@ def test_params_that_no_file_has_are_refused(leaf, said):
 @pytest.mark.parametrize(
     "files",
     [
-        None,
-        [],
         {"config.json": []},
         {"vocab.txt": {}},
         {"generation_config.json": {"x": {1, 2}}},

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.errors import ValueRangeError
 from funcnet.ops import _check
 from funcnet.ops._shape import known
-from funcnet.ops.conv._window import Padding, out_size, pads, per_axis
+from funcnet.ops.conv._window import Padding, kernel_sizes, out_size, pads, per_axis
 
 __all__ = ["Axis", "axes", "edges", "slide", "windows"]
 
@@ -53,23 +53,8 @@ def axes(
     padding: Padding,
 ) -> tuple[Axis, ...]:
     """The spatial axes of x [*n, *size, c], one per entry of `kernel`, in order."""
-    if isinstance(kernel, int | np.integer) and not isinstance(kernel, bool) and abs(kernel) < 2**31:
-        raise DTypeError(
-            f"{where}: kernel is not a tuple, so the number of spatial axes is open.",
-            path="kernel",
-            expected="kernel: one size per spatial axis",
-            actual=f"kernel: {describe(kernel)}",
-            hint=f"({kernel},) pools sequences, ({kernel}, {kernel}) images.",
-        )
-    kernel = _check.integers(where, "kernel", kernel, like="one size per spatial axis")
+    kernel = kernel_sizes(where, kernel)
     d = len(kernel)
-    if not 1 <= d <= 3:
-        raise ShapeError(
-            f"{where}: kernel has {d} axes.",
-            path="kernel",
-            expected="1, 2 or 3 sizes",
-            actual=f"kernel = {kernel}",
-        )
     strides = kernel if stride is None else per_axis(where, "stride", stride, d)
     _check.rank(where, "x", x, d + 1, "*n, " + ", ".join("dhw"[-d:]) + ", c")
     sizes = x.shape[-d - 1 : -1]

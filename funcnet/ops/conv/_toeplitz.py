@@ -17,7 +17,7 @@ from jax.experimental import sparse
 from jax.tree_util import Partial
 
 from funcnet import rules
-from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.errors import ShapeError, ValueRangeError, describe
 from funcnet.linalg import Operator
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract
@@ -37,7 +37,6 @@ __all__ = [
     "forward",
     "kernel",
     "kernel_gradient",
-    "kernel_sizes",
     "matrix",
     "operator",
     "transposed",
@@ -235,27 +234,6 @@ def example(where: str, w: Array, in_shape: Sequence[int]) -> jax.ShapeDtypeStru
             actual=f"in_shape = {shape}",
         )
     return jax.ShapeDtypeStruct(shape, w.dtype)
-
-
-def kernel_sizes(where: str, kernel: Sequence[int]) -> tuple[int, ...]:
-    """The sizes of a new kernel, 1 to 3 of them."""
-    if isinstance(kernel, int | np.integer) and not isinstance(kernel, bool):
-        raise DTypeError(
-            f"{where}: kernel is not a tuple, so the number of spatial axes is open.",
-            path="kernel",
-            expected="kernel: one size per spatial axis",
-            actual=f"kernel: {describe(kernel)}",
-            hint=f"({kernel},) is for sequences, ({kernel}, {kernel}) for images.",
-        )
-    sizes = per_axis(where, "kernel", kernel, len(kernel) if isinstance(kernel, Sequence) else 1)
-    if not 1 <= len(sizes) <= 3:
-        raise ShapeError(
-            f"{where}: kernel has {len(sizes)} axes.",
-            path="kernel",
-            expected="1, 2 or 3 sizes",
-            actual=f"kernel = {sizes}",
-        )
-    return sizes
 
 
 def check_channels(where: str, w: Abstract, x: Abstract, takes: int, groups: int, other: str | None) -> None:

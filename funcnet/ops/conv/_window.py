@@ -10,7 +10,7 @@ import numpy as np
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 
-__all__ = ["Padding", "Window", "explicit", "out_size", "pads", "per_axis", "plain"]
+__all__ = ["Padding", "Window", "explicit", "kernel_sizes", "out_size", "pads", "per_axis", "plain"]
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -75,6 +75,27 @@ def per_axis(
             actual=f"{name} = {values}",
         )
     return values
+
+
+def kernel_sizes(where: str, kernel: Any) -> tuple[int, ...]:
+    """The sizes of a kernel, 1 to 3 of them: how many says how many spatial axes there are."""
+    if isinstance(size := _check.scalar(kernel), int) and not isinstance(size, bool) and abs(size) < 2**31:
+        raise DTypeError(
+            f"{where}: kernel is not a tuple, so the number of spatial axes is open.",
+            path="kernel",
+            expected="kernel: one size per spatial axis",
+            actual=f"kernel: {describe(kernel)}",
+            hint=f"({size},) is for sequences, ({size}, {size}) for images.",
+        )
+    sizes = _check.integers(where, "kernel", kernel, like="one size per spatial axis")
+    if not 1 <= len(sizes) <= 3:
+        raise ShapeError(
+            f"{where}: kernel has {len(sizes)} axes.",
+            path="kernel",
+            expected="1, 2 or 3 sizes",
+            actual=f"kernel = {sizes}",
+        )
+    return sizes
 
 
 def pads(

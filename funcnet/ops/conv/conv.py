@@ -25,7 +25,7 @@ from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow
 from funcnet.ops.conv import _toeplitz
-from funcnet.ops.conv._window import Padding
+from funcnet.ops.conv._window import Padding, kernel_sizes
 
 __all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "vjp"]
 
@@ -66,7 +66,7 @@ def init(
     where = "conv.init"
     _check.key(where, key, none=False)
     c_in, c_out = _check.positive(where, "c_in", c_in), _check.positive(where, "c_out", c_out)
-    sizes = _toeplitz.kernel_sizes(where, kernel)
+    sizes = kernel_sizes(where, kernel)
     _toeplitz.check_groups(where, groups, c_in, c_out)
     w = jax.random.normal(key, (*sizes, c_in // groups, c_out)) / math.sqrt(c_in // groups * math.prod(sizes))
     return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}

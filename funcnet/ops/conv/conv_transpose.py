@@ -28,7 +28,7 @@ from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow
 from funcnet.ops.conv import _toeplitz
-from funcnet.ops.conv._window import Padding, explicit, per_axis
+from funcnet.ops.conv._window import Padding, explicit, kernel_sizes, per_axis
 
 __all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "vjp"]
 
@@ -71,7 +71,7 @@ def init(
     where = "conv_transpose.init"
     _check.key(where, key, none=False)
     c_in, c_out = _check.positive(where, "c_in", c_in), _check.positive(where, "c_out", c_out)
-    sizes = _toeplitz.kernel_sizes(where, kernel)
+    sizes = kernel_sizes(where, kernel)
     _toeplitz.check_groups(where, groups, c_in, c_out)
     fan_in = c_in // groups * math.prod(sizes) / math.prod(per_axis(where, "stride", stride, len(sizes)))
     w = jax.random.normal(key, (*sizes, c_out // groups, c_in)) / math.sqrt(fan_in)

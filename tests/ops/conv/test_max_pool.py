@@ -138,7 +138,7 @@ ERRORS = [
         "max_pool.apply: kernel is not a tuple, so the number of spatial axes is open.\n"
         "  expected  kernel: one size per spatial axis\n"
         "  got       kernel: 2 (int)\n"
-        "  hint      (2,) pools sequences, (2, 2) images.",
+        "  hint      (2,) is for sequences, (2, 2) for images.",
     ),
     (
         {"kernel": ()},
