@@ -54,6 +54,11 @@ def test_bfloat16_slopes_round_once():
     np.testing.assert_array_equal(dm, jnp.full(3, -1031 * 1030 / 2, jnp.bfloat16))
 
 
+def test_no_offset_is_taken_for_another():
+    far = jax.jit(lambda q: alibi.apply(M, t=2, s=7, q_offset=q))(jnp.asarray(2**32 + 5))
+    np.testing.assert_allclose(far, jnp.broadcast_to(-M[:, None, None] * 2**32, far.shape), rtol=1e-6)
+
+
 def test_the_residual_is_the_offset():
     assert jax.tree.leaves(alibi.vjp(M, t=5, s=7, q_offset=3)[1]) == [3]
 

@@ -58,6 +58,13 @@ def test_causal_sees_no_key_beyond_its_position(t, s, offset):
         np.testing.assert_array_equal(seen(q, k, v, causal=True, q_offset=start, block=(2, 2)), want)
 
 
+def test_no_offset_is_taken_for_another():
+    far = jnp.asarray([2**32, 0])
+    o = jax.jit(lambda o: attention.apply(Q, K, V, causal=True, q_offset=o))(far)
+    np.testing.assert_allclose(o[0], attention.apply(Q, K, V)[0], atol=1e-6)
+    np.testing.assert_allclose(o[1], attention.apply(Q, K, V, causal=True)[1], atol=1e-6)
+
+
 def test_every_sequence_may_have_its_own_offset():
     q, k, v = normal(2, 2, 1, 2), normal(2, 7, 1, 2, seed=1), normal(2, 7, 1, 2, seed=2)
     both = jax.jit(lambda o: attention.apply(q, k, v, causal=True, q_offset=o))(jnp.asarray([1, 4]))

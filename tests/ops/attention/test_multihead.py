@@ -242,6 +242,20 @@ def test_a_full_cache_keeps_what_it_has(t):
         assert jnp.array_equal(more[name], full[name])
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_what_lies_in_a_free_slot_is_not_seen(window):
+    """Whatever it is; nor is padding, of a piece and of a single position."""
+    cache = multihead.init_cache(D, 3, 11, window=window)
+    dirty = {**cache, "k": cache["k"] + jnp.nan, "v": cache["v"] + jnp.inf}
+    padded = WHOLE.at[1, 2].set(jnp.nan)
+    for start, t, lengths in ((0, 3, [3, 2, 3]), (3, 1, [1, 1, 1])):
+        x, lengths = slice(start, start + t), jnp.array(lengths)
+        y, cache = decode(D, WHOLE[:, x], cache, lengths=lengths, window=window)
+        z, dirty = decode(D, padded[:, x], dirty, lengths=lengths, window=window)
+        real = jnp.arange(t) < lengths[:, None]
+        np.testing.assert_allclose(z[real], y[real], rtol=1e-12)
+
+
 def test_the_cache_has_the_dtype_that_it_is_made_with():
     cache = multihead.init_cache(D, 3, 11, dtype=jnp.float32)
     y, cache = decode(D, WHOLE[:, :2], cache)

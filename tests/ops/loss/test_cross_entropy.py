@@ -77,6 +77,14 @@ def test_under_jit_a_bad_label_counts_as_ignored(bad, smoothing):
     assert (dx[2] == 0).all()
 
 
+def test_no_label_is_taken_for_another():
+    labels = LABELS.astype(jnp.int64).at[2].add(2**32)
+    assert labels.dtype == jnp.int64
+    y = jax.jit(cross_entropy.apply)(LOGITS, labels)
+    np.testing.assert_array_equal(y == 0, jnp.arange(5) == 2)
+    np.testing.assert_allclose(y, cross_entropy.apply(LOGITS, LABELS).at[2].set(0), rtol=1e-6)
+
+
 def test_label_smoothing_mixes_with_the_mean_over_the_classes():
     each = jnp.stack([cross_entropy.apply(LOGITS, jnp.full(5, i, jnp.int32)) for i in range(7)])
     np.testing.assert_allclose(

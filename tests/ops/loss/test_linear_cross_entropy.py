@@ -178,6 +178,12 @@ def test_under_jit_a_bad_label_counts_as_ignored(bad):
     assert (dx[2] == 0).all()
 
 
+def test_no_label_is_taken_for_another():
+    labels = LABELS.astype(jnp.int64).at[2].add(2**32)
+    y = jax.jit(lambda labels: linear_cross_entropy.apply(X, W, labels, chunk=2))(labels)
+    np.testing.assert_array_equal(y == 0, jnp.arange(5) == 2)
+
+
 def test_large_logits_do_not_overflow():
     x, w = jnp.asarray([[1.0]]), jnp.asarray([[1e30, -1e30, 0.0, 1e29]])
     for chunk in (1, 4):
