@@ -597,8 +597,6 @@ def _written(annotation: Any) -> str:
         return f"{annotation.__module__.rpartition('.')[2]}.{annotation.__name__}"
     if annotation is type(None):
         return "None"
-    return (
-        annotation.__name__
-        if isinstance(annotation, type) and not typing.get_args(annotation)
-        else str(annotation)
-    )
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("collections.abc.", "").replace("typing.", "")
