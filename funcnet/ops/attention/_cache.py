@@ -64,8 +64,9 @@ def init_cache(
         slots = min(slots, _check.positive(where, "window", window))
     lead = _check.integers(where, "n", n if isinstance(n, tuple | list) else (n,), least=0)
     dtype = _check.dtype(where, "dtype", w.dtype if dtype is None else dtype)
-    empty = jnp.zeros((*lead, w.shape[1], slots, w.shape[2]), dtype)
-    return {"k": empty, "v": empty, "length": jnp.zeros(lead, jnp.int32)}
+    shape = (*lead, w.shape[1], slots, w.shape[2])
+    k, v = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)  # two arrays, as both are donated
+    return {"k": k, "v": v, "length": jnp.zeros(lead, jnp.int32)}
 
 
 def decode(

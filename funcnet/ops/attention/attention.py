@@ -154,7 +154,10 @@ def apply(
 
     Returns:
         o [*n, t, h, e_v], in the dtype that holds q, k and v; sums and the softmax are in float32 or wider.
-        A query that sees no key gives zeros and passes no gradient.
+        A query that sees no key gives zeros and passes no gradient. What is not seen may be anything, NaN too
+        (not so by cuDNN): no output and no gradient comes from it. There are two exceptions: a NaN in the
+        cotangent of a query reaches dv of keys that the query does not see, in its blocks; and where not
+        all of a block is seen, an infinity in q or k makes NaN of the queries that see it.
 
     Raises:
         ShapeError: q, k, v, bias, sinks, mask or segment_ids do not fit together.
@@ -217,7 +220,9 @@ def vjp(
     key: PRNGKeyArray | None = None,
     block: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "*n t h e_v"], Partial]:
-    """o and its pullback, with P computed again, block by block, from q, k and the logarithms of its sums.
+    """o and its pullback, with P computed again, block by block, from q, k and two numbers of each query.
+
+    They are its largest logit m and log Σ exp(logits − m); P = exp(logits − m − log Σ).
 
     dV = Pᵀ dO, dL = P ∘ (dO Vᵀ − D) with D = rowsum(dO ∘ O), dbias = dL, dsink = −Σ p_sink D; through the
     softcap dS = dL ∘ (1 − tanh²); dQ = scale · dS K, dK = scale · dSᵀ Q. dK and dV are summed over the query

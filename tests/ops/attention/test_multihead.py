@@ -256,6 +256,13 @@ def test_what_lies_in_a_free_slot_is_not_seen(window):
         np.testing.assert_allclose(z[real], y[real], rtol=1e-12)
 
 
+def test_an_empty_cache_can_be_donated():
+    cache = multihead.init_cache(D, 3, 5)
+    donating = jax.jit(multihead.decode, donate_argnums=2)
+    np.testing.assert_array_equal(donating(D, WHOLE[:, :1], cache)[1]["length"], 1)
+    assert cache["k"].is_deleted()
+
+
 def test_the_cache_has_the_dtype_that_it_is_made_with():
     cache = multihead.init_cache(D, 3, 11, dtype=jnp.float32)
     y, cache = decode(D, WHOLE[:, :2], cache)

@@ -29,8 +29,8 @@ def test_booleans_integers_and_floats_are_the_same():
 
 
 def test_under_jit_what_is_no_label_counts_as_ignored():
-    z = Z.astype(jnp.int64).at[0].set([2**32 + 1, 2, -1])
-    x = X.at[0].set([jnp.nan, jnp.inf, -jnp.inf])
+    z = Z.astype(jnp.int64).at[0].set(jnp.asarray([2**32 + 1, 2, -1]))
+    x = X.at[0].set(jnp.asarray([jnp.nan, jnp.inf, -jnp.inf], jnp.float32))
     ignored = np.broadcast_to(np.arange(5)[:, None] == 0, (5, 3))
     np.testing.assert_array_equal(jax.jit(binary_cross_entropy.apply)(x, z) == 0, ignored)
     np.testing.assert_array_equal(jax.jit(dlogits)(x, z) == 0, ignored)
