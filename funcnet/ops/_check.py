@@ -32,6 +32,7 @@ __all__ = [
     "key",
     "layers",
     "leaves",
+    "mapping",
     "number",
     "one_of",
     "parameter",
@@ -105,6 +106,7 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
             actual=f"params: {describe(params)}",
             hint=hint,
         )
+    mapping(where, "params", params)
     if params.get(name) is None:
         keys = ", ".join(f'"{k}"' for k in params) or "none"
         inside = next((k for k, v in params.items() if isinstance(v, Mapping) and name in v), None)
@@ -125,6 +127,18 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
             actual=f"{path}: {describe(w)}",
         )
     return w
+
+
+def mapping(where: str, path: str, value: Any) -> None:
+    """`value`, if it is a mapping, is one that JAX looks into: a dict, or of a type that was registered."""
+    if isinstance(value, Mapping) and jax.tree_util.all_leaves([value]):
+        raise StructureError(
+            f"{where}: {path} is a mapping that JAX does not know.",
+            path=path,
+            expected=f"{path}: a dict, or a mapping registered with jax.tree_util",
+            actual=f"{path}: {describe(value)}",
+            hint=f"dict({path}) makes one of it.",
+        )
 
 
 def leaves(where: str, params: Mapping[str, Any]) -> None:
