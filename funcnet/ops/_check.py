@@ -130,8 +130,15 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
 
 
 def mapping(where: str, path: str, value: Any) -> None:
-    """`value`, if it is a mapping, is one that JAX looks into: a dict, or of a type that was registered."""
-    if isinstance(value, Mapping) and jax.tree_util.all_leaves([value]):
+    """`value` is a dict or another mapping that JAX looks into, as are all mappings in it."""
+    if not isinstance(value, Mapping):
+        raise StructureError(
+            f"{where}: {path} is not a dict.",
+            path=path,
+            expected=f"{path}: a dict",
+            actual=f"{path}: {describe(value)}",
+        )
+    if jax.tree_util.all_leaves([value]):
         raise StructureError(
             f"{where}: {path} is a mapping that JAX does not know.",
             path=path,
@@ -139,6 +146,9 @@ def mapping(where: str, path: str, value: Any) -> None:
             actual=f"{path}: {describe(value)}",
             hint=f"dict({path}) makes one of it.",
         )
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            mapping(where, f'{path}["{name}"]', part)
 
 
 def leaves(where: str, params: Mapping[str, Any]) -> None:
@@ -164,6 +174,8 @@ def tree(where: str, params: Any, *names: str, path: str = "params") -> None:
         owner, at = params, path
         for key in owners:
             owner, at = owner[key], f'{at}["{key}"]'
+        if isinstance(owner, Mapping):
+            mapping(where, at, owner)
         if isinstance(owner, Mapping) and (not last or owner.get(last) is not None):
             continue
         siblings = [n for n in names if n.split(".")[:-1] == owners]
