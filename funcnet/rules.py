@@ -42,6 +42,7 @@ __all__ = [
     "in_jet",
     "like",
     "operation",
+    "plain",
     "products_saveable",
     "record",
     "split",
@@ -157,7 +158,7 @@ def split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     ({}, {'causal': True, 'window': (2, 3), 'mask': None})
     """
     traced = {name: value for name, value in options.items() if any(map(_is_array, jax.tree.leaves(value)))}
-    return traced, {name: _as_python(value) for name, value in options.items() if name not in traced}
+    return traced, {name: plain(value) for name, value in options.items() if name not in traced}
 
 
 def _is_array(leaf: Any) -> bool:
@@ -166,11 +167,12 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
 
 
-def _as_python(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """An option as Python writes it: a number of NumPy's as a number, a list as a tuple."""
     if isinstance(value, np.generic | np.ndarray) and not value.ndim:
         return value.item()
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return tuple(map(_as_python, value))
+        return tuple(map(plain, value))
     return value
 
 
@@ -180,7 +182,7 @@ def bind(function: Callable[..., Any], **static: Hashable) -> Callable[..., Any]
     A fresh partial would give every pullback a pytree structure of its own: consumers would retrace,
     and the branches of `jax.lax.cond` would not match.
     """
-    return _bind(function, **{name: _as_python(value) for name, value in static.items()})
+    return _bind(function, **{name: plain(value) for name, value in static.items()})
 
 
 @functools.lru_cache(maxsize=None, typed=True)

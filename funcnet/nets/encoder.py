@@ -22,6 +22,7 @@ from funcnet.nets import stack
 from funcnet.nets.spec import describe
 from funcnet.ops import _check as checks
 from funcnet.ops._dtype import wide
+from funcnet.ops._shape import align, known
 from funcnet.ops.attention import multihead
 from funcnet.ops.dense import embedding, linear
 from funcnet.ops.elementwise import gelu, tanh
@@ -177,15 +178,18 @@ def apply(
         jnp.zeros((1,), ids.dtype) if types is None else checks.integer_array(where, "types", types, "*n, t")
     )
     x = embedding.apply(params["tokens"], ids)
-    table = checks.parameter(f'{where}: params["positions"]', params["positions"], "w", ndim=2)[: x.shape[-2]]
-    td = jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
-    checks.same_shape(where, 'params["positions"]["w"]', table, "the tokens", td)
-    x = x + table
+    table = checks.parameter(f'{where}: params["positions"]', params["positions"], "w", ndim=2)
+    t, d = x.shape[-2:]
+    rows = t if known(t) else table.shape[0]
+    td = jax.ShapeDtypeStruct((rows, d), x.dtype)
+    checks.same_shape(where, 'params["positions"]["w"]', table[:rows], "the tokens", td)
+    x = x + align(table[:t] if known(t) else embedding.apply(params["positions"], jnp.arange(t)), x.ndim)
     kinds = checks.parameter(f'{where}: params["types"]', params["types"], "w", ndim=2)
     checks.features(
         where, kinds, x.shape[-1], 'params["tokens"]["w"]', dims="types", path='params["types"]["w"]'
     )
-    x = layer_norm.apply(params["norm"], x + embedding.apply(params["types"], types), config.norm_eps)
+    x = x + align(embedding.apply(params["types"], types), x.ndim)
+    x = layer_norm.apply(params["norm"], x, config.norm_eps)
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 3))
     seen = None if mask is None else mask[..., None, None, :]  # by every head and query
@@ -303,7 +307,7 @@ def specs(config: Config) -> dict[str, Any]:
 
 def _check(ids: Any, config: Config, mask: Any, types: Any) -> None:
     where, t = "encoder.apply", ids.shape[-1]
-    if t > config.context:
+    if known(t) and t > config.context:
         raise ShapeError(
             f"{where}: ids has {t} positions, but the context is {config.context}.",
             path="ids",

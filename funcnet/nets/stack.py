@@ -5,10 +5,12 @@ faster when they are unrolled: the loop copies what a layer keeps for the backwa
 it for all layers, and each layer's parameters out of theirs.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from funcnet.errors import DTypeError, ShapeError, describe
@@ -108,8 +110,17 @@ def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
     as the stack.
     """
     leaves, structure = jax.tree.flatten(tree)
-    columns = [jax.lax.split(v, sizes) for v in leaves]
+    columns = [_cut(v, sizes) for v in leaves]
     return [jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True)]
+
+
+def _cut(v: Any, sizes: Sequence[int]) -> list[Any]:
+    if jnp.issubdtype(
+        v.dtype, jax.dtypes.prng_key
+    ):  # JAX knows of a slice alone that it uses up no other keys
+        starts = itertools.accumulate(sizes, initial=0)
+        return [v[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+    return jax.lax.split(v, sizes)
 
 
 def _layers(params: Any, per_layer: tuple[Any, ...]) -> int:

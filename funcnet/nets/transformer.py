@@ -24,6 +24,7 @@ from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
 from funcnet.nets.spec import describe
 from funcnet.ops import _check
+from funcnet.ops._shape import align, known
 from funcnet.ops.attention import alibi, multihead
 from funcnet.ops.attention import rope as rotary
 from funcnet.ops.dense import embedding, linear, matmul
@@ -298,7 +299,7 @@ def hidden(
     x = embedding.apply(params["tokens"], ids)
     if config.positions == "learned":
         _check_table(where, params, x)
-        x = x + embedding.apply(params["positions"], _positions(t, segment_ids))
+        x = x + align(embedding.apply(params["positions"], _positions(t, segment_ids)), x.ndim)
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 2))
     bias = None
@@ -356,6 +357,7 @@ def _positions(t: int, segment_ids: Array | None) -> Array:
     positions = jnp.arange(t)
     if segment_ids is None:
         return positions
+    positions = align(positions, segment_ids.ndim)
     begins = jnp.concatenate(
         [jnp.ones((*segment_ids.shape[:-1], 1), bool), segment_ids[..., 1:] != segment_ids[..., :-1]], -1
     )
@@ -472,7 +474,8 @@ def decode_hidden(
     _check_caches(where, cache, params["blocks"], ids)
     x = embedding.apply(params["tokens"], ids)
     if config.positions == "learned":
-        positions = cache[0]["length"][..., None] + jnp.arange(ids.shape[-1], dtype=jnp.int32)
+        steps = align(jnp.arange(ids.shape[-1], dtype=jnp.int32), ids.ndim)
+        positions = cache[0]["length"][..., None] + steps
         x = x + embedding.apply(params["positions"], positions)
     slopes = alibi.slopes(config.heads) if config.positions == "alibi" else None
     new = []
@@ -549,7 +552,8 @@ def _check_table(where: str, params: Any, x: Array) -> None:
     """The table of positions has the rows and features that x [*n, t, d] needs."""
     path, (t, d) = 'params["positions"]["w"]', x.shape[-2:]
     table = _check.parameter(f'{where}: params["positions"]', params["positions"], "w", ndim=2)
-    _check.same_shape(where, path, table[:t], "the tokens", jax.ShapeDtypeStruct((t, d), x.dtype))
+    rows = t if known(t) else table.shape[0]
+    _check.same_shape(where, path, table[:rows], "the tokens", jax.ShapeDtypeStruct((rows, d), x.dtype))
 
 
 def _check_caches(where: str, cache: Any, blocks: list[Any], ids: Array) -> None:
@@ -573,7 +577,7 @@ def _check_caches(where: str, cache: Any, blocks: list[Any], ids: Array) -> None
 
 def _check_ids(ids: Array, config: Config) -> None:
     t = ids.shape[-1]
-    if t > config.context:
+    if known(t) and t > config.context:
         raise ShapeError(
             f"transformer: ids has {t} positions, but the context is {config.context}.",
             path="ids",

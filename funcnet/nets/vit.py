@@ -22,6 +22,7 @@ from funcnet.errors import describe as describe_value
 from funcnet.nets import _images, stack
 from funcnet.nets.spec import describe
 from funcnet.ops import _check
+from funcnet.ops._shape import align
 from funcnet.ops.attention import multihead
 from funcnet.ops.dense import embedding, linear
 from funcnet.ops.elementwise import gelu, tanh
@@ -178,7 +179,7 @@ def hidden(
     table = _check.parameter(f'{where}: params["positions"]', params["positions"], "w")
     td = jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
     _check.same_shape(where, 'params["positions"]["w"]', table, "the class token and patches", td)
-    x = x + table
+    x = x + align(table, x.ndim)
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 3))
 

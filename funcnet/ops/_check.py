@@ -32,6 +32,7 @@ __all__ = [
     "key",
     "layers",
     "leaves",
+    "mapping",
     "number",
     "one_of",
     "parameter",
@@ -106,6 +107,7 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
             actual=f"params: {describe(params)}",
             hint=hint,
         )
+    mapping(where, "params", params)
     if params.get(name) is None:
         keys = ", ".join(f'"{k}"' for k in params) or "none"
         inside = next((k for k, v in params.items() if isinstance(v, Mapping) and name in v), None)
@@ -126,6 +128,28 @@ def parameter(where: str, params: Any, name: str, ndim: int | None = None) -> ja
             actual=f"{path}: {describe(w)}",
         )
     return w
+
+
+def mapping(where: str, path: str, value: Any) -> None:
+    """`value` is a dict or another mapping that JAX looks into, as are all mappings in it."""
+    if not isinstance(value, Mapping):
+        raise StructureError(
+            f"{where}: {path} is not a dict.",
+            path=path,
+            expected=f"{path}: a dict",
+            actual=f"{path}: {describe(value)}",
+        )
+    if jax.tree_util.all_leaves([value]):
+        raise StructureError(
+            f"{where}: {path} is a mapping that JAX does not know.",
+            path=path,
+            expected=f"{path}: a dict, or a mapping registered with jax.tree_util",
+            actual=f"{path}: {describe(value)}",
+            hint=f"dict({path}) makes one of it.",
+        )
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            mapping(where, f'{path}["{name}"]', part)
 
 
 def leaves(where: str, params: Mapping[str, Any]) -> None:
@@ -151,6 +175,8 @@ def tree(where: str, params: Any, *names: str, path: str = "params") -> None:
         owner, at = params, path
         for key in owners:
             owner, at = owner[key], f'{at}["{key}"]'
+        if isinstance(owner, Mapping):
+            mapping(where, at, owner)
         if isinstance(owner, Mapping) and (not last or owner.get(last) is not None):
             continue
         siblings = [n for n in names if n.split(".")[:-1] == owners]

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from funcnet import rules
+
 __all__ = ["Abstract", "Cost", "traffic"]
 
 Abstract = jax.Array | jax.ShapeDtypeStruct  # a cost is known without values
@@ -25,12 +27,7 @@ class Cost(NamedTuple):
 
 def traffic(function: Callable[..., Any], *args: Any, **options: Any) -> int:
     """Bytes of every array in `args`, `options` and the output of `function`; nothing is computed."""
-    holds_arrays = lambda value: any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
-    traced = {name: value for name, value in options.items() if holds_arrays(value)}
-    fixed = functools.partial(function, **{k: v for k, v in options.items() if k not in traced})
+    traced, static = rules.split(options)
+    fixed = functools.partial(function, **static)
     out = jax.eval_shape(lambda args, traced: fixed(*args, **traced), args, traced)
-    return sum(
-        leaf.size * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves((args, options, out))
-        if hasattr(leaf, "dtype")
-    )
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((args, traced, out)))

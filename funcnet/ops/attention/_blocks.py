@@ -354,6 +354,7 @@ def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callab
         if arrays.queries is not None and arrays.keys is not None:
             conditions.append(_rows_of(z, arrays.queries, i) == _columns_of(z, arrays.keys, j))
         conditions += _in_reach(form, z, arrays, i, j) if edge else []
+        conditions = [align(condition, len(z.n) + 3) for condition in conditions]
         seen = functools.reduce(jnp.logical_and, conditions).mT if conditions else None
         s = _product(k, q, seen)
         s = s if form.scale == 1.0 else s * form.scale

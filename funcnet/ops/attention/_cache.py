@@ -10,9 +10,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
+from funcnet import rules
 from funcnet.errors import ShapeError, StructureError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._dtype import common, wide
+from funcnet.ops._shape import align
 from funcnet.ops.attention import _projections, attention
 from funcnet.ops.attention import rope as rotary
 from funcnet.ops.attention._projections import Params
@@ -122,26 +124,28 @@ def decode(
     ring = window is not None and window <= slots  # slots are used again
     if not ring:
         _check_room(where, before + new, slots, window)
-    positions = before[..., None] + jnp.arange(t, dtype=jnp.int32)
+    positions = _beside(before, jnp.arange(t, dtype=jnp.int32))
     q, k, v = _projections.heads(params, x, rope, positions, norm_eps)
     k, v = (z.swapaxes(-3, -2).astype(cache["k"].dtype) for z in (k, v))
     after = before + new
     written = [_write(old, z, before, after, ring) for old, z in ((cache["k"], k), (cache["v"], v))]
     now: Cache = {"k": written[0], "v": written[1], "length": after}
     if ring and t > 1:  # a new position may overwrite one that an earlier new position sees
-        order = (before[..., None] + jnp.arange(slots, dtype=jnp.int32)) % slots  # oldest first
+        order = _beside(before, jnp.arange(slots, dtype=jnp.int32)) % slots  # oldest first
         old = [jnp.take_along_axis(cache[name], order[..., None, :, None], -2) for name in ("k", "v")]
         k, v = (jnp.concatenate(pair, -2) for pair in zip(old, (k, v), strict=True))
-        held = before[..., None] + jnp.arange(-slots, t, dtype=jnp.int32)
+        held = _beside(before, jnp.arange(-slots, t, dtype=jnp.int32))
     else:
         k, v = now["k"], now["v"]
-        held = _held(after, slots) if ring else jnp.arange(slots, dtype=jnp.int32)
+        slot = jnp.arange(slots, dtype=jnp.int32)
+        held = _held(after, slots) if ring else _beside(jnp.zeros_like(before), slot)
     bias, sinks = None, params.get("sinks")
     if slopes is not None:
         # The distance to the first new position adds the same to all keys of a query, but not to a sink.
         origin = before[..., None] if sinks is None else positions
         distance = origin[..., :, None] - held[..., None, :]
-        bias = slopes[:, None, None] * -distance[..., None, :, :].astype(slopes.dtype)
+        distance = distance[..., None, :, :].astype(slopes.dtype)
+        bias = align(slopes[:, None, None], distance.ndim) * -distance
     if t == 1:
         seen = (held >= 0) & (held <= positions) & (held > positions - (window or slots))
         o = _attend(q, k, v, bias, sinks, seen, scale, softcap)
@@ -149,7 +153,8 @@ def decode(
         options: dict[str, Any] = {"causal": True, "window": window, "scale": scale, "softcap": softcap}
         options["mask"] = (held >= 0)[..., None, None, :] if ring else None
         k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
-        o = attention.apply(q, k, v, bias, sinks, q_offset=slots if ring else before, **options)
+        # Not by `apply`, which would refuse the padding that lies beyond the last slot.
+        o = rules.call(attention.vjp, q, k, v, bias, sinks, q_offset=slots if ring else before, **options)
     return _projections.project(params["o"], o.astype(q.dtype), 2), now
 
 
@@ -189,10 +194,15 @@ def _attend(
     return o.reshape(*n, 1, h, e)
 
 
+def _beside(before: Array, steps: Array) -> Array:
+    """The positions [*n, t] that lie `steps` [t] from before [*n]."""
+    return before[..., None] + align(steps, before.ndim + 1)
+
+
 def _held(length: Array, slots: int) -> Array:
     """The position in each slot [*n, slots] of a ring that has had `length` positions; negative: none."""
     last = length[..., None] - 1
-    return last - (last - jnp.arange(slots, dtype=jnp.int32)) % slots
+    return last - _beside(length - 1, -jnp.arange(slots, dtype=jnp.int32)) % slots
 
 
 def _write(old: Array, new: Array, before: Array, after: Array, ring: bool) -> Array:

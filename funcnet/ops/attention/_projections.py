@@ -91,6 +91,7 @@ def _check_params(where: str, params: Any) -> None:
             actual=f"params: {keys}",
             hint="the parameters come first: apply(params, x)." if hasattr(params, "dtype") else None,
         )
+    _check.mapping(where, "params", params)
     for name in "qkvo":
         _check.floating(where, f'params["{name}"]["w"]', params[name]["w"])
     _check.leaves(where, params)

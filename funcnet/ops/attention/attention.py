@@ -79,7 +79,7 @@ def reference(
     if causal:
         seen = seen & (ahead <= 0)
     if window is not None:
-        left, right = (window - 1, 0) if isinstance(window, int) else window
+        left, right = window if isinstance(window, tuple | list) else (window - 1, 0)
         seen = seen & (-left <= ahead) & (ahead <= right)
     if segment_ids is not None:
         of_q, of_k = _pair(segment_ids)
@@ -252,6 +252,7 @@ def _form(
     block: tuple[int, int] | None,
 ) -> tuple[blocks.Form, blocks.Arrays]:
     """The options as what is static, and what may be traced."""
+    window, q_offset, block = (rules.plain(value) for value in (window, q_offset, block))
     left = right = None
     if window is not None:
         left, right = (window - 1, None) if isinstance(window, int) else window

@@ -168,6 +168,7 @@ def vjp(
     Written out: dx[n, p] = Σ w[k] dy[n, o] over the o and k with o·stride + k·dilation − low = p, and
     dw[k] = Σ_n,o x̂[n, o·stride + k·dilation − low]ᵀ dy[n, o].
     """
+    _check.mapping("conv.vjp", "params", params)
     static = _static("conv.vjp", params["w"], x, stride, padding, dilation, groups, padding_mode, method)
     return _forward(params, x, static), Partial(rules.bind(_pullback, static=static), params, x)
 
@@ -230,6 +231,7 @@ def cost(
     padding_mode: str = "zeros",
 ) -> Cost:
     """2 · n · Π out · Π kernel · c_in / groups · c_out flops; products with the border are counted."""
+    _check.mapping("conv.cost", "params", params)
     w = params["w"]
     static = _static("conv.cost", w, x, stride, padding, dilation, groups, padding_mode)
     outputs = math.prod(x.shape[: x.ndim - w.ndim + 1]) * math.prod(static.window.out)

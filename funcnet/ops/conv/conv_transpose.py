@@ -174,6 +174,7 @@ def vjp(
     method: str = "auto",
 ) -> tuple[Float[Array, "*n_and_size c_out"], Partial]:
     """y and its pullback: dx = T(w) dy, a convolution; dw the kernel gradient of (dy, x); db = Σ dy."""
+    _check.mapping("conv_transpose.vjp", "params", params)
     where = "conv_transpose.vjp"
     static = _static(
         where, params["w"], x, stride, padding, dilation, groups, padding_mode, output_shape, method
@@ -235,6 +236,7 @@ def cost(
     output_shape: Sequence[int] | None = None,
 ) -> Cost:
     """2 · n · Π in · Π kernel · c_in / groups · c_out flops; products beyond the border are counted."""
+    _check.mapping("conv_transpose.cost", "params", params)
     options = {
         "stride": stride,
         "padding": padding,

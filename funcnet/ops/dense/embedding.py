@@ -136,6 +136,7 @@ def vjp(
 
     The row of padding has dw[r] = 0.
     """
+    _check.mapping("embedding.vjp", "params", params)
     w, ids = params["w"], _known(ids, params["w"].shape[0])
     y = w.at[ids].get(mode="fill", fill_value=0)
     if padding_index is not None:
@@ -170,4 +171,5 @@ def _add_rows(ids: Array, rows: Array, *, v: int) -> Array:
 
 def cost(params: Params, ids: Integer[Abstract, "*n"], *, padding_index: int | None = None) -> Cost:
     """No products: 0 flops, and the bytes of w, ids and y."""
+    _check.mapping("embedding.cost", "params", params)
     return Cost(0, traffic(reference, params, ids, padding_index=padding_index))

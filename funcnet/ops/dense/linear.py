@@ -83,6 +83,7 @@ def _affine(params: Params, x: Array) -> Array:
 
 def vjp(params: Params, x: Float[Array, "*n d_in"]) -> tuple[Float[Array, "*n d_out"], Partial]:
     """y and its pullback: dX = dY Wᵀ, dW = Xᵀ dY, db = Σ dY, the sums over every leading axis."""
+    _check.mapping("linear.vjp", "params", params)
     return _affine(params, x), Partial(_pullback, params, x)
 
 
@@ -159,4 +160,5 @@ def _absolute_sums(w: Array) -> tuple[Array, Array]:
 
 def cost(params: Params, x: Float[Abstract, "*n d_in"]) -> Cost:
     """2 · n · d_in · d_out flops."""
+    _check.mapping("linear.cost", "params", params)
     return Cost(2 * math.prod(x.shape) * params["w"].shape[1], traffic(reference, params, x))

@@ -155,6 +155,8 @@ def vjp(
     In training dx = w / σ · (dy − mean(dy) − x̂ · mean(dy · x̂)), in evaluation dx = w / σ · dy; the means and
     Σ are over every axis but the last, of the elements in the mask, and dx is 0 at the others.
     """
+    _check.mapping("batch_norm.vjp", "params", params)
+    _check.mapping("batch_norm.vjp", "state", state)
     w, x_ = common(params["w"], x)
     rows, real = _rows(x_).astype(wide(x_.dtype)), None if mask is None else _rows(mask[..., None])
     train = train and 0 not in x.shape[:-1]
@@ -249,6 +251,8 @@ def cost(
     eps: float = 1e-5,
 ) -> Cost:
     """No products: 0 flops, and the bytes of params, state, x and mask, y and the new state."""
+    _check.mapping("batch_norm.cost", "params", params)
+    _check.mapping("batch_norm.cost", "state", state)
     options = {"train": train, "mask": mask, "momentum": momentum, "eps": eps}
     return Cost(0, traffic(reference, params, state, x, **options))
 
@@ -268,6 +272,7 @@ def _check_state(where: str, state: Any, name: str, w: Array) -> None:
             if hasattr(state, "dtype")
             else None,
         )
+    _check.mapping(where, "state", state)
     s = _check.floating(where, path, state[name])
     if s.shape != w.shape:
         raise ShapeError(

@@ -119,6 +119,7 @@ def vjp(
 
     dw = Σ dy · x̂, db = Σ dy; the means are over one (example, group), Σ over every axis but the last.
     """
+    _check.mapping("group_norm.vjp", "params", params)
     w, x_ = common(params["w"], x)
     h = _split(x_, groups, spatial).astype(wide(x_.dtype))
     c, variance = moments(h, _WITHIN)
@@ -159,6 +160,7 @@ def cost(
     spatial: int | None = None,
 ) -> Cost:
     """No products: 0 flops, and the bytes of params, x and y."""
+    _check.mapping("group_norm.cost", "params", params)
     return Cost(0, traffic(reference, params, x, groups=groups, eps=eps, spatial=spatial))
 
 

@@ -82,6 +82,7 @@ def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> tuple[Flo
 
     dw = Σ dy · x̂, db = Σ dy; the means are over the last axis, Σ over the leading ones.
     """
+    _check.mapping("layer_norm.vjp", "params", params)
     w, x_ = common(params["w"], x)
     h = x_.astype(wide(x_.dtype))
     c, variance = moments(h, (-1,))
@@ -101,4 +102,5 @@ def _pullback(params: Params, x: Array, c: Array, rstd: Array, dy: Array) -> tup
 
 def cost(params: Params, x: Float[Abstract, "*n d"], eps: float = 1e-5) -> Cost:
     """No products: 0 flops, and the bytes of params, x and y."""
+    _check.mapping("layer_norm.cost", "params", params)
     return Cost(0, traffic(reference, params, x, eps=eps))

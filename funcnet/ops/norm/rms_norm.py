@@ -78,6 +78,7 @@ def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> tuple[Flo
 
     The mean is over the last axis, Σ over the leading ones.
     """
+    _check.mapping("rms_norm.vjp", "params", params)
     w, x_ = common(params["w"], x)
     h = x_.astype(wide(x_.dtype))
     rrms = lax.rsqrt((h**2).mean(-1, keepdims=True) + eps)
@@ -96,4 +97,5 @@ def _pullback(params: Params, x: Array, rrms: Array, dy: Array) -> tuple[Params,
 
 def cost(params: Params, x: Float[Abstract, "*n d"], eps: float = 1e-6) -> Cost:
     """No products: 0 flops, and the bytes of w, x and y."""
+    _check.mapping("rms_norm.cost", "params", params)
     return Cost(0, traffic(reference, params, x, eps=eps))

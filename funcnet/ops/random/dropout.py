@@ -85,7 +85,7 @@ def matrix(
     """diag(m / (1 − rate)) [Π in, Π in]; without a key, the identity."""
     where = "dropout.matrix"
     in_shape = _check.integers(where, "in_shape", in_shape, least=0)
-    rate = _check.rate(where, "rate", rate)
+    rate = _check.rate(where, "rate", rate, one=True)
     if key is not None:
         _check.key(where, key)
     return jnp.diag(_drop(jnp.ones(in_shape), rate, key).reshape(-1))
