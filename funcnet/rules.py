@@ -30,7 +30,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 
-from funcnet.errors import DTypeError, StructureError, ValueRangeError, describe
+from funcnet.errors import DTypeError, StructureError, ValueRangeError, describe, shorten
 
 __all__ = [
     "Call",
@@ -68,9 +68,12 @@ def autodiff(rule: str) -> Iterator[None]:
     Raises:
         ValueRangeError: another name.
     """
-    if rule not in ("hand", "jax"):
+    if not isinstance(rule, str) or rule not in ("hand", "jax"):
         raise ValueRangeError(
-            f'autodiff: rule is {rule!r}, but there are "hand" and "jax".', path="rule", actual=repr(rule)
+            f'autodiff: rule is {shorten(rule)}, but there are "hand" and "jax".',
+            path="rule",
+            expected='rule: "hand" or "jax"',
+            actual=f"rule = {shorten(rule)}",
         )
     with _rule(rule):
         yield

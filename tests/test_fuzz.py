@@ -150,7 +150,8 @@ def is_key(value: Any) -> bool:
 
 def slips(good: Any, place: Place, deep: bool) -> Iterator[tuple[str, Any]]:
     """What may stand in the place of `good` by mistake; only some of it in the place of a leaf."""
-    wanted = lambda name: deep or len(place) == 1 or name in FEW
+    # JAX itself cannot walk a pytree that holds itself: it is given in the place of a whole argument only.
+    wanted = lambda name: len(place) == 1 or (name != "recursive" if deep else name in FEW)
     yield from ((name, value) for name, value in VALUES.items() if wanted(name))
     if is_array(good) and not is_key(good):
         yield from ((name, make(np.asarray(good))) for name, make in OF_ARRAYS.items() if wanted(name))

@@ -83,6 +83,7 @@ def generate(
     where = "generate"
     _check.config(where, config, transformer.Config)
     _check_head(config)
+    transformer.check_params(where, params, config)
     ids, real, single = _read(prompt, lengths, config)
     max_new_tokens = _check.positive(where, "max_new_tokens", max_new_tokens)
     temperature = _check.number(where, "temperature", temperature)
@@ -420,7 +421,7 @@ def _check_draw(temperature: float, cuts: dict[str, Any], key: Any) -> None:
 
 def _row_keys(key: Any, n: int) -> Array:
     """The keys of n sequences: those given, or one key itself, and `fold_in(key, i)` from the second on."""
-    dtype, shape = getattr(key, "dtype", None), tuple[int, ...](getattr(key, "shape", ()))
+    dtype, shape = _check.dtype_of(key), tuple[int, ...](getattr(key, "shape", ()))
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if (raw := dtype == jnp.uint32 and len(shape) == 2) or (typed and len(shape) == 1):
         if shape[0] != n:
@@ -430,6 +431,8 @@ def _row_keys(key: Any, n: int) -> Array:
                 expected=f"key: one random key, or {n}",
                 actual=f"key: {describe(key)}",
             )
-        return jnp.asarray(key) if raw else key
+        key = jnp.asarray(key) if raw else key
+        _check.key("generate", key[0])
+        return key
     _check.key("generate", key)
     return jnp.stack([key, *(jax.random.fold_in(key, i) for i in range(1, n))])

@@ -540,12 +540,17 @@ def _check_inputs(where: str, params: Any, ids: Any, config: Any) -> Array:
     _check.config(where, config, Config)
     ids = _check.integer_array(where, "ids", ids, "*n, t")
     _check_ids(ids, config)
+    check_params(where, params, config)
+    return ids
+
+
+def check_params(where: str, params: Any, config: Config) -> None:
+    """The parts that every model of this kind has, in floats; blocks that `unstack` took apart are a list."""
     table = ("positions",) if config.positions == "learned" else ()
-    apart = isinstance(params, Mapping) and isinstance(params.get("blocks"), list)  # see `unstack`
+    apart = isinstance(params, Mapping) and isinstance(params.get("blocks"), list)
     parts = () if apart else ("norm1", "attention", "norm2", "up", "down")
     names = ["tokens", *table, "norm", "blocks", *(f"blocks.{part}" for part in parts)]
     _check.tree(where, params, *names)
-    return ids
 
 
 def _check_table(where: str, params: Any, x: Array) -> None:
