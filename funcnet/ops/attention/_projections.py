@@ -16,7 +16,7 @@ from funcnet.ops._dtype import common, wide
 from funcnet.ops.attention import rope as rotary
 from funcnet.ops.norm import rms_norm
 
-__all__ = ["Params", "Projection", "check", "heads", "matrices", "project"]
+__all__ = ["Params", "Projection", "check", "heads", "mappings", "matrices", "project"]
 
 
 class Projection(TypedDict):
@@ -79,6 +79,13 @@ def check(where: str, params: Any, x: Any) -> Array:
     return x
 
 
+def mappings(where: str, params: Any) -> None:
+    """params and the projections in it are mappings that JAX knows."""
+    _check.mapping(where, "params", params)
+    for name in "qkvo":
+        _check.mapping(where, f'params["{name}"]', params.get(name))
+
+
 def _check_params(where: str, params: Any) -> None:
     if not isinstance(params, Mapping) or any(
         not isinstance(params.get(name), Mapping) or params[name].get("w") is None for name in "qkvo"
@@ -91,7 +98,7 @@ def _check_params(where: str, params: Any) -> None:
             actual=f"params: {keys}",
             hint="the parameters come first: apply(params, x)." if hasattr(params, "dtype") else None,
         )
-    _check.mapping(where, "params", params)
+    mappings(where, params)
     for name in "qkvo":
         _check.floating(where, f'params["{name}"]["w"]', params[name]["w"])
     _check.leaves(where, params)

@@ -232,7 +232,7 @@ def vjp(
     Then those of rope and of the norms, of dq and dk. Last dWq = Xᵀ dq, so for k and v, and
     dX = dq Wqᵀ + dk Wkᵀ + dv Wvᵀ; each db is the sum of its cotangent.
     """
-    _check.mapping("multihead.vjp", "params", params)
+    _projections.mappings("multihead.vjp", params)
 
     def ready(name: str, z: Array) -> tuple[Array, tuple[Partial | None, Partial | None]]:
         """z, normalised and turned, and the pullbacks of both."""
@@ -291,7 +291,7 @@ def cost(
     **options: Any,
 ) -> Cost:
     """2 · n · t · (d · e · (2 h + 2 h_kv) + 2 · t · h · e) flops: four projections and attention."""
-    _check.mapping("multihead.cost", "params", params)
+    _projections.mappings("multihead.cost", params)
     t, (_, h, e) = x.shape[-2], params["q"]["w"].shape
     projections = sum(math.prod(p["w"].shape) for p in (params["q"], params["k"], params["v"], params["o"]))
     products = math.prod(x.shape[:-1]) * (projections + 2 * t * h * e)
