@@ -547,6 +547,11 @@ def called(name: str) -> Callable[..., Any]:
     return functools.reduce(getattr, name.split("."), fn)
 
 
+def test_every_operation_is_called():
+    known = set(fn._OPERATIONS) | {f"{op}.init" for op in fn._OPERATIONS if hasattr(getattr(fn, op), "init")}
+    assert not known - {*CALLS, *(name.split(".")[0] for name in CALLS)}
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_operations(name):
     depth = 1 if name in ("multihead.apply", "multihead.decode") else 2  # more of them is slow
