@@ -205,7 +205,7 @@ test_errors = golden(
             lambda: encoder.Config(head="mask"),
             ValueRangeError,
             "encoder.Config: head is 'mask'.\n"
-            "  expected  head: 'masked', 'sequence', 'tokens', 'answer' or None\n"
+            "  expected  head: 'masked', 'sequence', 'tokens', 'answer', None\n"
             "  got       head = 'mask'",
         ),
         (

@@ -18,6 +18,7 @@ from funcnet.ops._shape import align
 from funcnet.ops.attention import _projections, attention
 from funcnet.ops.attention import rope as rotary
 from funcnet.ops.attention._projections import Params
+from funcnet.ops.attention._scales import scales
 
 __all__ = ["Cache", "decode", "init_cache"]
 
@@ -116,7 +117,7 @@ def decode(
     n, t = x.shape[:-2], x.shape[-2]
     cache = _check_cache(where, params, n, cache)
     window = None if window is None else _check.positive(where, "window", window)
-    scale, softcap = attention.check_scales(where, scale, softcap)
+    scale, softcap = scales(where, scale, softcap)
     if slopes is not None:
         slopes = _check_slopes(where, params, slopes)
     new = _check_lengths(where, n, t, lengths)

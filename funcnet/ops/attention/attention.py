@@ -17,7 +17,6 @@ al., arXiv 2309.17453, as logits: OpenAI, gpt-oss, 2025.
 
 import functools
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -28,13 +27,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from funcnet import rules
-from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe, shorten
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, signed, wide
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import _blocks as blocks
 from funcnet.ops.attention import _vendor as vendor
+from funcnet.ops.attention._scales import scales
 
 __all__ = ["apply", "cost", "reference", "vjp"]
 
@@ -176,7 +176,7 @@ def apply(
     _check_mask(where, mask, q, k)
     _check_segments(where, segment_ids, q, k)
     causal = _check.flag(where, "causal", causal)
-    scale, softcap = check_scales(where, scale, softcap)
+    scale, softcap = scales(where, scale, softcap)
     rate = _check.rate(where, "dropout_rate", dropout_rate)
     if key is not None:
         _check.key(where, key)
@@ -463,36 +463,6 @@ def _check_segments(where: str, segment_ids: Any, q: Array, k: Array) -> None:
                 if paths[0] == paths[1] and t != s
                 else None,
             )
-
-
-def check_scales(where: str, scale: Any, softcap: Any) -> tuple[float | None, float | None]:
-    """Both as Python's floats, or None."""
-    scale = _check_number(where, "scale", scale, "None for 1/√e")
-    return scale, _check_number(where, "softcap", softcap, "None for no bound", positive=True)
-
-
-def _check_number(where: str, name: str, value: Any, none: str, *, positive: bool = False) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise DTypeError(
-            f"{where}: {name} is not a number.",
-            path=name,
-            expected=f"{name}: a float, or {none}",
-            actual=f"{name}: {describe(value)}",
-            hint="multiply q by it: then it has a gradient too."
-            if name == "scale" and hasattr(value, "dtype")
-            else None,
-        )
-    found = _check.number(where, name, value, least=-math.inf)
-    if positive and found <= 0:
-        raise ValueRangeError(
-            f"{where}: {name} is {shorten(value)}, but a positive number is needed.",
-            path=name,
-            expected=f"{name} > 0, or {none}",
-            actual=f"{name} = {shorten(value)}",
-        )
-    return found
 
 
 def _check_block(where: str, block: Any) -> tuple[int, int]:
