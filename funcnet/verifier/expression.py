@@ -43,8 +43,8 @@ class ExpressionError(ValueRangeError):
     """
 
     def __init__(self, problem: str, text: str, start: int, stop: int):
-        self.problem, self.text, self.column = problem, text, start
         super().__init__(f"{problem}\n{_pointed(text, start, stop)}")
+        self.problem, self.text, self.column = problem, text, start
 
 
 class _Fault(Exception):  # noqa: N818
