@@ -7,13 +7,21 @@ Most of a law's time is compiling, and what is called eagerly compiles a program
 so each side of a comparison is one program, and what a law prepares is NumPy. `forward` calls eagerly.
 """
 
+import collections
+import collections.abc
+import contextlib
 import functools
 import math
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
+import pytest
+from jax.experimental import jet
 from jax.sharding import AxisType, PartitionSpec
 
 import funcnet as fn
@@ -145,9 +153,10 @@ def finite_differences(case: Case, op: Any, args: Any, options: Any) -> None:
 
 
 def forward(case: Case, op: Any, args: Any, options: Any) -> None:
-    """apply = reference, eagerly and jitted; the first output of vjp too."""
+    """apply = reference, eagerly, where no NaN may come up, and jitted; the first output of vjp too."""
     want = op.reference(*args, **options)
-    close(op.apply(*args, **options), want)
+    with jax.debug_nans(True):
+        close(op.apply(*args, **options), want)
     f, values = on_floats(op.apply, args, options)
     close(jax.jit(f)(*values), want)
     close(op.vjp(*args, **options)[0], want)
@@ -316,6 +325,202 @@ def export(case: Case, op: Any, args: Any, options: Any) -> None:
     )
 
 
+# ---- wherever plain JAX runs: traced rather than compiled, where that shows it ----------------------------
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Annotations are not checked: a NumPy number is no int, and a symbol neither."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def program(op: Any, options: Any) -> tuple[Any, Any]:
+    """A function of the arguments and of the options that are arrays, and these: gradients in both ways."""
+    traced, static = fn.rules.split(options)
+
+    def run(args: Any, traced: Any) -> Any:
+        g, values = on_floats(op.apply, args, static | traced)
+        y, pull = jax.vjp(g, *values)
+        y_, pullback = op.vjp(*args, **static, **traced)
+        return y, pull(y), y_, pullback(y_)
+
+    return run, traced
+
+
+def strict(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Nothing is broadcast that is not written, no tracer leaks, no key is used twice."""
+    run, traced = program(op, options)
+    with jax.numpy_rank_promotion("raise"), jax.checking_leaks():
+        jax.make_jaxpr(run)(args, traced)
+        jax.eval_shape(lambda args, traced: op.reference(*args, **options | traced), args, traced)
+    if "key" in traced:
+        attached = lambda key: jax.vjp(*_with(op.apply, args, options | {"key": key}))
+        for f in (attached, lambda key: op.vjp(*args, **options | {"key": key})):
+            with jax.debug_key_reuse(True):
+                jax.eval_shape(lambda key, f=f: (v := f(key))[1](v[0]), traced["key"])
+
+
+def _with(f: Any, args: Any, options: Any) -> Any:
+    g, values = on_floats(f, args, options)
+    return g, *values
+
+
+def uncompiled(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Inside `jax.disable_jit`, and where no NaN may come up: value and gradient of reference."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    dy = normal_like(jax.eval_shape(f, *values), 12)
+    want = jax.jit(pulled(f))(values, dy)
+    with jax.disable_jit():
+        close(pulled(g)(values, dy), want)
+    with jax.debug_nans(True):
+        close(pulled(g)(values, dy), want)
+
+
+class Frozen(collections.abc.Mapping):
+    """A mapping of a user's own, registered with JAX."""
+
+    def __init__(self, **items: Any):
+        self.items_ = items
+
+    def __getitem__(self, name: str) -> Any:
+        return self.items_[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.items_)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+
+jax.tree_util.register_pytree_node(
+    Frozen,
+    lambda v: (tuple(v.values()), tuple(v)),
+    lambda names, v: Frozen(**dict(zip(names, v, strict=True))),
+)
+
+
+def containers(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Params in any mapping that JAX knows have a gradient in the same; others are refused by name."""
+    run, traced = program(op, options)
+
+    def within(kind: Any, node: Any) -> Any:
+        return kind(**{k: within(kind, node[k]) for k in reversed(node)}) if isinstance(node, dict) else node
+
+    for kind in (collections.OrderedDict, Frozen) if isinstance(args[0], dict) else ():
+        held = tuple(within(kind, arg) for arg in args)
+        *_, grads = jax.eval_shape(run, held, traced)
+        assert jax.tree.structure(grads[0]) == jax.tree.structure(held[0])
+        g = lambda params, held=held: loss_of(lambda: op.apply(params, *held[1:], **options))()
+        assert jax.tree.structure(jax.eval_shape(jax.grad(g), held[0])) == jax.tree.structure(held[0])
+        for use in (op.apply, op.vjp, op.cost):
+            with pytest.raises(fn.errors.StructureError, match="a mapping that JAX does not know"):
+                use(types.MappingProxyType(args[0]), *args[1:], **options)
+
+
+def numpy_options(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Options that are NumPy's numbers, and lists for tuples, are taken as Python's."""
+
+    def written(value: Any, number: Any) -> Any:
+        if isinstance(value, tuple):
+            return [written(v, number) for v in value]
+        kinds = {bool: np.bool_, int: np.int64, float: np.float64}
+        return kinds[type(value)](value) if number and type(value) in kinds else value
+
+    for number in (True, False):
+        given = {name: written(value, number) for name, value in options.items()}
+        if all(given[name] is options[name] for name in options):
+            continue
+        with unchecked():
+            run, traced = program(op, given)
+            plain, _ = program(op, options)
+            assert jax.eval_shape(run, args, traced) == jax.eval_shape(plain, args, traced)
+            of = lambda o: jax.tree.structure(jax.eval_shape(lambda a: op.vjp(*a, **o), args))
+            assert of(given) == of(options)
+            assert op.cost(*args, **given) == op.cost(*args, **options)
+
+
+def x64_between(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Forward with x64 and pullback without, and the other way round."""
+    args, options = case.draw(dtype="float32")
+    g, values = on_floats(op.apply, args, options)
+    for x64 in (True, False):
+        with jax.enable_x64(x64):
+            forwards = jax.eval_shape(lambda: (jax.vjp(g, *values), op.vjp(*args, **options)))
+            want = [jax.eval_shape(lambda p, y: p(y), pull, y) for y, pull in forwards]
+        with jax.enable_x64(not x64):
+            assert [jax.eval_shape(lambda p, y: p(y), pull, y) for y, pull in forwards] == want
+
+
+def branches(case: Case, op: Any, args: Any, options: Any) -> None:
+    """The gradient of a `cond` and of a `switch` with this in one branch lowers; no typed key is kept."""
+    g, values = on_floats(op.apply, args, options)
+    loss, plain = loss_of(g), lambda *v: sum(jnp.sum(u) for u in v)
+
+    def total(i: Any, *v: Any) -> Any:
+        return jax.lax.cond(i == 0, loss, plain, *v) + jax.lax.switch(i, [loss, plain, plain], *v)
+
+    if values:
+        jax.jit(jax.grad(total, tuple(range(1, len(values) + 1)))).lower(0, *values)
+    kept = jax.tree.leaves(jax.eval_shape(lambda: op.vjp(*args, **options)[1]))
+    assert not any(jnp.issubdtype(v.dtype, jax.dtypes.prng_key) for v in kept)
+
+
+def taylor(case: Case, op: Any, args: Any, options: Any) -> None:
+    """`jax.experimental.jet`, where it can differentiate reference."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    series = [[normal_like(v, i) for i in range(2)] for v in values]
+    of = lambda h: lambda v, s: jet.jet(h, tuple(v), s)
+    try:
+        jax.eval_shape(of(f), values, series)
+    except (KeyError, jax.errors.UnexpectedTracerError):
+        return
+    if values:
+        got, want = jax.jit(lambda v, s: (of(g)(v, s), of(f)(v, s)))(values, series)
+        close(got, want, 1e-9, 1e-9)
+
+
+def symbols(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Whatever size is a symbol: where plain JAX traces reference, it traces apply; and exports the first."""
+    run, traced = program(op, options)
+    plain, _ = program(types.SimpleNamespace(apply=op.reference, vjp=_jax_vjp(op)), options)
+    sizes = [size for leaf in jax.tree.leaves((args[::-1], traced)) for size in leaf.shape if size > 1]
+    exported = False
+    for size in dict.fromkeys(sizes):
+        described = jax.tree.map(functools.partial(_with_symbol, size), (args, traced))
+        try:
+            jax.eval_shape(plain, *described)
+        except Exception:  # each kind of program fails in its own way
+            continue
+        try:
+            with unchecked():
+                jax.eval_shape(run, *described)
+                if not exported:
+                    jax.export.export(jax.jit(run))(*described)
+        except fn.errors.FuncnetError:
+            continue  # a number of channels, which groups may not divide
+        except Exception as error:
+            raise AssertionError(f"a symbol for {size}: {error}") from error
+        exported = True
+
+
+def _with_symbol(size: int, v: Any) -> Any:
+    (n,) = jax.export.symbolic_shape("n")
+    return jax.ShapeDtypeStruct(tuple(n if s == size else s for s in v.shape), v.dtype)
+
+
+def _jax_vjp(op: Any) -> Any:
+    def vjp(*args: Any, **options: Any) -> Any:
+        f, values = on_floats(op.reference, args, options)
+        y, pull = jax.vjp(f, *values)
+        return y, pull
+
+    return vjp
+
+
 # ---- the matrix and the cost ------------------------------------------------------------------------------
 
 
@@ -469,4 +674,11 @@ LAWS = [
     control_flow,
     sharding,
     export,
+    strict,
+    containers,
+    numpy_options,
+    x64_between,
+    branches,
+    taylor,
+    symbols,
 ]

@@ -1,14 +1,16 @@
 """Every case through every law, and every law against a rule that it must reject."""
 
+import functools
 import types
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from funcnet import rules
 from tests import laws
-from tests.cases import CASES, LARGE, Case, F, case
+from tests.cases import CASES, LARGE, Case, F, K, case
 
 WITH_MATRIX = [
     c for c in CASES if hasattr(c.module, "matrix") and not (c.op == "matmul" and len(c.args[1].shape) != 2)
@@ -40,6 +42,20 @@ def test_formula(c):
 def test_law(law, c):
     args, options = c.draw()
     law(c, c.module, args, options)
+
+
+@pytest.mark.parametrize(
+    "c",
+    [
+        c if fast and c.op in ("linear", "layer_norm", "conv", "conv_transpose") else slow
+        for c, fast in ((c, c is next(d for d in CASES if d.op == c.op)) for c in CASES)
+        for slow in [pytest.param(c, marks=pytest.mark.slow)]
+    ],
+    ids=ids,
+)
+def test_uncompiled(c):
+    args, options = c.draw()
+    laws.uncompiled(c, c.module, args, options)
 
 
 @pytest.mark.parametrize("c", first(2, WITH_MATRIX), ids=ids)
@@ -118,6 +134,56 @@ def _(primals, tangents):
     return jax.jvp(OP.reference, primals, scaled(tangents))
 
 
+SOFTMAX = case("softmax", F(7, 3), axis=0)
+DROPOUT = case("dropout", F(7, 3), rate=0.3, key=K())
+
+
+def other(of: Case, **changes: Any) -> tuple[Case, types.SimpleNamespace]:
+    """An operation that has what linear has not, with one thing wrong."""
+    return of, types.SimpleNamespace(**{**vars(of.module), **changes})
+
+
+def plain_gradient(params, x):
+    """The gradient in a dict, whatever the params are in."""
+    y, pullback = OP.vjp(params, x)
+    return y, jax.tree_util.Partial(_plain_pullback, pullback)
+
+
+def _plain_pullback(pullback, dy):
+    dparams, dx = pullback(dy)
+    return dict(dparams), dx
+
+
+def typed_pullback(x, axis=-1):
+    """A pullback with another structure for NumPy's 0 than for Python's."""
+    y, pullback = SOFTMAX.module.vjp(x, axis)
+    return y, jax.tree_util.Partial(_named(type(axis)), pullback)
+
+
+@functools.cache
+def _named(kind):
+    return functools.partial(lambda pullback, dy: pullback(dy))
+
+
+def wide_residual(params, x):
+    """A residual whose dtype is that of x64 where it is on: so is a gradient made of it."""
+    y, pullback = OP.vjp(params, x)
+    return y, jax.tree_util.Partial(_wide_pullback, pullback)
+
+
+def _wide_pullback(pullback, dy):
+    dparams, dx = pullback(dy)
+    return dparams, dx.astype(float)
+
+
+def kept_key(x, *, rate, key):
+    return DROPOUT.module.vjp(x, rate=rate, key=key)[0], jax.tree_util.Partial(_redrawn, key)
+
+
+def _redrawn(key, dy):
+    return (jnp.where(jax.random.bernoulli(key, 0.7, dy.shape), dy / 0.7, 0),)
+
+
 REJECTED = {
     laws.naive: broken(reference=lambda p, x: scaled(OP.reference(p, x))),
     laws.forward: broken(apply=lambda p, x: scaled(OP.apply(p, x))),
@@ -134,19 +200,29 @@ REJECTED = {
     laws.cost: broken(cost=lambda p, x: OP.cost(p, x)._replace(flops=OP.cost(p, x).flops + 1)),
     laws.matrix: broken(matrix=lambda p, s: OP.matrix(p, s).at[0, 0].add(1e-6)),
     laws.finite_differences: broken(reference=_sharded_wrong),
+    laws.strict: broken(apply=lambda p, x: jnp.matmul(x, p["w"]) + p["b"]),
+    laws.uncompiled: by(wrong_gradient),
+    laws.containers: broken(vjp=plain_gradient),
+    laws.numpy_options: other(SOFTMAX, vjp=typed_pullback),
+    laws.x64_between: broken(vjp=wide_residual),
+    laws.branches: other(DROPOUT, vjp=kept_key),
+    laws.taylor: broken(apply=lambda p, x: scaled(OP.apply(p, x))),
+    laws.symbols: broken(apply=lambda p, x: OP.apply(p, x[: int(x.shape[0])])),
 }
 
 
 def test_every_law_has_a_rule_that_it_rejects():
-    assert set(REJECTED) == {*laws.LAWS, laws.matrix}
+    assert set(REJECTED) == {*laws.LAWS, laws.matrix, laws.uncompiled}
 
 
 @pytest.mark.parametrize("law", REJECTED, ids=ids)
 def test_law_rejects(law):
-    args, options = CASE.draw()
-    law(CASE, OP, args, options)
+    wrong = REJECTED[law]
+    of, wrong = wrong if isinstance(wrong, tuple) else (CASE, wrong)
+    args, options = of.draw()
+    law(of, of.module, args, options)
     with pytest.raises((AssertionError, NotImplementedError, ValueError)):
-        law(CASE, REJECTED[law], args, options)
+        law(of, wrong, args, options)
 
 
 @pytest.mark.only_as_users

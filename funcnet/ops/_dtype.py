@@ -29,4 +29,5 @@ def narrow(x: jax.Array, like: jax.Array) -> jax.Array:
 
 def signed(indices: jax.Array) -> jax.Array:
     """`indices` as integers that may be negative, none of them taken for another: 2³² + 1 is not 1."""
-    return indices.astype(jnp.int64 if indices.dtype.itemsize > 4 else jnp.int32)
+    dtype = jnp.int64 if indices.dtype.itemsize > 4 else jnp.int32
+    return indices.astype(jax.dtypes.canonicalize_dtype(dtype))  # a pullback may run where x64 is off again
