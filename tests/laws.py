@@ -490,7 +490,8 @@ def symbols(case: Case, op: Any, args: Any, options: Any) -> None:
     sizes = [size for leaf in jax.tree.leaves((args[::-1], traced)) for size in leaf.shape if size > 1]
     exported = False
     for size in dict.fromkeys(sizes):
-        described = jax.tree.map(functools.partial(_with_symbol, size), (args, traced))
+        (n,) = jax.export.symbolic_shape("n")
+        described = jax.tree.map(functools.partial(_with_symbol, n, size), (args, traced))
         try:
             jax.eval_shape(plain, *described)
         except Exception:  # each kind of program fails in its own way
@@ -507,8 +508,7 @@ def symbols(case: Case, op: Any, args: Any, options: Any) -> None:
         exported = True
 
 
-def _with_symbol(size: int, v: Any) -> Any:
-    (n,) = jax.export.symbolic_shape("n")
+def _with_symbol(n: Any, size: int, v: Any) -> Any:
     return jax.ShapeDtypeStruct(tuple(n if s == size else s for s in v.shape), v.dtype)
 
 
