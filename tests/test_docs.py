@@ -14,7 +14,18 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p) and p != "docs/design.md"])
+# README, which everybody reads, and the contract; the others when CI runs what is slow.
+AT_ONCE = ("README.md", "docs/contract.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        page if page in AT_ONCE else pytest.param(page, marks=pytest.mark.slow)
+        for page in PAGES
+        if blocks(page) and page != "docs/design.md"
+    ],
+)
 def test_page_runs(page, tmp_path, monkeypatch, unchecked):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
