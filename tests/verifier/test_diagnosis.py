@@ -312,6 +312,7 @@ def test_a_factor_is_named_from_the_sizes():
     assert "multiply it by 7" in finding.suggestion
 
 
+@pytest.mark.slow
 def test_only_the_diagonal_of_the_jacobian():
     (finding,) = fn.verify(softmax, lambda x, dy: softmax(x) * (1 - softmax(x)) * dy, (X,)).findings
     assert finding.kind == "missing_term"
