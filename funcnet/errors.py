@@ -93,7 +93,7 @@ def shorten(value: Any) -> str:
     """`value` as Python writes it, in at most 60 characters.
 
     >>> shorten("funcnet"), shorten("a" * 70)[-4:], shorten(2**10000)
-    ("'funcnet'", "aaa…", 'an int of 10001 bits')
+    ("'funcnet'", 'aaa…', 'an int of 10001 bits')
     """
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an int of {value.bit_length()} bits"

@@ -115,12 +115,11 @@ def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def _cut(v: Any, sizes: Sequence[int]) -> list[Any]:
-    if jnp.issubdtype(
-        v.dtype, jax.dtypes.prng_key
-    ):  # JAX knows of a slice alone that it uses up no other keys
-        starts = itertools.accumulate(sizes, initial=0)
-        return [v[start : start + size] for start, size in zip(starts, sizes, strict=False)]
-    return jax.lax.split(v, sizes)
+    if not jnp.issubdtype(v.dtype, jax.dtypes.prng_key):
+        return list(jax.lax.split(v, sizes))
+    # Of a slice alone JAX's key-reuse checks know that it uses up no other keys.
+    starts = itertools.accumulate(sizes, initial=0)
+    return [v[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def _layers(params: Any, per_layer: tuple[Any, ...]) -> int:
