@@ -56,7 +56,7 @@ def found(operation: str, file: str, old: str, new: str) -> bool:
         path.write_text(text.replace(old, new), "utf-8")
         names = f"[{operation}- or -{operation}- or test_{operation}.py"
         tests = ["tests/test_laws.py", f"tests/ops/{family}/test_{operation}.py", "-k", names]
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]
         env = {**os.environ, "PYTHONPATH": folder, "JAX_PLATFORMS": "cpu"}
         run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if run.returncode not in (0, 1):
