@@ -271,6 +271,11 @@ def held_to_the_loop(w, x, options, **how):
     np.testing.assert_allclose(np.vdot(dx, tx), np.vdot(dy, loop(w, tx)), atol=1e-10)  # linear in x
 
 
+def test_a_border_wider_than_one_is_reflected_in_order():
+    for taps in (5, 6):  # borders of 2 and 2, of 2 and 3
+        held_to_the_loop(normal(taps, 2, 3), normal(2, 7, 2, seed=1), {"padding_mode": "reflect"})
+
+
 @settings(max_examples=15, deadline=None)
 @given(convolutions())
 def test_any_window_equals_the_naive_loop(drawn):
