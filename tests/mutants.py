@@ -34,7 +34,7 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
     ("gelu", "", "* (p + h * density)", "* (p + density)"),
     ("swiglu", "", "s * (1 + g * (1 - s))", "s * (1 + g * s)"),
     ("dropout", "", "(1 / (1 - rate or 1))", "(1 / rate)"),
-    ("cross_entropy", "", "(q.sum(-1, keepdims=True) - q)", "(1 - q)"),
+    ("cross_entropy", "", "p) - label_smoothing /", "p) + label_smoothing /"),
     ("mse", "", "narrow(-de, target)", "narrow(de, target)"),
     ("attention", "_blocks.py", "_where(seen, dp - _at(d, i), 0)", "_where(seen, dp, 0)"),
     ("rope", "", "b * cos + a * sin", "b * cos - a * sin"),
