@@ -109,7 +109,7 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
         "norm": layer_norm.init(key, d),
     }
     if config.classes is not None:
-        params["head"] = jax.tree.map(jnp.zeros_like, linear.init(key, d, config.classes))
+        params["head"] = {"w": jnp.zeros((d, config.classes)), "b": jnp.zeros(config.classes)}
     if config.pooler:
         params["pooler"] = linear.init(key_pooler, d, d)
     return params
