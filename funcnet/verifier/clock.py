@@ -2,15 +2,20 @@
 
 import time
 
-__all__ = ["is_over", "part"]
+__all__ = ["is_over", "now", "part"]
+
+
+def now() -> float:
+    """Seconds, of which only differences mean something."""
+    return time.monotonic()
 
 
 def is_over(deadline: float) -> bool:
-    """Whether a deadline, by `time.monotonic`, has passed."""
-    return time.monotonic() > deadline
+    """Whether a deadline, by `now`, has passed."""
+    return now() > deadline
 
 
 def part(deadline: float, share: float) -> float:
     """The deadline of a search that may take a share of the time left, so that others get theirs."""
-    now = time.monotonic()
-    return now + share * max(deadline - now, 0.0)
+    at = now()
+    return at + share * max(deadline - at, 0.0)

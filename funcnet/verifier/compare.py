@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import numbers
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
-from funcnet.verifier import judge, laws, trace
+from funcnet.verifier import clock, judge, laws, trace
 from funcnet.verifier.diagnose import diagnose
 from funcnet.verifier.finding import Finding, Row
 from funcnet.verifier.judge import Judge, Point, judge_of
@@ -80,7 +79,7 @@ def verify(
     >>> [(finding.argument, finding.kind) for finding in report.findings]
     [('w', 'sign')]
     """
-    start = time.monotonic()
+    start = clock.now()
     _check_options(reference, static, shapes, budget, seed)
     given = pose(forward, backward, args, reference=reference, static=static)
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
@@ -119,7 +118,7 @@ def verdict(
         given: the same problem in the dtypes of the user.
         x64: whether the user has float64 enabled.
         shapes: as in `verify`.
-        start: of all this, by `time.monotonic`.
+        start: of all this, by `clock.now`.
         budget: the diagnosis ends so many seconds after it, but may take half of them in any case.
         rng: of all random values.
     """
@@ -137,7 +136,7 @@ def verdict(
     if wrong:
         excused = laws.disputes(ready, points, wrong, tolerances)
         wrong = [i for i in wrong if i not in excused]
-        deadline = max(start + budget, time.monotonic() + budget / 2)
+        deadline = max(start + budget, clock.now() + budget / 2)
         findings += [*excused.values(), *diagnose(ready, points, wrong, measured, deadline, rng, small)]
     rows = [
         _row(problem, i, points, measured[i], tolerances[i], i in wrong, findings)

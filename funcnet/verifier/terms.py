@@ -54,7 +54,7 @@ def missing(
         output: the gradient's value.
         known: all values, for each cotangent.
         differences: truth minus formula, for each cotangent.
-        deadline: by `time.monotonic`.
+        deadline: by `clock.now`.
     """
     want = np.stack(differences)
     k = next(k for k, eqn in enumerate(scope.program.equations) if output in eqn.outputs)

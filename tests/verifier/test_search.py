@@ -35,8 +35,8 @@ def in_a_gigabyte():
 
 @pytest.fixture
 def ticks(monkeypatch):
-    """A clock that moves on by 1 each time somebody looks at it, and is at 0."""
-    monkeypatch.setattr(clock.time, "monotonic", itertools.count(0.0).__next__)
+    """The verifier's clock moves on by 1 each time somebody looks at it, and is at 0."""
+    monkeypatch.setattr(clock, "now", itertools.count(0.0).__next__)
 
 
 def posed(forward, backward, *args):
@@ -115,7 +115,7 @@ def test_nothing_is_tried_after_the_deadline(name, monkeypatch, ticks):
         search(problem, points, *late, -1.0)
         assert not tried
         with in_a_gigabyte():
-            search(problem, points, *late, clock.time.monotonic() + 200.0)
+            search(problem, points, *late, clock.now() + 200.0)
         assert 0 < len(tried) < 1000, "it looks at the clock before each try"
         tried.clear()
 
