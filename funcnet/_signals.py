@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a run ends between two steps, never within one."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1: a run ends between two steps, never within one."""
 
 import os
 import signal
@@ -10,8 +10,9 @@ from typing import Any
 
 # What ends a program, and what it does by default.
 _DEFAULT = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-if hasattr(signal, "SIGHUP"):  # Windows has none
-    _DEFAULT[signal.SIGHUP] = signal.SIG_DFL
+for _name in ("SIGHUP", "SIGUSR1"):  # Windows has none; schedulers send the second before the time is over
+    if hasattr(signal, _name):
+        _DEFAULT[getattr(signal, _name)] = signal.SIG_DFL
 
 _ECHO = 0.2  # seconds; a terminal that closes and its shell both send SIGHUP, which is one wish
 
