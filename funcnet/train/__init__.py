@@ -8,4 +8,15 @@ from funcnet.train.metric import Mean
 from funcnet.train.state import State, init
 from funcnet.train.step import make_step
 
-__all__ = ["History", "Mean", "NonFiniteError", "State", "batches", "evaluate", "fit", "in_order", "init", "make_step"]
+__all__ = [
+    "History",
+    "Mean",
+    "NonFiniteError",
+    "State",
+    "batches",
+    "evaluate",
+    "fit",
+    "in_order",
+    "init",
+    "make_step",
+]

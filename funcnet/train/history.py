@@ -75,26 +75,21 @@ class History(Sequence[Record]):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], size: int | None = None) -> "History":
-        """The records of a metrics.jsonl, or of its first `size` bytes; null is NaN.
+        """The records of a metrics.jsonl, or of the lines that begin in its first `size` bytes; null is NaN.
+
+        Half a line at the end, of a process that was killed, is left out.
 
         Raises:
-            FileFormatError: a line is no JSON object, or the file is shorter than `size`.
+            FileFormatError: a line is no JSON object.
             OSError: it cannot be read.
         """
-        history, left = cls(), math.inf if size is None else size
+        history = cls()
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if len(line) > left:
+                if (size is not None and size <= 0) or not line.endswith(b"\n"):
                     break
-                left -= len(line)
+                size = None if size is None else size - len(line)
                 history.append(_record(Path(path), number, line))
-        if size is not None and left:
-            raise FileFormatError(
-                f"{path}: the records end early.",
-                path=str(path),
-                expected=f"{size} bytes of whole lines",
-                actual=f"{size - left}",
-            )
         return history
 
     def __len__(self) -> int:

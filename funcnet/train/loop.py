@@ -1,14 +1,15 @@
-"""The loops: training over batches, and averages over a data set."""
+"""The loop: training over batches."""
 
 import itertools
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, SupportsIndex
+from signal import Signals
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -16,34 +17,50 @@ import numpy as np
 from jaxtyping import PyTree
 
 from funcnet import signature
-from funcnet._signals import signals
+from funcnet._signals import Stop, signals
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.train import _check
-from funcnet.train.log import RESERVED, Record, metrics_file, terminal
-from funcnet.train.metric import Mean, checked, reading, scalar
+from funcnet.train.history import History, Record
+from funcnet.train.log import RESERVED, Log, logs, metrics_path, terminal
+from funcnet.train.metric import reading, scalar
 from funcnet.train.state import State, step_key
 
-# Of the time, at most, that goes into copying the state to the host.
-_COPYING = 0.01
+# Metrics are read so many steps behind, and at most so many seconds: the device never waits for the host.
+_BEHIND, _SECONDS_BEHIND = 64, 0.5
+_END = object()
 
 
 class NonFiniteError(FuncnetError, ArithmeticError):
-    """A loss, or what the last step left, was infinite or not a number.
+    """A loss or a gradient, or what the last step left, was infinite or not a number.
 
     Attributes:
         step: the number of the step, the first being 1.
         batch: its batch.
-        state: a state from before, the newest that was kept and gave a finite loss; `state.step` says after
-            how many steps. (The state just before may hold a NaN already, from a gradient.)
+        state: with a guarded step exactly what that step left: all but the counts is as before the first
+            fault. With another one the newest, which the fault may have spoilt.
         history: the records up to the fault.
+        loss: that of the step, or None.
     """
 
-    def __init__(
-        self, problem: str, *, step: int, batch: PyTree, state: State, path: str = "loss", **details: str
-    ):
+    def __init__(self, problem: str, *, step: int, batch: PyTree, path: str = "loss", **details: str):
         super().__init__(problem, path=path, **details)
-        self.step, self.batch, self.state = step, batch, state
-        self.history: list[Record] = []
+        self.step, self.batch = step, batch
+        self.state: State | None = None
+        self.history = History()
+        self.loss: Callable[..., Any] | None = None
+
+    def explain(self) -> Any:
+        """The first operation that made a NaN or an infinity of finite numbers, or None.
+
+        Runs loss and gradient again, equation by equation, on the batch and the state at hand.
+        """
+        from funcnet.find_nan import find_nan
+
+        if self.loss is None or self.state is None:
+            return None
+        # What has been counted since does not change what the step drew.
+        state = self.state._replace(step=jnp.asarray(self.step - 1, jnp.int32))
+        return find_nan(jax.value_and_grad(objective(self.loss, state, self.batch)), state.params)
 
 
 def fit(
@@ -52,59 +69,76 @@ def fit(
     batches: Iterable[PyTree],
     *,
     steps: SupportsIndex | None = None,
-    log: str | Path | None = None,
+    until: SupportsIndex | None = None,
+    minutes: float | None = None,
+    log: Log | Sequence[Log] | None = None,
     evaluate: Callable[[State], Mapping[str, Any]] | None = None,
     every: SupportsIndex | None = None,
     rates: Mapping[str, int | float] | None = None,
+    checkpoints: Any = None,
+    stop: Callable[[History], bool] | None = None,
     progress: bool = True,
-) -> tuple[State, list[Record]]:
+) -> tuple[State, History]:
     """Train: one step per batch, with progress shown and metrics written down.
 
-    The metrics of a step are read when the next one is on its way, so that the device does not wait for them.
+    Metrics are read later, at most 64 steps and half a second, so that the device does not wait for the host.
     Before the first step the loss (`step.loss`, which `make_step` sets) runs once without jit on the first
     batch, so that operations can check values that jit hides: labels and ids in range.
 
-    Ctrl-C, SIGTERM and SIGHUP end the training after the step that is running, or at once in an evaluation,
-    and it returns as usual, with `state.step` below what was asked for; a second signal is raised at once, as
-    KeyboardInterrupt. (They are left alone outside the main thread, where the program handles them itself,
-    and where it ignores them.)
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end the training after the step that is running, or at once in an
+    evaluation, and it returns as usual, with a checkpoint, and `state.step` below what was asked for; a
+    second signal is raised at once, as KeyboardInterrupt. (They are left alone outside the main thread, where
+    the program handles them itself, and where it ignores them.)
 
-    A log that cannot be written does not end the training: one warning says so.
+    With a guarded step (see `make_step`) what is not finite changes nothing, and its record says "skipped";
+    `max_skipped` of them in a row end the training.
+
+    A log or a checkpoint that cannot be written does not end the training: one warning says so.
 
     Args:
         step: from `make_step`, or any function like it; its metrics contain "loss".
-        state: from `init`, or where an earlier run ended. The first step deletes it.
+        state: from `init`, from `Checkpoints.restore`, or where an earlier run ended. The first step deletes
+            it.
         batches: any iterable of batches; see `train.batches`. NumPy arrays are copied: an iterable may fill
-            the same ones again and again.
+            the same ones again and again. A checkpoint holds its `position()`, if its iterator has one.
         steps: take this many steps; None: as many as there are batches.
-        log: a folder, made if need be, where each step appends a line to metrics.jsonl.
+        until: end when `state.step` is this, whatever it was at the start; not with `steps`.
+        minutes: end after the step that runs when so much time is over, earlier parts of the run counted.
+        log: a folder, made if need be, in which metrics.jsonl gets a line for each step; or a function that
+            is called with each record; or several of them.
         evaluate: `evaluate(state)` gives a dict of numbers, arrays or Means, as `train.evaluate` makes it;
             they are recorded as ``eval_...``. The next step deletes the state, so it should not be kept.
-        every: evaluate after every so many steps; in any case after the last one.
+        every: evaluate after every so many steps; in any case after the last one, unless a signal or
+            `minutes` ended the training.
         rates: other units of speed, name to amount in one step, such as {"tokens_per_second": 2048}; the
             amount times the steps per second is recorded.
+        checkpoints: a `Checkpoints`, where the run is kept so that it can go on.
+        stop: `stop(history)` says whether to end: after each evaluation; without `evaluate` after each step,
+            for which the host then waits.
         progress: whether to print anything.
 
     Returns:
-        The state, and one record per step, as written to metrics.jsonl: "step" (the first is 1), "loss" and
-        the other metrics (of the parameters before the update), "steps_per_second" since the last evaluation,
-        or the first step, the `rates`, "seconds" since the start, and the evaluation if there was one.
+        The state, and one record per step, as written to metrics.jsonl, those before a restored checkpoint
+        among them: "step" (the first is 1), "loss" and the other metrics (of the parameters before the
+        update), "steps_per_second" since the last evaluation, or the first step, the `rates`, "waiting", the
+        share of that time in which there was no batch, "seconds" since the start, and the evaluation if there
+        was one. A step that was skipped says "skipped": the number of them in a row. `history.ended` says why
+        the training ended.
 
     Raises:
-        NonFiniteError: a loss was infinite or not a number, or the state after the last step is; it holds the
-            step, the batch, and a good state, which was copied to host memory while training (this takes at
-            most a hundredth of the time).
+        NonFiniteError: a loss was infinite or not a number, or the state after the last step is; of a guarded
+            step, `max_skipped` in a row were. It holds the step, the batch and the state.
         ShapeError: a batch is empty.
         DTypeError: an argument, a leaf of a batch, or a metric is not what it should be.
         StructureError: the step or `evaluate` returns anything else.
         ValueRangeError: there was no batch, `state` has a NaN or an infinity or was given to a step before,
-            which deleted it, two things are recorded under one name, or `steps`, `every` or the name of a
-            rate makes no sense.
+            which deleted it, two things are recorded under one name, or `steps`, `until`, `minutes`, `every`
+            or the name of a rate makes no sense.
+        OSError: the last checkpoint cannot be written.
 
     Whatever is raised once it has begun, by batches, by `evaluate`, by a closed standard output,
     KeyboardInterrupt and SystemExit too, carries in its attributes `state` and `history` what the training
-    had come to: the state after the last step, or, where a step was broken off or left a NaN, the newest one
-    that was kept.
+    had come to (no `state` where a step was broken off, which had taken its memory).
 
     >>> import optax
     >>> from funcnet.train import batches, init, make_step
@@ -112,99 +146,100 @@ def fit(
     >>> state = init(jnp.zeros(()), optax.sgd(0.5), key=jax.random.key(0))
     >>> data = batches(jnp.ones((8, 1)), 4, seed=0)
     >>> state, history = fit(make_step(loss, optax.sgd(0.5)), state, data, steps=3, progress=False)
-    >>> [record["loss"] for record in history], float(state.params)
-    ([1.0, 0.0, 0.0], 1.0)
+    >>> [record["loss"] for record in history], float(state.params), history.ended
+    ([1.0, 0.0, 0.0], 1.0, 'steps')
     """
-    _check_arguments(step, state, batches, log, evaluate)
-    if steps is not None:
-        steps = min(_check.whole("train.fit", "steps", steps, 0), sys.maxsize)
-    if every is not None:
-        every = _check.whole("train.fit", "every", every, 1)
-    rates = _rates(rates)
+    sinks = _sinks(log)
+    _check_arguments(step, state, batches, sinks, evaluate, stop)
     first = done = int(state.step)
-    history: list[Record] = []
-    batch: PyTree = None
-    pending: tuple[int, PyTree, Any, tuple[int, float]] | None = None  # a step to be noted
-    copies: list[State] = []  # on the host; the first is good, a second one waits until a loss came of it
-    clock = time.perf_counter
-    start = clock()
-    mark = first, start  # the speed is measured from this step and time
+    count = _count(steps, until, first)
+    every = None if every is None else _check.whole("train.fit", "every", every, 1)
+    rates, limit = _rates(rates), _seconds(minutes)
+    state = _thawed(step, state)
+    if spoilt := _spoilt(state):
+        raise _refused(*spoilt)
+    resumed = None if checkpoints is None else checkpoints.begin(state)
+    history = History() if resumed is None else resumed.history
+    earlier, size = (0.0, None) if resumed is None else (resumed.seconds, resumed.log_bytes)
+    iterator = iter(batches)
+    metrics_at = next((metrics_path(sink) for sink in sinks if not callable(sink)), None)
+    records: _Records | None = None
+    whole = True  # no step is under way: the state and the position in the data are of one moment
 
-    def keep() -> float:
-        """Copy the state to the host, unless it is spoilt; returns the time of the next copy."""
-        began = clock()
-        copy = _to_host(state)
-        copies.extend([] if _spoilt(copy) else [copy])
-        return clock() + max(1.0, (clock() - began) / _COPYING)
-
-    def note(
-        number: int, batch: PyTree, metrics: Any, since: tuple[int, float], evaluate: Any = None
-    ) -> None:
-        """Wait for the metrics of a step, and write them down."""
-        values = _values(metrics)
-        if not math.isfinite(values["loss"]):
-            raise _non_finite(number, "loss", values["loss"], batch, _put(copies[0], state))
-        if copies[-1].step < number:
-            del copies[:-1]
-        now = clock()
-        speed = (number - since[0]) / (now - since[1])
-        speeds = {"steps_per_second": speed, **{name: amount * speed for name, amount in rates.items()}}
-        own = {"step": number, "loss": values.pop("loss")}
-        record = _joined(own, values, speeds, {"seconds": now - start})
-        if evaluate is not None and not stop.number:
-            measured = stop.attempt(evaluate, state, otherwise={})
-            measured = reading("train.fit", "evaluate", measured)
-            record = _joined(record, {f"eval_{name}": value for name, value in measured.items()})
-        history.append(record)
-        write(record)
-        show(record)
-
-    def good() -> State:
-        """The newest state that is whole: the present one, or what was copied."""
-        with suppress(RuntimeError):  # deleted by a step that was broken off, or its computation failed
-            if not _spoilt(state):
-                return state
-        return _put(copies[0], state)
+    def kept() -> dict[str, Any]:
+        """What a checkpoint holds beside the state."""
+        assert records is not None
+        position = getattr(iterator, "position", None)
+        return {
+            "position": None if position is None else position(),
+            "log": None if metrics_at is None else (str(metrics_at), metrics_at.stat().st_size),
+            "seconds": records.seconds(),
+            "record": history[-1] if len(history) else {},
+        }
 
     try:
         with (
-            metrics_file(log) as write,
-            terminal(steps, progress) as (show, say),
-            signals() as stop,
-            stop.held(),
+            logs(sinks, size) as write,
+            terminal(count, progress) as (show, say),
+            signals() as signal,
+            signal.held(),
         ):
-            copy_at = keep()
-            if not copies:
-                raise _refused(state)
-            for batch in stop.until(itertools.islice(batches, steps)):
+            records = _Records(step, history, write, show, rates, first, earlier)
+
+            def measured() -> Record:
+                """The evaluation, as it is recorded; nothing, if a signal ends it."""
+                values = {} if signal.number else signal.attempt(evaluate, state, otherwise={})
+                return {f"eval_{name}": v for name, v in reading("train.fit", "evaluate", values).items()}
+
+            ended, batch = None, None
+            if evaluate is not None and _owed(history, first, every, count):
+                records.amend(measured())
+                records.restart(first)
+                ended = "stop" if stop is not None and stop(history) else None
+            for batch in () if ended else _next(iterator, count, limit, records, signal):
+                whole = False
                 batch = _check.own("train.fit", batch)
                 _refuse_empty(batch, done + 1)
                 if done == first:
-                    stop.attempt(_check_values, step, state, batch)
-                    if stop.number:
+                    signal.attempt(_check_values, step, state, batch)
+                    if signal.number:
                         break
                 state, metrics = _pair(step(state, batch))
-                done += 1
-                if pending is not None:
-                    note(*pending)
-                pending = done, batch, metrics, mark
+                done, whole = done + 1, True
+                records.add(done, batch, metrics, getattr(iterator, "skipped", 0))
                 if done == first + 1:
                     jax.block_until_ready(metrics)
-                    mark = done, clock()
-                    say(f"first step after {mark[1] - start:.1f} s: values checked, step compiled")
-                if evaluate is not None and every is not None and done % every == 0:
-                    note(*pending, evaluate)
-                    pending, mark = None, (done, clock())
-                if clock() >= copy_at and len(copies) == 1:
-                    copy_at = keep()
+                    say(f"first step after {records.restart(done):.1f} s: values checked, step compiled")
+                evaluated = evaluate is not None and every is not None and done % every == 0
+                if evaluated:
+                    records.read(evaluation=measured)
+                    records.restart(done)
+                elif stop is not None and evaluate is None:
+                    records.read()
+                if stop is not None and (evaluated or evaluate is None) and stop(history):
+                    ended = "stop"
+                if checkpoints is not None and checkpoints.due(done, history[-1] if evaluated else None):
+                    records.read()
+                    checkpoints.save(state, **kept())
+                    records.failed = checkpoints.error()
+                if ended or signal.number:
+                    break
             spoilt = _spoilt(state)  # a NaN in the last gradient: no loss came of it that would show it
-            if pending is not None:
-                note(*pending, None if spoilt else evaluate)
+            if ended is None:
+                over = limit is not None and records.seconds() >= limit and done - first != count
+                ended = "minutes" if over else "steps" if done - first == count else "data"
+            if signal.number:
+                ended = Signals(signal.number).name
+            last = evaluate is not None and not spoilt and ended in ("steps", "data", "stop")
+            records.read(evaluation=measured if last and records.waiting else None)
             if spoilt:
-                raise _non_finite(done, *spoilt, batch, _put(copies[0], state))
-            if stop.number:
+                raise _non_finite(done, *spoilt, batch)
+            if last and done > first and not _evaluated(history):
+                records.amend(measured())
+            ended = Signals(signal.number).name if signal.number else ended
+            if signal.number:
                 say(f"interrupted: the state after step {done} is returned")
-            elif done == first and steps != 0:
+            elif done == first and ended == "data":
                 raise ValueRangeError(
                     "train.fit: there was no batch.",
                     path="batches",
@@ -212,17 +247,230 @@ def fit(
                     actual="none",
                     hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
                 )
+            if checkpoints is not None and whole:
+                checkpoints.finish(state, **kept())
+            history.ended = ended
     except BaseException as error:
-        # The caller's own state is deleted, and this one would go with the frame.
-        if copies and not isinstance(error, NonFiniteError):
-            vars(error)["state"] = kept = good()
-            error.add_note(f"train.fit: the state after step {kept.step} is this error's attribute `state`")
-        vars(error)["history"] = history
+        if isinstance(error, NonFiniteError):
+            error.loss = getattr(step, "loss", None)
+        elif records is not None:
+            with suppress(Exception):
+                records.read()
+        _carry(error, state, history)
+        if checkpoints is not None and records is not None and whole and done > first:
+            _save_at_last(error, checkpoints, state, kept)
         raise
     return state, history
 
 
-def _check_arguments(step: Any, state: Any, batches: Any, log: Any, evaluate: Any) -> None:
+class _Step(NamedTuple):
+    """A step whose metrics are not read yet."""
+
+    number: int
+    batch: PyTree
+    metrics: Any
+    bad: int  # records that could not be read, up to here
+
+
+class _Records:
+    """The records of a run, and the steps whose metrics are still to be read.
+
+    Attributes:
+        waited: the seconds since the last restart in which there was no batch.
+        failed: why the last checkpoint could not be written, for the next record; or None.
+    """
+
+    def __init__(
+        self,
+        step: Any,
+        history: History,
+        write: Callable[..., None],
+        show: Callable[[Sequence[Record]], None],
+        rates: Mapping[str, float],
+        first: int,
+        earlier: float,
+    ) -> None:
+        self._history, self._write, self._show, self._rates = history, write, show, rates
+        self._most = getattr(step, "max_skipped", None) or math.inf
+        self._pending: deque[_Step] = deque()
+        self._began = time.perf_counter()
+        self._start = self._began - earlier
+        self._fault: tuple[int, _Step] | None = None
+        self.failed: str | None = None
+        self.restart(first)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are steps to be read."""
+        return bool(self._pending)
+
+    def seconds(self) -> float:
+        """Since the start of the run."""
+        return time.perf_counter() - self._start
+
+    def restart(self, number: int) -> float:
+        """Measure the speed from this step on; returns the seconds since the start of this part."""
+        self._mark = number, time.perf_counter()
+        self._read_at, self.waited = self._mark[1], 0.0
+        return self._mark[1] - self._began
+
+    def add(self, number: int, batch: PyTree, metrics: Any, bad: int) -> None:
+        """A step was started. Those that are over by now are read: none but the newest is under way."""
+        self._pending.append(_Step(number, batch, metrics, bad))
+        if len(self._pending) >= _BEHIND:
+            self.read(keep=_BEHIND // 2)
+        elif time.perf_counter() - self._read_at > _SECONDS_BEHIND:
+            self.read(keep=1)
+
+    def read(self, keep: int = 0, evaluation: Callable[[], Record] | None = None) -> None:
+        """Wait for all steps but `keep`, and write them down, the last one with an evaluation.
+
+        Raises:
+            NonFiniteError: one of them was not finite, or once too often.
+        """
+        read = [self._pending.popleft() for _ in range(len(self._pending) - keep)]
+        values = [_values(step.metrics) for step in read]
+        before, now = self._read_at, time.perf_counter()
+        records: list[Record] = []
+        try:
+            for i, (step, value) in enumerate(zip(read, values, strict=True), 1):
+                # One look at the clock for all that came by: between two looks they lie evenly.
+                records.append(self._record(step, value, before + (now - before) * i / len(read)))
+                self._look(step, records[-1])
+            if records and evaluation is not None:
+                records[-1] = _joined(records[-1], evaluation())
+        finally:
+            for record in records:
+                self._history.append(record)
+            if records:
+                self._write(records)
+                self._show(records)
+            self._read_at = time.perf_counter()
+
+    def amend(self, entries: Record) -> None:
+        """Write the last record again, with more in it."""
+        if entries:
+            self._history.amend(entries)
+            self._write([self._history[-1]], True)
+            self._show([self._history[-1]])
+
+    def _record(self, step: _Step, values: Record, now: float) -> Record:
+        skipped = values.pop("skipped", 0)
+        if not skipped and not math.isfinite(values["loss"]):
+            raise _non_finite(step.number, "loss", values["loss"], step.batch)
+        number, since = self._mark
+        speed = (step.number - number) / max(now - since, 1e-9)
+        more = {"skipped": int(skipped), "rescaled": int(values.pop("rescaled", 0)), "bad_records": step.bad}
+        record = _joined(
+            {"step": step.number, "loss": values.pop("loss")},
+            values,
+            {"steps_per_second": speed, **{name: amount * speed for name, amount in self._rates.items()}},
+            {"waiting": min(self.waited / max(now - since, 1e-9), 1.0), "seconds": now - self._start},
+            {name: value for name, value in more.items() if value},
+        )
+        if self.failed is not None:
+            record["checkpoint_error"], self.failed = self.failed, None
+        return record
+
+    def _look(self, step: _Step, record: Record) -> None:
+        """End the training once the step does nothing any more: its count of faults does not grow."""
+        skipped = record.get("skipped", 0)
+        before, self._fault = self._fault, (skipped, step) if skipped else None
+        if before is not None and skipped == before[0]:
+            raise _too_many(before[1].number, skipped, before[1].batch)
+        if skipped >= self._most:
+            raise _too_many(step.number, skipped, step.batch)
+
+
+def _next(
+    iterator: Iterator[PyTree], count: int | None, limit: float | None, records: _Records, signal: Stop
+) -> Iterator[PyTree]:
+    """The batches, up to a signal, the limit of seconds or the count; how long they let wait is noted."""
+    for _ in itertools.count() if count is None else range(count):
+        if signal.number or (limit is not None and records.seconds() >= limit):
+            return
+        asked = time.perf_counter()
+        batch = signal.attempt(next, iterator, _END, otherwise=_END)
+        if batch is _END:
+            return
+        records.waited += time.perf_counter() - asked
+        yield batch
+
+
+def _owed(history: History, first: int, every: int | None, count: int | None) -> bool:
+    """Whether the last step before this part should have been followed by an evaluation, and was not."""
+    due = count == 0 or (every is not None and first % every == 0)
+    return due and len(history) > 0 and history[-1]["step"] == first and not _evaluated(history)
+
+
+def _evaluated(history: History) -> bool:
+    return any(name.startswith("eval_") for name in history[-1])
+
+
+def _carry(error: BaseException, state: State, history: History) -> None:
+    """Give an error what the training had come to."""
+    vars(error)["history"] = history
+    leaves = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
+    if not any(leaf.is_deleted() for leaf in leaves):
+        vars(error)["state"] = state
+        error.add_note(f"train.fit: the state after step {state.step} is this error's attribute `state`")
+
+
+def _save_at_last(
+    error: BaseException, checkpoints: Any, state: State, kept: Callable[[], dict[str, Any]]
+) -> None:
+    """Keep a run that an error ends; not where a number was not finite, or one was told to end at once."""
+    if isinstance(error, NonFiniteError | OSError) or not isinstance(error, Exception):
+        return
+    try:
+        checkpoints.finish(state, **kept())
+    except Exception as second:
+        error.add_note(f"train.fit: nor could a last checkpoint be written: {second}")
+
+
+def _sinks(log: Any) -> Sequence[Log]:
+    if log is None:
+        return ()
+    return log if isinstance(log, list | tuple) else [log]
+
+
+def _count(steps: Any, until: Any, first: int) -> int | None:
+    """How many steps to take."""
+    if steps is not None and until is not None:
+        raise ValueRangeError(
+            "train.fit: both steps and until say when to end.",
+            path="until",
+            expected="one of them: steps counts those of this call, until those of the run",
+            actual=f"steps={steps}, until={until}",
+        )
+    if steps is not None:
+        return min(_check.whole("train.fit", "steps", steps, 0), sys.maxsize)
+    return None if until is None else max(_check.whole("train.fit", "until", until, 0) - first, 0)
+
+
+def _seconds(minutes: Any) -> float | None:
+    if minutes is None:
+        return None
+    scalar("train.fit", "minutes", minutes)
+    if not minutes >= 0:
+        raise ValueRangeError(
+            f"train.fit: minutes is {minutes}.", path="minutes", expected="0 or more", actual=str(minutes)
+        )
+    return 60.0 * float(minutes)
+
+
+def _thawed(step: Any, state: State) -> State:
+    """The state; with its faults forgotten where there were so many that no step would do anything."""
+    most = getattr(step, "max_skipped", None)
+    faults = getattr(state, "faults", None)
+    if most is None or faults is None or int(faults) < most:
+        return state
+    return state._replace(faults=jnp.zeros_like(faults))
+
+
+def _check_arguments(
+    step: Any, state: Any, batches: Any, sinks: Sequence[Any], evaluate: Any, stop: Any
+) -> None:
     """What `fit` is given, looked at before anything is computed."""
     _check.function("train.fit", "step", step, "step(state, batch), as train.make_step makes it")
     if not isinstance(state, State):
@@ -234,12 +482,18 @@ def _check_arguments(step: Any, state: Any, batches: Any, log: Any, evaluate: An
         )
     _check.here("train.fit", "state", state)
     _check.iterable("train.fit", batches)
-    if log is not None and not isinstance(log, str | os.PathLike):
-        raise DTypeError(
-            "train.fit: log is no folder.", path="log", expected="a path, or None", actual=describe(log)
-        )
+    for sink in sinks:
+        if not isinstance(sink, str | os.PathLike) and not callable(sink):
+            raise DTypeError(
+                "train.fit: log is neither a folder nor a function.",
+                path="log",
+                expected="a path, a function of a record, a list of them, or None",
+                actual=describe(sink),
+            )
     if evaluate is not None:
         _check.function("train.fit", "evaluate", evaluate, "evaluate(state), or None")
+    if stop is not None:
+        _check.function("train.fit", "stop", stop, "stop(history), or None")
 
 
 def _rates(rates: Any) -> dict[str, float]:
@@ -323,24 +577,6 @@ def _refuse_empty(batch: PyTree, number: int) -> None:
     )
 
 
-def _to_host(state: State) -> State:
-    """A copy that outlives the donation of `state` and takes no memory on the device."""
-
-    def copy(leaf: jax.Array) -> Any:
-        return leaf.copy() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)
-
-    return jax.tree.map(copy, state)
-
-
-def _put(good: State, like: State) -> State:
-    """A state from the host, where another one lies or lay."""
-
-    def put(leaf: Any, like: jax.Array) -> jax.Array:
-        return jax.device_put(leaf, like.sharding if like.committed else None)
-
-    return jax.tree.map(put, good, like)
-
-
 def _spoilt(state: State) -> tuple[str, str] | None:
     """The first leaf with a NaN or an infinity, and which of the two it has.
 
@@ -358,15 +594,14 @@ def _spoilt(state: State) -> tuple[str, str] | None:
     return None
 
 
-def _refused(state: State) -> ValueRangeError:
+def _refused(path: str, kind: str) -> ValueRangeError:
     """The error of a state that is not finite when it is given."""
-    path, kind = _spoilt(state) or ("", "")
     return ValueRangeError(
         f"train.fit: {path} is not finite already.", path=path, expected="finite numbers", actual=kind
     )
 
 
-def _non_finite(number: int, path: str, value: float | str, batch: PyTree, good: State) -> NonFiniteError:
+def _non_finite(number: int, path: str, value: float | str, batch: PyTree) -> NonFiniteError:
     """The error of step `number`."""
     where = f"the loss of step {number}" if path == "loss" else f"{path} after step {number}"
     return NonFiniteError(
@@ -374,9 +609,20 @@ def _non_finite(number: int, path: str, value: float | str, batch: PyTree, good:
         path=path,
         step=number,
         batch=batch,
-        state=good,
         expected="a finite loss" if path == "loss" else "finite numbers",
         actual=str(value),
-        hint=f"error.state is the state after step {good.step}, error.batch the batch of step {number}; "
-        "`with jax.debug_nans(True):` names the operation",
+        hint="error.explain() names the operation; with guard=True in make_step such a step changes nothing",
+    )
+
+
+def _too_many(number: int, skipped: int, batch: PyTree) -> NonFiniteError:
+    """The error of a guarded step that was skipped once too often."""
+    return NonFiniteError(
+        f"train.fit: {skipped} steps in a row were not finite, step {number} the last of them.",
+        path="gradient",
+        step=number,
+        batch=batch,
+        expected="a finite loss and gradient",
+        actual="nan or inf",
+        hint="error.state is the state before them; error.explain() names the operation",
     )
