@@ -114,6 +114,8 @@ def own(where: str, batch: PyTree) -> PyTree:
 
 def _own(leaf: Any) -> Any:
     """The leaf, or a copy of it; None if it is no array of numbers."""
+    if type(leaf) is np.ndarray and leaf.dtype.kind in "biufc":
+        return leaf.copy()
     numbers = np.number | np.bool_ | bool | int | float | complex
     if isinstance(leaf, jax.Array | numbers) or hasattr(leaf, "__jax_array__"):
         return leaf

@@ -70,7 +70,7 @@ def fit(
     *,
     steps: SupportsIndex | None = None,
     until: SupportsIndex | None = None,
-    minutes: float | None = None,
+    minutes: int | float | None = None,
     log: Log | Sequence[Log] | None = None,
     evaluate: Callable[[State], Mapping[str, Any]] | None = None,
     every: SupportsIndex | None = None,
@@ -270,6 +270,8 @@ class _Step(NamedTuple):
     batch: PyTree
     metrics: Any
     bad: int  # records that could not be read, up to here
+    mark: tuple[int, float]  # the step and the time from which on the speed is measured
+    waited: float  # seconds since then in which there was no batch
 
 
 class _Records:
@@ -316,7 +318,7 @@ class _Records:
 
     def add(self, number: int, batch: PyTree, metrics: Any, bad: int) -> None:
         """A step was started. Those that are over by now are read: none but the newest is under way."""
-        self._pending.append(_Step(number, batch, metrics, bad))
+        self._pending.append(_Step(number, batch, metrics, bad, self._mark, self.waited))
         if len(self._pending) >= _BEHIND:
             self.read(keep=_BEHIND // 2)
         elif time.perf_counter() - self._read_at > _SECONDS_BEHIND:
@@ -358,14 +360,14 @@ class _Records:
         skipped = values.pop("skipped", 0)
         if not skipped and not math.isfinite(values["loss"]):
             raise _non_finite(step.number, "loss", values["loss"], step.batch)
-        number, since = self._mark
-        speed = (step.number - number) / max(now - since, 1e-9)
+        since, seconds = step.mark[0], max(now - step.mark[1], 1e-9)
+        speed = (step.number - since) / seconds
         more = {"skipped": int(skipped), "rescaled": int(values.pop("rescaled", 0)), "bad_records": step.bad}
         record = _joined(
             {"step": step.number, "loss": values.pop("loss")},
             values,
             {"steps_per_second": speed, **{name: amount * speed for name, amount in self._rates.items()}},
-            {"waiting": min(self.waited / max(now - since, 1e-9), 1.0), "seconds": now - self._start},
+            {"waiting": min(step.waited / seconds, 1.0), "seconds": now - self._start},
             {name: value for name, value in more.items() if value},
         )
         if self.failed is not None:
@@ -567,7 +569,7 @@ def _check_values(step: Any, state: State, batch: PyTree) -> None:
 
 
 def _refuse_empty(batch: PyTree, number: int) -> None:
-    if all(np.shape(leaf)[:1] != (0,) for leaf in jax.tree.leaves(batch)):
+    if not any(np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(batch)):
         return
     raise ShapeError(
         f"train.fit: the batch of step {number} is empty.",

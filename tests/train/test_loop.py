@@ -804,3 +804,128 @@ def test_evaluate_errors(unchecked, metrics, batches, error, text):
     with pytest.raises(error) as raised:
         fn.train.evaluate(metrics, 1.0, batches)
     assert str(raised.value) == text
+
+
+def test_until_is_the_number_of_the_last_step():
+    state, history = fit(until=3)
+    assert (int(state.step), len(history), history.ended) == (3, 3, "steps")
+    state, history = fit(state=state, until=5)
+    assert same(state.params, by_hand_from(3, 5))
+    assert [record["step"] for record in history] == [4, 5]
+    state, history = fit(state=state, until=5)
+    assert (int(state.step), len(history), history.ended) == (5, 0, "steps")
+    assert fit(state=state, until=2)[0].step == 5
+
+
+def by_hand_from(first, last):
+    """The params of the plain loop whose batches begin anew after some steps."""
+    state = start()
+    for _, batch in zip(range(first), data(), strict=False):
+        state, _ = STEP(state, batch)
+    for _, batch in zip(range(last - first), data(), strict=False):
+        state, _ = STEP(state, batch)
+    return state.params
+
+
+def test_minutes_end_a_run_without_an_evaluation(monkeypatch):
+    now = 0.0
+
+    def step(state, batch):
+        nonlocal now
+        now += 20.0
+        return state._replace(step=state.step + 1), {"loss": 1.0}
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    state, history = fit(step, minutes=1, evaluate=lambda state: {"x": 1.0})
+    assert (int(state.step), history.ended) == (3, "minutes")
+    assert "eval_x" not in history[-1]
+    assert fit(step, minutes=0)[1].ended == "minutes"
+    # The last step of all is one, whatever the time.
+    state, history = fit(step, steps=3, minutes=1, evaluate=lambda state: {"x": 1.0})
+    assert (history.ended, history[-1]["eval_x"]) == ("steps", 1.0)
+
+
+def test_stop_is_asked_after_each_evaluation():
+    asked = []
+
+    def stop(history):
+        asked.append(history[-1]["step"])
+        return history[-1]["eval_x"] >= 4
+
+    state, history = fit(steps=9, evaluate=lambda state: {"x": int(state.step)}, every=2, stop=stop)
+    assert (int(state.step), history.ended, asked) == (4, "stop", [2, 4])
+    assert [record["step"] for record in history if "eval_x" in record] == [2, 4]
+
+
+def test_stop_without_an_evaluation_is_asked_after_each_step():
+    losses = [record["loss"] for record in fit(steps=6)[1]]
+    state, history = fit(steps=9, stop=lambda history: history[-1]["loss"] < losses[2])
+    at = next(number for number, loss in enumerate(losses, 1) if loss < losses[2])
+    assert (int(state.step), len(history), history.ended) == (at, at, "stop")
+
+
+def test_why_it_ended():
+    assert fit(steps=2)[1].ended == "steps"
+    assert fit(batches=data(epochs=1))[1].ended == "data"
+    assert fit(interrupting(at=2, sent=signal.SIGTERM), steps=7)[1].ended == "SIGTERM"
+
+
+def test_records_go_wherever_one_likes(tmp_path):
+    seen = []
+    _, history = fit(steps=3, log=[seen.append, tmp_path])
+    assert seen == history == History.read(tmp_path / "metrics.jsonl")
+    seen.clear()
+    assert fit(steps=2, log=seen.append)[1] == seen
+
+
+def test_the_share_of_time_without_a_batch(monkeypatch):
+    now = 0.0
+
+    def wait():
+        nonlocal now
+        for batch in data():
+            now += 3.0
+            yield batch
+
+    def step(state, batch):
+        nonlocal now
+        now += 1.0
+        return state._replace(step=state.step + 1), {"loss": 1.0}
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    _, history = fit(step, batches=wait(), steps=4)
+    assert history[-1]["waiting"] == pytest.approx(0.75)
+
+
+def test_records_that_could_not_be_read_are_counted():
+    class Skipping:
+        skipped = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.skipped += self.skipped < 2
+            return X[:8], Y[:8]
+
+    _, history = fit(batches=Skipping(), steps=3)
+    assert [record["bad_records"] for record in history] == [1, 2, 2]
+    assert "bad_records" not in fit(steps=1)[1][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"steps": 1, "until": 2}, ValueRangeError, "both steps and until"),
+        ({"until": -1}, ValueRangeError, "until is -1"),
+        ({"until": 1.5}, DTypeError, "until is no integer"),
+        ({"minutes": -1.0}, ValueRangeError, "minutes is -1"),
+        ({"minutes": math.nan}, ValueRangeError, "minutes is nan"),
+        ({"minutes": "3"}, DTypeError, "minutes is not a real number"),
+        ({"stop": True}, DTypeError, "stop is not a function"),
+        ({"log": [3]}, DTypeError, "log is neither a folder nor a function"),
+    ],
+)
+def test_ends_and_logs_that_make_no_sense(unchecked, options, error, text):
+    with pytest.raises(error, match=text):
+        fit(**options)
