@@ -9,7 +9,7 @@ import pytest
 from funcnet import _signals
 from funcnet._signals import Stop, signals
 
-TAKEN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TAKEN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @pytest.mark.parametrize("number", TAKEN)
@@ -85,7 +85,7 @@ def test_the_listener_leaves_at_the_second(monkeypatch):
     left, times = [], iter([0.0, 1.0, 1.1, 1.2, 2.0])
     monkeypatch.setattr(_signals.time, "monotonic", lambda: next(times))
     source, tell = os.pipe()
-    os.write(tell, bytes([signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]))
+    os.write(tell, bytes([signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP]))
     os.close(tell)
     _signals._listen(source, frozenset(TAKEN), left.append)
     assert left == [128 + signal.SIGHUP], "others do not count, nor does an echo"

@@ -263,8 +263,8 @@ def test_a_second_ctrl_c_is_raised_at_once():
     assert [record["step"] for record in vars(raised.value)["history"]] == [1, 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_sigterm_and_sighup_end_the_run_as_ctrl_c_does(number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_sigterm_and_its_like_end_the_run_as_ctrl_c_does(number):
     handler = signal.getsignal(number)
     state, history = fit(interrupting(at=3, sent=number), steps=7)
     assert same(state, by_hand(3)[0][-1])
