@@ -61,7 +61,7 @@ def test_what_the_program_handles_or_ignores_is_left_alone():
     before = signal.signal(signal.SIGINT, mine), signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals() as stop:
-            assert set(stop.taken) == {signal.SIGTERM}
+            assert set(stop.taken) == {signal.SIGTERM, signal.SIGUSR1}
             assert signal.getsignal(signal.SIGINT) is mine
     finally:
         signal.signal(signal.SIGINT, before[0])
