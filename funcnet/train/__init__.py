@@ -3,7 +3,18 @@
 from funcnet.train.data import batches, in_order
 from funcnet.train.loop import NonFiniteError, evaluate, fit
 from funcnet.train.metric import Mean
-from funcnet.train.state import State, init
+from funcnet.train.state import LossScale, State, init
 from funcnet.train.step import make_step
 
-__all__ = ["Mean", "NonFiniteError", "State", "batches", "evaluate", "fit", "in_order", "init", "make_step"]
+__all__ = [
+    "LossScale",
+    "Mean",
+    "NonFiniteError",
+    "State",
+    "batches",
+    "evaluate",
+    "fit",
+    "in_order",
+    "init",
+    "make_step",
+]

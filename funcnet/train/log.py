@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 Record = dict[str, Any]
 
 # What `make_step` and `fit` put into every record beside the metrics.
-RESERVED = ("loss", "step", "steps_per_second", "seconds")
+RESERVED = ("loss", "step", "steps_per_second", "seconds", "skipped", "rescaled", "loss_scale", "waiting")
 
 
 @contextmanager
