@@ -5,11 +5,12 @@ from funcnet.train.evaluation import evaluate
 from funcnet.train.history import History
 from funcnet.train.loop import NonFiniteError, fit
 from funcnet.train.metric import Mean
-from funcnet.train.state import State, init
+from funcnet.train.state import LossScale, State, init
 from funcnet.train.step import make_step
 
 __all__ = [
     "History",
+    "LossScale",
     "Mean",
     "NonFiniteError",
     "State",

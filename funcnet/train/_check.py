@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from funcnet.errors import DTypeError, ValueRangeError, describe
 
-__all__ = ["alive", "function", "here", "iterable", "own", "shown", "whole"]
+__all__ = ["alive", "flag", "function", "here", "iterable", "own", "shown", "whole"]
 
 
 def whole(where: str, path: str, value: Any, least: int) -> int:
@@ -33,6 +33,18 @@ def whole(where: str, path: str, value: Any, least: int) -> int:
             f"{where}: {path} is {number}.", path=path, expected=f"{least} or more", actual=str(number)
         )
     return number
+
+
+def flag(where: str, path: str, value: Any) -> bool:
+    """`value`, True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise DTypeError(
+            f"{where}: {path} is neither True nor False.",
+            path=path,
+            expected="True or False",
+            actual=describe(value),
+        )
+    return bool(value)
 
 
 def function(where: str, path: str, value: Any, form: str) -> None:

@@ -464,10 +464,9 @@ def _seconds(minutes: Any) -> float | None:
 def _thawed(step: Any, state: State) -> State:
     """The state; with its faults forgotten where there were so many that no step would do anything."""
     most = getattr(step, "max_skipped", None)
-    faults = getattr(state, "faults", None)
-    if most is None or faults is None or int(faults) < most:
+    if most is None or state.faults is None or int(state.faults) < most:
         return state
-    return state._replace(faults=jnp.zeros_like(faults))
+    return state._replace(faults=jnp.zeros_like(state.faults))
 
 
 def _check_arguments(

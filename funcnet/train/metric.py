@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, describe
 
-__all__ = ["Mean", "checked", "quotient", "reading"]
+__all__ = ["Mean", "checked", "quotient", "reading", "scalar", "wide"]
 
 
 class Mean(NamedTuple):
@@ -38,9 +38,16 @@ class Mean(NamedTuple):
 
 def quotient(mean: Mean) -> Float[Array, ""]:
     """total / weight, in float32 or wider; where the weight is 0 the total, since a NaN would end a run."""
-    total, weight = jnp.asarray(mean.total), jnp.asarray(mean.weight)
-    dtype = jnp.float64 if total.dtype == jnp.float64 else jnp.float32
-    return total.astype(dtype) / jnp.where(weight == 0, 1, weight.astype(dtype))
+    total, weight = wide(mean.total), jnp.asarray(mean.weight)
+    return total / jnp.where(weight == 0, 1, weight.astype(total.dtype))
+
+
+def wide(value: Any) -> Array:
+    """`value` in float32 if its own type is narrower, for sums and quotients."""
+    value = jnp.asarray(value)
+    narrow = jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits < 32
+    exact = not jnp.issubdtype(value.dtype, jnp.inexact)
+    return value.astype(jnp.float32) if narrow or exact else value
 
 
 def checked(where: str, path: str, metrics: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from funcnet.errors import DTypeError, StructureError, describe
+from funcnet.errors import DTypeError, FuncnetError, StructureError, describe
 
 __all__ = ["init", "transformation", "update"]
 
@@ -69,17 +69,28 @@ def update(
     opt_state: PyTree,
     value: Float[Array, ""],
     grads: PyTree,
-    loss: Callable[[PyTree], Float[Array, ""]],
-) -> tuple[PyTree, PyTree]:
-    """The next params, and the optimizer's next state.
+    loss: Callable[[PyTree], Float[Array, ""]] | None,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """The next params, the optimizer's next state, and the updates that were added to the params.
 
     An optimizer may ask for the loss's value, as `reduce_on_plateau` does, or for the loss and its gradient
     at other places, as line searches, SAM and Sophia do. It is offered all for which optax has a name; one
     that refuses what it does not know (SAM), or functions (within jit), is asked again without that.
 
+    Args:
+        optimizer: from `transformation`.
+        params: as they are.
+        opt_state: the optimizer's state.
+        value: the loss.
+        grads: its gradient.
+        loss: the loss at other places; None where a step does not offer it.
+
     Raises:
-        StructureError: the optimizer asks for anything else, or `opt_state` is that of another one.
+        StructureError: the optimizer asks for anything else, or for the loss at other places where there is
+            none, or `opt_state` is that of another one.
     """
+    if loss is None and (found := _nodes(opt_state, optax.contrib.SAMState)):
+        raise _elsewhere(type(found[0]).__name__)
     promotion = jax.config.jax_numpy_dtype_promotion  # pyright: ignore[reportAttributeAccessIssue]
 
     def is_masked(node: Any) -> bool:
@@ -92,6 +103,8 @@ def update(
     # and within optax.masked it has a part of them; the others stay where they are.
     def value_fn(part: PyTree, grad_fn: Any = None, obj_fn: Any = None) -> Float[Array, ""]:
         del grad_fn, obj_fn
+        if loss is None:
+            raise _elsewhere()
         whole = jax.tree.map(back, part, params, is_leaf=is_masked)
         with jax.numpy_dtype_promotion(promotion):
             return loss(whole).astype(float)  # a backtracking search pulls back a Python float
@@ -109,12 +122,24 @@ def update(
         while True:
             try:
                 updates, opt_state = optimizer.update(downhill, opt_state, params, **offers)
-                return optax.apply_updates(params, updates), opt_state
+                return optax.apply_updates(params, updates), opt_state, updates
+            except FuncnetError:
+                raise
             except Exception as error:
                 refused = re.search(r"(?:unexpected keyword argument |at path \w+\[)'(\w+)'", str(error))
                 if refused is None or offers.pop(refused[1], None) is None:
                     _explain(optimizer, params, opt_state, error)
                     raise
+
+
+def _elsewhere(keeps: str = "") -> StructureError:
+    return StructureError(
+        "train.make_step: the optimizer asks for the loss at other places, which a step in parts (accumulate) "
+        "or with a loss scale does not offer.",
+        path="optimizer",
+        expected="one that needs the gradient, or the loss's value: with accumulate=1 and no loss scale, any",
+        actual=f"one that keeps a {keeps}" if keeps else "a line search, L-BFGS, SAM, Sophia, or the like",
+    )
 
 
 def _explain(

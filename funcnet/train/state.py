@@ -6,23 +6,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 
-from funcnet.errors import DTypeError, ShapeError, describe
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.train import _check
 from funcnet.train import optimizer as optimizers
+from funcnet.train.metric import scalar, wide
+
+
+# What a loss scale can be: below it, float16 has room for no gradient; above, a run that needs no scale would
+# double it to infinity.
+LEAST_SCALE, MOST_SCALE = 1.0, 2.0**24
+
+
+class LossScale(NamedTuple):
+    """By what the loss is multiplied, so that float16 can hold its gradients; `make_step` adapts it.
+
+    Attributes:
+        scale: float32, the factor.
+        good: int32, finite steps in a row since it last changed.
+    """
+
+    scale: Float[Array, ""]
+    good: Int[Array, ""]
 
 
 class State(NamedTuple):
     """A training run between two steps: a plain pytree, so that it can be saved, sharded and compared.
 
     Attributes:
-        step: int32, how many batches were seen.
+        step: int32, how many batches were seen, those included that changed nothing.
         params: the parameters.
         opt_state: what the optax optimizer keeps.
         key: uint32, the data of the run's key: `jax.random.wrap_key_data(state.key)` is the key. (JAX takes a
             typed key apart and puts it together in Python, at every call: see benchmarks/overhead.py.)
         model_state: what the model updates without a gradient (batch-norm statistics), or None.
+        faults: int32, how many steps in a row were not finite; only a guarded step counts them.
+        average: the exponential average of the params, a tree like them, or None. It is in float32 where they
+            are narrower: in bfloat16 a thousandth of a number is less than its rounding.
+        decay: float32, of the average, or None.
+        loss_scale: for gradients in float16, or None.
     """
 
     step: Int[Array, ""]
@@ -30,6 +53,10 @@ class State(NamedTuple):
     opt_state: PyTree
     key: UInt32[Array, " words"]
     model_state: PyTree = None
+    faults: Int[Array, ""] | None = None
+    average: PyTree = None
+    decay: Float[Array, ""] | None = None
+    loss_scale: LossScale | None = None
 
 
 def init(
@@ -38,6 +65,8 @@ def init(
     *,
     key: Key[Array, ""],
     model_state: PyTree = None,
+    average: float | None = None,
+    loss_scale: float | None = None,
 ) -> State:
     """The state before the first step.
 
@@ -51,14 +80,21 @@ def init(
             step number n, from 0, uses `jax.random.fold_in(key, n)`, so that a run that is resumed draws what
             the uninterrupted one would have drawn.
         model_state: what the model updates without a gradient, if anything.
+        average: keep an exponential average of the params, `state.average`: after each update it is
+            average * (what it was) + (1 - average) * params; it starts at `params`, and there is no bias
+            correction. From 0 to below 1; 0.999 looks back a thousand steps.
+        loss_scale: multiply the loss by this, from 1 to 2²⁴, before its gradient is taken, and adapt it:
+            where a gradient passes through float16, whose range is small. 2¹⁵ is usual.
 
     Raises:
         DTypeError: a leaf of `params` is not floating-point, one of `model_state` is no array, `optimizer` is
-            none, or `key` is no typed key or not of the default implementation.
+            none, `average` or `loss_scale` is no number, or `key` is no typed key or not of the default
+            implementation.
         ShapeError: `key` is an array of several keys.
         StructureError: the optimizer needs a step of its own: it keeps two sets of params (`optax.lookahead`)
             or takes the gradient of each example (`optax.contrib.dpsgd`).
-        ValueRangeError: something is given that a step has deleted.
+        ValueRangeError: something is given that a step has deleted, or `average` or `loss_scale` lies outside
+            of its range.
 
     >>> import optax
     >>> state = init({"w": jnp.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
@@ -67,6 +103,9 @@ def init(
     """
     transformation = optimizers.transformation("train.init", optimizer)
     _check_key(key)
+    decay = None if average is None else _number("average", average, "0 or more, and less than 1", 0.0, 1.0)
+    if loss_scale is not None:
+        loss_scale = _number("loss_scale", loss_scale, "from 1 to 2**24", LEAST_SCALE, MOST_SCALE + 1)
     for path, tree in (("params", params), ("key", key), ("model_state", model_state)):
         _check.alive("train.init", path, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -92,12 +131,34 @@ def init(
     # a buffer can be donated only once, so each leaf gets its own.
     opt_state = jax.tree.map(_copy, opt_state)
     params, key_data, model_state = jax.tree.map(_copy, (params, jax.random.key_data(key), model_state))
-    return State(jnp.zeros((), jnp.int32), params, opt_state, key_data, model_state)
+    none = lambda: jnp.zeros((), jnp.int32)
+    return State(
+        none(),
+        params,
+        opt_state,
+        key_data,
+        model_state,
+        none(),
+        None if decay is None else jax.tree.map(lambda leaf: jnp.array(wide(leaf), copy=True), params),
+        None if decay is None else jnp.float32(decay),
+        None if loss_scale is None else LossScale(jnp.float32(loss_scale), none()),
+    )
 
 
 def step_key(state: State) -> Key[Array, ""]:
     """The key of the step that comes next."""
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
+def _number(path: str, value: Any, expected: str, least: float, below: float) -> float:
+    """A number of an option, if it lies from `least` to less than `below`."""
+    scalar("train.init", path, value)
+    number = float(value)
+    if not least <= number < below:
+        raise ValueRangeError(
+            f"train.init: {path} is {number:g}.", path=path, expected=expected, actual=f"{number:g}"
+        )
+    return number
 
 
 def _is_array(leaf: Any) -> bool:

@@ -59,15 +59,15 @@ def test_layers_compile_to_the_program_by_hand():
 
 
 @pytest.mark.only_as_users
-def test_a_step_compiles_to_the_program_by_hand_and_a_count():
+def test_without_the_guard_a_step_compiles_to_the_program_by_hand_and_a_count():
     state = fn.train.init(params(), OPTIMIZER, key=jax.random.key(1))
-    made = fn.train.make_step(loss, OPTIMIZER).lower(state, BATCH)
+    made = fn.train.make_step(loss, OPTIMIZER, guard=False).lower(state, BATCH)
     hand = jax.jit(step_by_hand, donate_argnums=(0, 1)).lower(state.params, state.opt_state, BATCH)
     made, hand = (
         Counter(re.findall(r" ([a-z\-]+)\(", computations(lowered.compile()).partition("\nENTRY")[2]))
         for lowered in (made, hand)
     )
-    # In: the count and the key. Out: the count, to which one was added, and the key as it came, without a
-    # copy. Nothing of the fold_in, since the loss draws nothing.
-    assert made - hand == Counter({"parameter": 2, "fusion": 1, "constant": 1})
+    # In: the count, the key and the faults. Out: the count, to which one was added, and the others as they
+    # came, without a copy. Nothing of the fold_in, since the loss draws nothing.
+    assert made - hand == Counter({"parameter": 3, "fusion": 1, "constant": 1})
     assert hand - made == Counter()

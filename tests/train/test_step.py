@@ -121,7 +121,7 @@ def test_model_state_and_metrics_go_through():
 
     state, metrics, traces = run(stateful, model_state={"seen": jnp.zeros((), jnp.int32)}, steps=3)
     assert state.model_state["seen"] == 24
-    assert metrics.keys() == {"loss", "mean"}
+    assert metrics.keys() == {"loss", "mean", "skipped"}
     np.testing.assert_allclose(metrics["mean"], X.mean(), rtol=1e-12)
     assert traces == 1
 
@@ -205,7 +205,7 @@ ERRORS = {
         lambda p, b, k: (loss(p, b, k), {"accuracy": 1.0, "loss": 2.0}),
         StructureError,
         """train.make_step: the loss returned a metric named "loss", which training records itself.
-  expected  names other than loss, step, steps_per_second, seconds
+  expected  names other than loss, step, steps_per_second, seconds, skipped, rescaled, loss_scale, waiting
   got       accuracy, loss""",
     ),
 }
