@@ -1,9 +1,29 @@
 """Training: a state, a jitted step, batches and a loop; each works without the others."""
 
+from funcnet.train.cursor import RecordError
 from funcnet.train.data import batches, in_order
 from funcnet.train.loop import NonFiniteError, evaluate, fit
 from funcnet.train.metric import Mean
 from funcnet.train.state import State, init
+from funcnet.train.stateful import stateful
 from funcnet.train.step import make_step
+from funcnet.train.token_files import tokens, write_tokens
+from funcnet.train.wrap import mapped, prefetch
 
-__all__ = ["Mean", "NonFiniteError", "State", "batches", "evaluate", "fit", "in_order", "init", "make_step"]
+__all__ = [
+    "Mean",
+    "NonFiniteError",
+    "RecordError",
+    "State",
+    "batches",
+    "evaluate",
+    "fit",
+    "in_order",
+    "init",
+    "make_step",
+    "mapped",
+    "prefetch",
+    "stateful",
+    "tokens",
+    "write_tokens",
+]
