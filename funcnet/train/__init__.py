@@ -1,18 +1,23 @@
 """Training: a state, a jitted step, batches and a loop; each works without the others."""
 
+from funcnet.train.cursor import RecordError
 from funcnet.train.data import batches, in_order
 from funcnet.train.evaluation import evaluate
 from funcnet.train.history import History
 from funcnet.train.loop import NonFiniteError, fit
 from funcnet.train.metric import Mean
 from funcnet.train.state import LossScale, State, init
+from funcnet.train.stateful import stateful
 from funcnet.train.step import make_step
+from funcnet.train.token_files import tokens, write_tokens
+from funcnet.train.wrap import mapped, prefetch
 
 __all__ = [
     "History",
     "LossScale",
     "Mean",
     "NonFiniteError",
+    "RecordError",
     "State",
     "batches",
     "evaluate",
@@ -20,4 +25,9 @@ __all__ = [
     "in_order",
     "init",
     "make_step",
+    "mapped",
+    "prefetch",
+    "stateful",
+    "tokens",
+    "write_tokens",
 ]

@@ -1,8 +1,9 @@
 """Batches from arrays that fit in memory."""
 
 import contextlib
-from collections.abc import Iterator
-from itertools import count
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any, SupportsIndex
 
 import jax
@@ -11,6 +12,10 @@ from jaxtyping import Int, PyTree
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.train._check import shown, whole
+from funcnet.train.cursor import Cursor, Transform, over
+
+# Of each array a fingerprint sees so many pieces of so many numbers, spread over it.
+_PIECES, _PIECE = 64, 1024
 
 
 def batches(
@@ -20,8 +25,10 @@ def batches(
     seed: SupportsIndex,
     epochs: SupportsIndex | None = None,
     drop_remainder: bool = True,
-) -> Iterator[PyTree]:
-    """Shuffled batches for training.
+    transform: Transform | None = None,
+    skip_bad: SupportsIndex = 0,
+) -> Cursor:
+    """Shuffled batches for training, with a position.
 
     The order is a function of `seed` and the number of the epoch alone: the same in every process, on every
     machine and version of NumPy, and independent of how many batches were taken before. Within an epoch no
@@ -37,49 +44,51 @@ def batches(
         seed: of the order; not negative.
         epochs: how often to go through the examples; None: without end.
         drop_remainder: False keeps the smaller batch at the end of each epoch.
+        transform: `transform(batch, rng)` gives the batch in its place: augmentation on the host. `rng` is a
+            `np.random.Generator`, a function of the seed, the epoch and the number of the batch, so that a
+            resumed run draws the same. The batch is a copy, which it may change.
+        skip_bad: leave out so many batches whose transform raises, with a warning each, before the next
+            one is an error.
 
     Returns:
         An iterator of pytrees like `arrays`, of NumPy arrays whose first axis has length `size`. It can be
-        used once; `fit` called again goes on where it stopped.
+        used once; `fit` called again goes on where it stopped. Its `position()` is a small dict, which JSON
+        can hold, and `seek(position)` goes there, also in another process; `skipped` counts what was left
+        out.
 
     Raises:
         StructureError: there is no array in `arrays`.
         DTypeError: a leaf of `arrays` is none (or is masked), or a number is no integer.
         ShapeError: first axes differ, or an array has none.
-        ValueRangeError: no examples, or a size, seed or number of epochs that makes no sense.
+        ValueRangeError: no examples, or a size, seed or number of epochs that makes no sense; from `seek`:
+            a position in other data.
+        RecordError: from the iterator: the transform raised.
 
     >>> [batch.tolist() for batch in batches(np.arange(7), 3, seed=0, epochs=2)]
     [[1, 4, 5], [6, 2, 0], [6, 2, 3], [1, 0, 4]]
+    >>> stopped, again = (batches(np.arange(7), 3, seed=0, epochs=2) for _ in range(2))
+    >>> [next(stopped).tolist() for _ in range(3)][-1]
+    [6, 2, 3]
+    >>> again.seek(stopped.position())
+    >>> next(again).tolist()
+    [1, 0, 4]
     """
     arrays, n = _examples("batches", arrays)
-    size = whole("train.batches", "size", size, 1)
     seed = whole("train.batches", "seed", seed, 0)
-    numbers = count() if epochs is None else range(whole("train.batches", "epochs", epochs, 0))
-    if not isinstance(drop_remainder, bool | np.bool_):
-        raise DTypeError(
-            "train.batches: drop_remainder is neither True nor False.",
-            path="drop_remainder",
-            expected="True or False",
-            actual=describe(drop_remainder),
-        )
-    if size > n and drop_remainder:
-        raise ValueRangeError(
-            f"train.batches: a batch of {size} cannot be filled with {n} examples.",
-            path="size",
-            expected=f"at most {n}",
-            actual=str(size),
-            hint=f"size={n}, or drop_remainder=False for a smaller batch",
-        )
-    stop = n - n % size if drop_remainder else n
 
-    def generate() -> Iterator[PyTree]:
-        for epoch in numbers:
-            order = _order(n, seed, epoch)
-            for start in range(0, stop, size):
-                rows = order[start : start + size]
-                yield jax.tree.map(lambda array, rows=rows: array[rows], arrays)
-
-    return generate()
+    order = lru_cache(maxsize=1)(partial(_order, n, seed))
+    return over(
+        "train.batches",
+        n,
+        size,
+        partial(_rows, arrays, order),
+        lambda: {"fingerprint": _fingerprint(arrays)},
+        seed=seed,
+        epochs=epochs,
+        drop_remainder=drop_remainder,
+        transform=transform,
+        skip_bad=skip_bad,
+    )
 
 
 def in_order(arrays: PyTree, size: SupportsIndex) -> Iterator[PyTree]:
@@ -98,11 +107,29 @@ def in_order(arrays: PyTree, size: SupportsIndex) -> Iterator[PyTree]:
     )
 
 
+def _rows(
+    arrays: PyTree, order: Callable[[int], Int[np.ndarray, " n"]], epoch: int, start: int, stop: int
+) -> PyTree:
+    rows = order(epoch)[start:stop]
+    return jax.tree.map(lambda array: array[rows], arrays)
+
+
 def _order(n: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     """A permutation of n examples."""
     # Generator.permutation may change from one NumPy to the next; the raw bits are promised not to.
     bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
     return np.argsort(bits.random_raw(n), kind="stable")
+
+
+def _fingerprint(arrays: PyTree) -> str:
+    """A hash of the types, the shapes and a sample of the numbers of all arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        digest.update(f"{jax.tree_util.keystr(path)} {describe(leaf)} ".encode())
+        starts = np.linspace(0, max(leaf.size - _PIECE, 0), _PIECES).astype(np.int64)
+        places = starts[:, None] + np.arange(_PIECE) if leaf.size > _PIECES * _PIECE else slice(None)
+        digest.update(leaf.flat[places.ravel() if isinstance(places, np.ndarray) else places].tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _in_numpy(name: str, path: Any, leaf: Any) -> np.ndarray:

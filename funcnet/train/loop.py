@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from funcnet import signature
 from funcnet._signals import Stop, signals
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
-from funcnet.train import _check
+from funcnet.train import _check, gradient
 from funcnet.train.history import History, Record
 from funcnet.train.log import RESERVED, Log, logs, metrics_path, terminal
 from funcnet.train.metric import reading, scalar
@@ -58,9 +58,12 @@ class NonFiniteError(FuncnetError, ArithmeticError):
 
         if self.loss is None or self.state is None:
             return None
-        # What has been counted since does not change what the step drew.
-        state = self.state._replace(step=jnp.asarray(self.step - 1, jnp.int32))
-        return find_nan(jax.value_and_grad(objective(self.loss, state, self.batch)), state.params)
+        state = self.state._replace(step=jnp.asarray(self.step - 1, jnp.int32))  # what the step drew
+
+        def value(params: PyTree) -> Any:
+            return gradient.value(self.loss, params, state.model_state, self.batch, step_key(state))
+
+        return find_nan(jax.value_and_grad(value), state.params)
 
 
 def fit(

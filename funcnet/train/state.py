@@ -13,7 +13,6 @@ from funcnet.train import _check
 from funcnet.train import optimizer as optimizers
 from funcnet.train.metric import scalar, wide
 
-
 # What a loss scale can be: below it, float16 has room for no gradient; above, a run that needs no scale would
 # double it to infinity.
 LEAST_SCALE, MOST_SCALE = 1.0, 2.0**24

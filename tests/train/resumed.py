@@ -75,7 +75,9 @@ step.loss, step.max_skipped = loss, 5
 
 
 def evaluate(state):
-    return fn.train.evaluate(measure, state.average, fn.train.in_order((X, Y), 8), model_state=state.model_state)
+    return fn.train.evaluate(
+        measure, state.average, fn.train.in_order((X, Y), 8), model_state=state.model_state
+    )
 
 
 def train(folder: Path, at: int | None = None, withheld: str | None = None, until: int = LAST) -> str:

@@ -12,7 +12,12 @@ from tests.train import resumed
 def python(*args):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
     done = subprocess.run(
-        [sys.executable, *args], env=env, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+        [sys.executable, *args],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
