@@ -46,6 +46,8 @@ __all__ = [
     "refusal",
     "refuse_foreign",
     "replace_file",
+    "sync_folder",
+    "write_file",
 ]
 
 MAX_HEADER = 16 * 2**20  # bytes; some 50,000 tensors
@@ -261,26 +263,36 @@ def replace_file(target: str, chunks: Iterable[Any]) -> None:
         raise FileNotFoundError(f"save: there is no folder {folder}; create it first")
     temporary = os.path.join(folder, f".funcnet-{secrets.token_hex(8)}.tmp")
     mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else None
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600)  # less the umask
     try:
-        with open(descriptor, "wb") as file:
-            if mode is not None:
-                os.chmod(temporary, mode)
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+        write_file(temporary, chunks, mode)
         os.replace(temporary, target)
     except BaseException as error:  # Ctrl-C too
         with contextlib.suppress(OSError):
             os.remove(temporary)
         error.add_note(f"save: {target} is as it was before.")
         raise
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot sync a folder
+    sync_folder(folder)  # without it a power cut may undo the new name
+
+
+def write_file(path: str, chunks: Iterable[Any], mode: int | None = None) -> None:
+    """Make the new file `path` of `chunks`, and sync it to the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(path, flags, 0o666 if mode is None else 0o600)  # less the umask
+    with open(descriptor, "wb") as file:
+        if mode is not None:
+            os.chmod(path, mode)
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: str) -> None:
+    """Sync the names in `folder` to the disk."""
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)  # without it a power cut may undo the new name
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -27,10 +27,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import funcnet as fn
-from funcnet import _safetensors, store
+from funcnet import _safetensors, _tensors, store
 from funcnet.errors import DTypeError, FileFormatError, StructureError, ValueRangeError
 
-DTYPES = [*_safetensors.CODES.values(), *store._AS_BYTES]
+DTYPES = [*_safetensors.CODES.values(), *_tensors.AS_BYTES]
 WIDE = ["int64", "uint64", "float64", "complex128"]  # with x64 off, NumPy only
 IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -145,7 +145,7 @@ def test_any_safetensors_reader_opens_the_file(tmp_path, tree):
     arrays = {name: leaf for name, leaf in _leaves_by_name(tree).items() if isinstance(leaf, np.ndarray)}
     for name, array in arrays.items():
         assert bytes(rows[name]["data"]) == array.tobytes()
-        if array.dtype.name not in store._AS_BYTES:
+        if array.dtype.name not in _tensors.AS_BYTES:
             assert (rows[name]["dtype"], tuple(rows[name]["shape"])) == (
                 _safetensors.CODE_OF[array.dtype.name],
                 array.shape,
@@ -195,7 +195,7 @@ def test_tensors_are_aligned(tmp_path):
     }
     fn.save(tmp_path / "f", tree)
     with open(tmp_path / "f", "rb") as file:
-        tensors, _ = store._read_header(file, "f")
+        tensors, _ = _tensors.read_tensors(file, "f")
     assert all(tensor.begin % tensor.stored.itemsize == 0 for tensor in tensors.values())
 
 
