@@ -166,7 +166,7 @@ def read_tensors(file: BufferedReader, source: str) -> tuple[dict[str, Tensor], 
 
 
 def _check_info(head: bytes, metadata: dict[str, str], source: str) -> dict[str, Any]:
-    """The entry of the header that `save` wrote, once its checksum and version are right."""
+    """The entry of the header that `save` wrote, and its checksum, once that and the version are right."""
     if _INFO not in metadata or not re.fullmatch("[0-9a-f]{64}", metadata.get(_CHECKSUM, "")):
         raise refusal(source, f"the header lacks `{_INFO}` or `{_CHECKSUM}`.")
     stated = metadata[_CHECKSUM]
@@ -190,7 +190,7 @@ def _check_info(head: bytes, metadata: dict[str, str], source: str) -> dict[str,
             or note.keys() - {"dtype", "key", "python"} != {"sha256"}
         ):
             raise refusal(source, f"tensor {name!r}: its note in `{_INFO}` is malformed.", name)
-    return info
+    return {**info, "sha256": stated}
 
 
 def leaf_type(stored: np.dtype, shape: tuple[int, ...], note: dict[str, str]) -> jax.ShapeDtypeStruct | type:
@@ -258,11 +258,11 @@ def read_bytes(
 ) -> None:
     """Read a tensor's bytes, which must have its checksum, `into` an array of them, or nowhere."""
     size, computed = tensor.end - tensor.begin, hashlib.sha256()
-    scratch = np.empty(min(size, _CHUNK), np.uint8) if into is None else None
+    scratch = np.empty(min(size, _CHUNK), np.uint8)
     file.seek(tensor.begin)
     for start in range(0, size, _CHUNK):
         length = min(_CHUNK, size - start)
-        chunk = into[start : start + length] if scratch is None else scratch[:length]
+        chunk = scratch[:length] if into is None else into[start : start + length]
         if file.readinto(chunk.data) < length:
             raise refusal(source, f"tensor {name!r}: the file became shorter while it was read.", name)
         computed.update(chunk.data)

@@ -1,5 +1,6 @@
 """Training: a state, a jitted step, batches and a loop; each works without the others."""
 
+from funcnet.train.checkpoints import Checkpoints
 from funcnet.train.cursor import RecordError
 from funcnet.train.data import batches, in_order
 from funcnet.train.evaluation import evaluate
@@ -13,6 +14,7 @@ from funcnet.train.token_files import tokens, write_tokens
 from funcnet.train.wrap import mapped, prefetch
 
 __all__ = [
+    "Checkpoints",
     "History",
     "LossScale",
     "Mean",
