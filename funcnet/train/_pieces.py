@@ -196,7 +196,7 @@ def to_host(
             buffer = np.empty(array.shape, array.dtype)
         _copy(buffer, array)
         arrays[name] = buffer
-        weak = isinstance(leaf, jax.Array) and leaf.weak_type
+        weak = getattr(leaf, "weak_type", False)
         described[name] = Leaf(jax.ShapeDtypeStruct(array.shape, array.dtype), note, weak)
     return arrays, described
 

@@ -84,7 +84,7 @@ class Checkpoints:
         folder: str | os.PathLike[str],
         *,
         every: SupportsIndex | None = None,
-        minutes: float | None = None,
+        minutes: int | float | None = None,
         keep: SupportsIndex = 3,
         keep_every: SupportsIndex | None = None,
         best: tuple[str, str] | None = None,
@@ -347,10 +347,9 @@ class Checkpoints:
         self._wait()
         if self._written != key:
             cause, self._unread = self._failure, None
-            error = OSError(
-                getattr(cause, "errno", None),
-                f"train.Checkpoints: the last checkpoint, of step {key[0]}, is not written: {cause}",
-            )
+            problem = f"train.Checkpoints: the last checkpoint, of step {key[0]}, is not written: {cause}"
+            code = getattr(cause, "errno", None)
+            error = OSError(problem) if code is None else OSError(code, problem)
             error.add_note(f"the state after step {key[0]} is this error's attribute `state`")
             vars(error)["state"] = state
             raise error from cause
@@ -375,7 +374,10 @@ class Checkpoints:
             with _locked(self.folder):
                 self._commit(index)
                 self._written = key
-                self._tidy(index.step)
+                try:
+                    self._tidy(index.step)
+                except OSError as error:
+                    self._unread = f"older checkpoints than step {index.step} cannot be deleted: {error}"
         except Exception as error:
             self._failed(index.step, error)
         finally:
@@ -390,9 +392,7 @@ class Checkpoints:
             _pieces.write(temporary, index, self._kept)
             _pieces.read(temporary, _pieces.read_index(temporary, index.step), cached=False)
             final = os.path.join(self.folder, f"step-{index.step}")
-            if os.path.lexists(
-                final
-            ):  # this step's of before; until the next line it is found by its new name
+            if os.path.lexists(final):  # of before; until the next line `_found` knows its new name
                 os.replace(final, os.path.join(self.folder, f".step-{index.step}.old"))
             os.replace(temporary, final)
         except BaseException:
@@ -599,10 +599,7 @@ def _class_differences(here: Mapping[str, str], there: Mapping[str, str]) -> lis
         above = name.rpartition(".")[0] or "~"
         if ours == theirs or (None in (ours, theirs) and here.get(above) != there.get(above)):
             continue
-        has = [
-            f"{who} {kind}" if kind else f"{who} none" for who, kind in (("state", ours), ("file", theirs))
-        ]
-        lines.append(f"class       {name!r}: the {has[0]}, the {has[1]}")
+        lines.append(f"class       {name!r}: the state has {ours}, the checkpoint {theirs}")
     return lines
 
 
