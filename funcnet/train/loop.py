@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from funcnet import signature
 from funcnet._signals import Stop, signals
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.train import _check, gradient
+from funcnet.train.checkpoints import Checkpoints
 from funcnet.train.history import History, Record
 from funcnet.train.log import RESERVED, Log, logs, metrics_path, terminal
 from funcnet.train.metric import reading, scalar
@@ -78,7 +80,7 @@ def fit(
     evaluate: Callable[[State], Mapping[str, Any]] | None = None,
     every: SupportsIndex | None = None,
     rates: Mapping[str, int | float] | None = None,
-    checkpoints: Any = None,
+    checkpoints: Checkpoints | None = None,
     stop: Callable[[History], bool] | None = None,
     progress: bool = True,
 ) -> tuple[State, History]:
@@ -195,7 +197,8 @@ def fit(
                 return {f"eval_{name}": v for name, v in reading("train.fit", "evaluate", values).items()}
 
             ended, batch = None, None
-            if evaluate is not None and _owed(history, first, every, count):
+            owed = evaluate is not None and _owed(history, first, every, count)
+            if owed:
                 records.amend(measured())
                 records.restart(first)
                 ended = "stop" if stop is not None and stop(history) else None
@@ -224,7 +227,8 @@ def fit(
                 if checkpoints is not None and checkpoints.due(done, history[-1] if evaluated else None):
                     records.read()
                     checkpoints.save(state, **kept())
-                    records.failed = checkpoints.error()
+                if checkpoints is not None:
+                    records.note(checkpoints.error())
                 if ended or signal.number:
                     break
             spoilt = _spoilt(state)  # a NaN in the last gradient: no loss came of it that would show it
@@ -250,7 +254,8 @@ def fit(
                     actual="none",
                     hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
                 )
-            if checkpoints is not None and whole:
+            if checkpoints is not None and whole and (done > first or owed):
+                whole = False  # if this fails it is not tried again
                 checkpoints.finish(state, **kept())
             history.ended = ended
     except BaseException as error:
@@ -282,7 +287,6 @@ class _Records:
 
     Attributes:
         waited: the seconds since the last restart in which there was no batch.
-        failed: why the last checkpoint could not be written, for the next record; or None.
     """
 
     def __init__(
@@ -301,7 +305,7 @@ class _Records:
         self._began = time.perf_counter()
         self._start = self._began - earlier
         self._fault: tuple[int, _Step] | None = None
-        self.failed: str | None = None
+        self._failed: str | None = None
         self.restart(first)
 
     @property
@@ -326,6 +330,12 @@ class _Records:
             self.read(keep=_BEHIND // 2)
         elif time.perf_counter() - self._read_at > _SECONDS_BEHIND:
             self.read(keep=1)
+
+    def note(self, failed: str | None) -> None:
+        """A checkpoint could not be written, if this is no None: a warning says so, and the next record."""
+        if failed is not None:
+            self._failed = failed
+            warnings.warn(f"train.fit: training goes on, but {failed}", stacklevel=3)
 
     def read(self, keep: int = 0, evaluation: Callable[[], Record] | None = None) -> None:
         """Wait for all steps but `keep`, and write them down, the last one with an evaluation.
@@ -373,8 +383,8 @@ class _Records:
             {"waiting": min(step.waited / seconds, 1.0), "seconds": now - self._start},
             {name: value for name, value in more.items() if value},
         )
-        if self.failed is not None:
-            record["checkpoint_error"], self.failed = self.failed, None
+        if self._failed is not None:
+            record["checkpoint_error"], self._failed = self._failed, None
         return record
 
     def _look(self, step: _Step, record: Record) -> None:
@@ -422,10 +432,10 @@ def _carry(error: BaseException, state: State, history: History) -> None:
 
 
 def _save_at_last(
-    error: BaseException, checkpoints: Any, state: State, kept: Callable[[], dict[str, Any]]
+    error: BaseException, checkpoints: Checkpoints, state: State, kept: Callable[[], dict[str, Any]]
 ) -> None:
     """Keep a run that an error ends; not where a number was not finite, or one was told to end at once."""
-    if isinstance(error, NonFiniteError | OSError) or not isinstance(error, Exception):
+    if isinstance(error, NonFiniteError) or not isinstance(error, Exception):
         return
     try:
         checkpoints.finish(state, **kept())
