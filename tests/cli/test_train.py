@@ -451,7 +451,9 @@ def test_a_disk_that_fills_up(tmp_path):
     resource = pytest.importorskip("resource")
     folder, most = tmp_path / "run", 20_000  # bytes of a file; a picture has more
     with child(folder) as process:
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))  # JAX warns of a fork that runs Python
+        resource.prlimit(
+            process.pid, resource.RLIMIT_FSIZE, (most, most)
+        )  # JAX warns of a fork that runs Python
         while (folder / "metrics.jsonl").stat().st_size < most - 300:
             assert process.poll() is None
             time.sleep(0.1)
