@@ -16,6 +16,7 @@ from funcnet import backend as _backend
 if TYPE_CHECKING:
     from funcnet import backend, errors, hub, linalg, nets, ops, rules, store, tasks, train, verifier
     from funcnet.nets.generate import generate
+    from funcnet.nonfinite import find_nan
     from funcnet.ops.attention import alibi, attention, multihead, rope
     from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
     from funcnet.ops.dense import embedding, linear, matmul
@@ -44,6 +45,7 @@ _PACKAGES = (
 )  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",
+    "find_nan": "nonfinite",
     "generate": "nets.generate",
     "load": "store",
     "save": "store",

@@ -184,10 +184,9 @@ def _divided(grads: PyTree, state: State, count: Array | None) -> PyTree:
 
     def divide(grad: Array, param: Array) -> Array:
         grad = wide(grad)
-        real = jnp.finfo(grad.dtype).dtype
         if state.loss_scale is not None:
-            grad = grad / state.loss_scale.scale.astype(real)
-        return (grad if count is None else grad / count.astype(real)).astype(param.dtype)
+            grad = grad / state.loss_scale.scale.astype(grad.dtype)
+        return (grad if count is None else grad / count.astype(grad.dtype)).astype(param.dtype)
 
     return jax.tree.map(divide, grads, state.params)
 

@@ -178,7 +178,7 @@ def _updated(
 
 def _nearer(decay: Array, average: Array, param: Array) -> Array:
     """decay * average + (1 - decay) * param."""
-    decay = decay.astype(jnp.finfo(average.dtype).dtype)
+    decay = decay.astype(average.dtype)
     return decay * average + (1 - decay) * param.astype(average.dtype)
 
 

@@ -44,13 +44,13 @@ def measure(params, model_state, batch):
     return {"loss": (fn.linear.apply(params["out"], x) - y) ** 2}
 
 
-def start():
+def start(seed=1):
     k1, k2, k3 = jax.random.split(jax.random.key(0), 3)
     norm, model_state = fn.batch_norm.init(k2, 4)
     params = {"in": fn.linear.init(k1, 3, 4), "norm": norm, "out": fn.linear.init(k3, 4, 2)}
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     model_state = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model_state)
-    return fn.train.init(params, OPTIMIZER, key=jax.random.key(1), model_state=model_state, average=0.9)
+    return fn.train.init(params, OPTIMIZER, key=jax.random.key(seed), model_state=model_state, average=0.9)
 
 
 def augmented(batch, rng):
@@ -77,7 +77,7 @@ def train(folder: Path, at: int | None = None, withheld: str | None = None, unti
     checkpoints = Checkpoints(folder / "checkpoints", every=1, keep=LAST + 1)
     batches, state = data(), start()
     if at is not None:
-        first = start()
+        first = start(seed=2)
         state, _ = checkpoints.restore(state, None if withheld == "position" else batches, step=at)
         if withheld == "log":
             (folder / "metrics.jsonl").unlink()
