@@ -146,9 +146,7 @@ def permuted(places: Int[np.ndarray, " k"], n: int, keys: UInt64[np.ndarray, " r
     return out.astype(np.int64)
 
 
-def _rounds(
-    x: UInt64[np.ndarray, " k"], a: int, b: int, keys: UInt64[np.ndarray, " r"]
-) -> UInt64[np.ndarray, " k"]:
+def _rounds(x: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
     left, right = x // b, x % b
     for even, odd in keys.reshape(-1, 2):
         left = (left + _mix(right + even) % a) % a
@@ -156,7 +154,7 @@ def _rounds(
     return left * b + right
 
 
-def _mix(x: UInt64[np.ndarray, " k"]) -> UInt64[np.ndarray, " k"]:
+def _mix(x: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64: every bit of the result depends on every bit of x."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB

@@ -1,6 +1,9 @@
+import hashlib
 import os
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 
 import jax
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
-from funcnet.train import batches, in_order
+from funcnet.train import RecordError, batches, in_order, prefetch
+from tests.train.resume import as_lists, resumes
 
 
 @settings(deadline=None)
@@ -163,6 +167,20 @@ ERRORS = {
   expected  an integer, 0 or more
   got       0.5 (float)""",
     ),
+    "skip_bad": (
+        lambda: batches(np.arange(3), 1, seed=0, skip_bad=-1),
+        ValueRangeError,
+        """train.batches: skip_bad is -1.
+  expected  0 or more
+  got       -1""",
+    ),
+    "transform": (
+        lambda: batches(np.arange(3), 1, seed=0, transform="flip"),  # pyright: ignore[reportArgumentType]
+        DTypeError,
+        """train.batches: transform is not a function.
+  expected  transform(batch, rng), or None
+  got       'flip' (str)""",
+    ),
     "a function": (
         lambda: in_order({"x": batches}, 1),
         DTypeError,
@@ -200,6 +218,278 @@ def test_numbers_of_other_libraries_are_numbers(unchecked):
     for integer in (np.int64, np.uint8, jnp.int32):
         taken = batches(np.arange(7), integer(3), seed=integer(5), epochs=integer(1))
         assert [batch.tolist() for batch in taken] == expected
+
+
+def drawn(batch, rng):
+    """A transform that draws, and writes into what it is given."""
+    batch["x"] += rng.integers(1000, size=batch["x"].shape)
+    return batch
+
+
+def examples(n):
+    return {"x": 1000 * np.arange(n), "y": np.arange(n, dtype=np.float32)}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 12),
+    size=st.integers(1, 5),
+    seed=st.integers(0, 2**70),
+    epochs=st.integers(0, 3),
+    ahead=st.sampled_from([0, 1, 4, 16]),
+    drop=st.booleans(),
+    transform=st.sampled_from([None, drawn]),
+    data=st.data(),
+)
+def test_stopped_anywhere_and_resumed_nothing_is_lost_or_doubled(
+    n, size, seed, epochs, ahead, drop, transform, data
+):
+    drop = drop and size <= n
+    per_epoch = n // size if drop else -(-n // size)
+    k = data.draw(st.integers(0, epochs * per_epoch), "k")
+    options = {"seed": seed, "epochs": epochs, "drop_remainder": drop, "transform": transform}
+    whole = resumes(lambda: prefetch(batches(examples(n), size, **options), ahead, put=False), k)
+    assert as_lists(whole) == as_lists(batches(examples(n), size, **options))
+    for epoch in range(epochs):
+        seen = np.concatenate([b["y"] for b in whole[epoch * per_epoch : (epoch + 1) * per_epoch]])
+        assert len({*seen.tolist()}) == len(seen) == (n - n % size if drop else n)
+
+
+def test_a_position_is_small_and_says_where_and_in_what():
+    taken = batches(np.arange(10), 3, seed=2**70, epochs=3, drop_remainder=False)
+    for _ in range(5):
+        next(taken)
+    position = taken.position()
+    fingerprint = position.pop("fingerprint")
+    assert len(fingerprint) == 32
+    assert position == {
+        "epoch": 1,
+        "batch": 1,
+        "skipped": 0,
+        "n": 10,
+        "size": 3,
+        "seed": 2**70,
+        "drop_remainder": False,
+    }
+    list(taken)
+    assert [taken.position()[name] for name in ("epoch", "batch")] == [3, 0]
+    taken.position()["epoch"] = 0  # a copy
+    assert next(taken, None) is None
+
+
+def test_a_run_is_prolonged_from_the_end_of_a_shorter_one():
+    short, long = (batches(np.arange(6), 2, seed=1, epochs=epochs) for epochs in (1, 2))
+    first = as_lists(short)
+    long.seek(short.position())
+    assert first + as_lists(long) == as_lists(batches(np.arange(6), 2, seed=1, epochs=2))
+
+
+def test_reading_is_a_function_of_the_place_alone():
+    taken = batches(examples(8), 4, seed=3, transform=drawn)
+    start = taken.position()
+    whole = as_lists(islice(taken, 6))
+    for k in (5, 0, 3, 3):
+        taken.seek(start | {"epoch": k // 2, "batch": k % 2})
+        assert as_lists([next(taken)]) == whole[k : k + 1]
+
+
+def test_a_transform_draws_by_seed_epoch_and_place():
+    def noise(seed):
+        draw = lambda batch, rng: rng.integers(2**62, size=3)
+        return [tuple(b) for b in islice(batches(np.zeros(4), 2, seed=seed, transform=draw), 6)]
+
+    assert noise(0) == noise(0)
+    assert len({*noise(0), *noise(1)}) == 12  # every batch of every epoch draws its own
+    order = np.random.Philox(np.random.SeedSequence(0, spawn_key=(0,))).random_raw(4)
+    draw = lambda batch, rng: rng.bit_generator.random_raw(4)
+    assert next(batches(np.zeros(4), 2, seed=0, transform=draw)).tolist() != order.tolist()
+
+
+def test_a_transform_gets_a_copy():
+    data = examples(4)
+    list(batches(data, 2, seed=0, epochs=3, transform=drawn))
+    np.testing.assert_array_equal(data["x"], 1000 * np.arange(4))
+
+
+def bad(*values):
+    """A transform that cannot bear batches with one of these examples in them."""
+
+    def transform(batch, rng):
+        if {*batch.tolist()} & {*values}:
+            raise OSError("torn page")
+        return batch
+
+    return transform
+
+
+def test_a_bad_batch_is_named_and_read_again():
+    taken = batches(np.arange(7), 3, seed=0, epochs=2, transform=bad(2))  # [1 4 5] [6 2 0] | [6 2 3] [1 0 4]
+    next(taken)
+    before = taken.position()
+    for _ in range(2):
+        with pytest.raises(RecordError) as caught:
+            next(taken)
+        assert (caught.value.epoch, caught.value.batch) == (0, 1)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert taken.position() == before
+    assert (
+        str(caught.value)
+        == """train.batches: batch 1 of epoch 0 cannot be read.
+  got       OSError: torn page
+  hint      skip_bad=1 leaves it out"""
+    )
+
+
+def test_bad_batches_are_left_out_and_counted():
+    make = lambda: batches(np.arange(7), 3, seed=0, epochs=3, transform=bad(2), skip_bad=2)
+    taken = make()
+    assert next(taken).tolist() == [1, 4, 5]
+    with pytest.warns(UserWarning, match="is left out") as said:
+        assert next(taken).tolist() == [1, 0, 4]
+    assert [str(warning.message) for warning in said] == [
+        f"train.batches: batch {number} of epoch {epoch} cannot be read, and is left out: OSError: torn page"
+        for epoch, number in [(0, 1), (1, 0)]
+    ]
+    assert taken.skipped == taken.position()["skipped"] == 2
+    with pytest.raises(RecordError, match="skip_bad=3 leaves it out"):
+        list(taken)  # the third
+    fresh = make()
+    fresh.seek(taken.position())
+    with pytest.raises(RecordError):  # also after a resume
+        list(fresh)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 4])
+@pytest.mark.parametrize("k", range(4))
+def test_what_is_left_out_stays_so_over_a_resume(ahead, k):
+    make = lambda: batches(np.arange(7), 3, seed=0, epochs=3, transform=bad(2), skip_bad=9)
+    with warnings.catch_warnings(action="ignore"):
+        whole = resumes(lambda: prefetch(make(), ahead), k)
+        assert as_lists(whole) == as_lists(map(np.asarray, whole)) == as_lists(make())
+    assert len(whole) < 6
+
+
+def test_no_memory_is_no_bad_record():
+    def transform(batch, rng):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        next(batches(np.arange(4), 2, seed=0, transform=transform, skip_bad=5))
+
+
+def test_two_threads_share_one_iterator():
+    taken = batches(np.arange(400), 1, seed=0, epochs=2, transform=lambda batch, rng: batch.copy())
+    with ThreadPoolExecutor(4) as pool:
+        parts = pool.map(lambda _: [int(batch[0]) for batch in taken], range(4))
+        seen = list(chain.from_iterable(parts))
+    assert sorted(seen) == sorted([*range(400), *range(400)])
+
+
+def fingerprint(arrays):
+    return batches(arrays, 1, seed=0).position()["fingerprint"]
+
+
+def test_a_fingerprint_tells_data_apart():
+    data = {"x": np.arange(200_000, dtype=np.float32).reshape(1000, 200), "y": np.zeros(1000, np.uint8)}
+    others = [
+        {"x": data["x"], "y": data["y"].view(np.int8)},
+        {"x": data["x"].reshape(1000, 10, 20), "y": data["y"]},
+        {"x": data["x"][::-1], "y": data["y"]},
+        {"x": data["x"] / 255, "y": data["y"]},
+        {"x": np.concatenate([data["x"][:-1], data["x"][:1]]), "y": data["y"]},  # the last example
+        {"x": data["x"], "y": np.eye(1, 1000, 500, np.uint8)[0]},  # small: every number counts
+    ]
+    assert len({fingerprint(data), *map(fingerprint, others)}) == 1 + len(others)
+    same = {"x": jnp.asarray(data["x"]), "y": np.ascontiguousarray(data["y"])}
+    strided = {"x": np.asfortranarray(data["x"]), "y": np.repeat(data["y"], 2)[::2]}
+    assert fingerprint(data) == fingerprint(same) == fingerprint(strided)
+    by_hand = hashlib.sha256(b"int64[3] " + np.arange(3).tobytes())
+    assert fingerprint(np.arange(3)) == by_hand.hexdigest()[:32]
+    fingerprint({"x": np.zeros((5, 0)), "y": np.zeros(5, jnp.bfloat16)})
+
+
+def test_a_fingerprint_looks_at_a_bounded_part():
+    fingerprint(np.broadcast_to(np.uint8(0), (2, 2**40)))  # all of it would take an hour
+
+
+POSITION = batches(np.arange(6), 2, seed=0, epochs=2).position()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (
+            {"n": 7, "size": 3, "fingerprint": "other"},
+            ValueRangeError,
+            """train.batches: this is a position in other batches.
+  expected  n: 6, size: 2, fingerprint: '{fingerprint}'
+  got       n: 7, size: 3, fingerprint: 'other'""",
+        ),
+        (
+            {"seed": False, "context": 5, "drop_remainder": 1},
+            ValueRangeError,
+            """train.batches: this is a position in other batches.
+  expected  seed: 0, drop_remainder: True, context: none
+  got       seed: False, drop_remainder: 1, context: 5""",
+        ),
+        (
+            {"epoch": -1},
+            ValueRangeError,
+            """train.batches: position["epoch"] is -1.
+  expected  0 or more
+  got       -1""",
+        ),
+        (
+            {"batch": 1.0},
+            DTypeError,
+            """train.batches: position["batch"] is no integer.
+  expected  an integer, 0 or more
+  got       1.0 (float)""",
+        ),
+        (
+            {"skipped": None},
+            DTypeError,
+            """train.batches: position["skipped"] is no integer.
+  expected  an integer, 0 or more
+  got       None (NoneType)""",
+        ),
+        (
+            {"batch": 3},
+            ValueRangeError,
+            """train.batches: the position lies beyond the end.
+  expected  3 batches in an epoch, 2 epochs
+  got       batch 3 of epoch 0, the first being 0""",
+        ),
+        (
+            {"epoch": 2, "batch": 1},
+            ValueRangeError,
+            """train.batches: the position lies beyond the end.
+  expected  3 batches in an epoch, 2 epochs
+  got       batch 1 of epoch 2, the first being 0""",
+        ),
+    ],
+)
+@pytest.mark.parametrize("ahead", [None, 2])
+def test_a_position_that_is_none_here_changes_nothing(unchecked, change, error, text, ahead):
+    make = lambda: batches(np.arange(6), 2, seed=0, epochs=2)
+    taken = make() if ahead is None else prefetch(make(), ahead, put=False)
+    next(taken)
+    with pytest.raises(error) as caught:
+        taken.seek(POSITION | change)
+    assert str(caught.value) == text.replace("{fingerprint}", POSITION["fingerprint"])
+    assert as_lists(taken) == as_lists(make())[1:]
+
+
+@pytest.mark.parametrize("position", [None, 5, "start", [1], {}, {"epoch": 0, "batch": 0}])
+def test_what_is_no_position_is_refused(unchecked, position):
+    with pytest.raises((DTypeError, ValueRangeError), match="position"):
+        batches(np.arange(6), 2, seed=0).seek(position)
+
+
+def test_a_missing_place_is_a_difference(unchecked):
+    without = {name: value for name, value in POSITION.items() if name != "batch"}
+    with pytest.raises(ValueRangeError, match=r"expected  batch: 'a place'\n  got       batch: none"):
+        batches(np.arange(6), 2, seed=0).seek(without)
 
 
 def test_names():
