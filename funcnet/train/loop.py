@@ -56,7 +56,7 @@ class NonFiniteError(FuncnetError, ArithmeticError):
 
         Runs loss and gradient again, equation by equation, on the batch and the state at hand.
         """
-        from funcnet.find_nan import find_nan
+        from funcnet.nonfinite import find_nan
 
         if self.loss is None or self.state is None:
             return None

@@ -2,8 +2,8 @@
 
     python -m tests.train.resumed FOLDER
 
-prints, as JSON, the SHA-256 of the final state and metrics.jsonl of the run from each step on, and of runs from
-the middle which one part of the checkpoint was withheld from.
+prints, as JSON, the SHA-256 of the final state and metrics.jsonl of the run from each step on, and of runs
+from the middle which one part of the checkpoint was withheld from.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ def evaluate(state):
     )
 
 
-def train(folder: Path, at: int | None = None, withheld: str | None = None, until: int = LAST) -> str:
+def train(folder: Path, at: int | None = None, withheld: str | None = None) -> str:
     """Train to the end, from checkpoint `at` if there is one; returns a digest of all that came of it."""
     checkpoints = Checkpoints(folder / "checkpoints", every=1, keep=LAST + 1)
     batches, state = data(), start()
@@ -84,7 +84,7 @@ def train(folder: Path, at: int | None = None, withheld: str | None = None, unti
         elif withheld not in (None, "position"):
             state = state._replace(**{withheld: getattr(first, withheld)})
     options = {"log": folder, "evaluate": evaluate, "every": EVERY, "progress": False}
-    state, _ = fn.train.fit(STEP, state, batches, until=until, checkpoints=checkpoints, **options)
+    state, _ = fn.train.fit(STEP, state, batches, until=LAST, checkpoints=checkpoints, **options)
     return digest(state, folder)
 
 

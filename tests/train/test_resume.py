@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.train import resumed
 
 
@@ -24,10 +26,22 @@ def python(*args):
 
 
 def test_every_step_can_be_gone_on_from(tmp_path):
-    code = f"from pathlib import Path; from tests.train.resumed import train; print(train(Path({str(tmp_path / 'run')!r})))"
+    folder = str(tmp_path / "run")
+    code = f"from pathlib import Path; from tests.train.resumed import train; print(train(Path({folder!r})))"
     whole = python("-c", code).strip()
-    digests = json.loads(python("-m", "tests.train.resumed", str(tmp_path / "run")).splitlines()[-1])
+    digests = json.loads(python("-m", "tests.train.resumed", folder).splitlines()[-1])
     for at in range(1, resumed.LAST + 1):
         assert digests[str(at)] == whole, f"other bits from step {at} on"
     for part in resumed.PARTS:
         assert digests[part] != whole, f"{part} was withheld, and nobody missed it"
+
+
+@pytest.mark.slow
+def test_killed_fifty_times(tmp_path):
+    code = "from pathlib import Path; from tests.train.killed import train; print(train(Path({!r}), print))"
+    whole = python("-c", code.format(str(tmp_path / "whole"))).splitlines()[-1]
+    result = json.loads(python("-m", "tests.train.killed", str(tmp_path / "run"), "50", "0").splitlines()[-1])
+    assert result["digest"] == whole
+    reached = result["reached"]
+    assert reached == sorted(reached), "a checkpoint was lost"
+    assert len(set(reached)) > 10, "it was killed before it had done anything"
