@@ -210,7 +210,7 @@ def _at_the_top(level: "_Level", wanted: Sequence[Any], kind: str, paths: list[s
     return finding
 
 
-Found = tuple[Finding, list[Any]]  # and the variables whose infinities no equation here has made
+Found = tuple[Finding, list[Any]]  # and the inputs that brought infinities, if no equation here made them
 
 
 class _Level:
@@ -249,7 +249,7 @@ class _Level:
         return any(kind in flags for kind in kinds)
 
     def leading_to(self, wanted: Iterable[Any], kind: str) -> tuple[dict[int, list[int]], set[Any]]:
-        """The equations through which a kind came to variables, with the outputs concerned; and all variables."""
+        """Through what a kind came to variables: equations, with the outputs concerned; and variables."""
         reached, through = set(wanted), {}
         for number in reversed(range(len(self.jaxpr.eqns))):
             eqn = self.jaxpr.eqns[number]
@@ -278,18 +278,22 @@ class _Level:
         return None
 
     def explained(self, finding: Finding, infinite: list[Any]) -> Found:
-        """A finding, with where the infinities came from, if that is here."""
+        """A finding, with where the infinities came from; if not from here, the inputs that brought them."""
         infinite = [var for var in infinite if self.has(var, INF)]
-        constants = [var for var in infinite if isinstance(var, jex.Literal)]
-        variables = [var for var in infinite if not isinstance(var, jex.Literal)]
         if finding.cause is not None or not infinite:
             return finding, []
+        variables = [var for var in infinite if not isinstance(var, jex.Literal)]
         cause = self.search(variables, INF)
-        if cause is None and constants:
-            cause = dataclasses.replace(finding, kind=INF, primitive="constant", inputs=(), iterations=()), []
-        if cause is None:
-            return finding, variables
-        return dataclasses.replace(finding, cause=cause[0]), []
+        if cause is not None:
+            return dataclasses.replace(finding, cause=cause[0]), []
+        _, reached = self.leading_to(variables, INF)
+        inputs = [var for var in self.jaxpr.invars if var in reached]
+        if not inputs:
+            constant = self.constant(variables, INF) or dataclasses.replace(
+                finding, kind=INF, primitive="constant", inputs=(), outputs=(), iterations=()
+            )
+            finding = dataclasses.replace(finding, cause=constant)
+        return finding, inputs
 
     def constant(self, wanted: Iterable[Any], kind: str) -> Finding | None:
         """The first equation to which a number in the program, or in a call of it, brings a kind."""
@@ -365,7 +369,7 @@ def _in_loop(eqn: Any, operands: Sequence[Any], kind: str, before: int | None = 
 
 
 def _iterations(eqn: Any, operands: Sequence[Any]) -> Iterator[tuple[int, Any, list[Any], list[int]]]:
-    """Of a loop: the number, the body, its inputs, and the operand of the loop that each of these began as."""
+    """Of a loop: number, body, inputs, and the operand of the loop that each of these began as."""
     params = eqn.params
     if eqn.primitive.name == "while":
         test, body = params["cond_jaxpr"], params["body_jaxpr"]
@@ -463,8 +467,9 @@ def _placed(finding: Finding, eqn: Any) -> Finding:
     theirs = [frame for frame in frames if not frame.file_name.startswith(_OWN)]
     line, source = _line(theirs[0]) if theirs and not finding.line else (finding.line, finding.source)
     formula = finding.formula
-    if not formula and frames and frames[0].file_name.startswith(_OWN):
-        formula = ": ".join(filter(None, _line(frames[0])))
+    inside = [frame for frame in frames if frame.file_name.startswith(_OPERATIONS)]
+    if not formula and inside:
+        formula = ": ".join(filter(None, _line(inside[0])))
     backward = finding.backward or "transpose" in str(eqn.source_info.name_stack)
     operation = finding.operation or next(filter(None, map(_operation, frames)), None)
     return dataclasses.replace(

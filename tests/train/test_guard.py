@@ -136,7 +136,7 @@ def test_the_average_by_its_definition():
     state, average = start(average=0.75), np.arange(1.0, 4.0)
     assert same(state.average, state.params)
     for kind in (GOOD, GOOD, NAN_LOSS, NO_WEIGHT, GOOD):
-        state, metrics = once(state, kind)
+        state, _ = once(state, kind)
         if kind == GOOD:
             average = 0.75 * average + 0.25 * np.asarray(state.params["w"])
         np.testing.assert_allclose(state.average["w"], average, rtol=1e-6)
@@ -316,7 +316,7 @@ test_errors = golden(
         (
             lambda: made(guard=False)()(start(loss_scale=2.0), jnp.int32(0)),
             StructureError,
-            """train.make_step: a loss scale needs the guard, which leaves out the steps whose scale was too large.
+            """train.make_step: a loss scale needs the guard, which leaves out what it made infinite.
   expected  guard=True, or a state without a loss scale
   got       guard=False""",
         ),
