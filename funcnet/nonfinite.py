@@ -1,6 +1,8 @@
 """Which equation of a program made the NaN or the infinity that came out of it."""
 
+import contextlib
 import dataclasses
+import inspect
 import linecache
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,7 +81,7 @@ class Finding:
         line: where the caller wrote it, ``model.py:41``; "" if that is not known.
         source: the text of that line.
         formula: of `operation`, the line in funcnet that has the equation; else "".
-        path: of an argument, ``args[0]['w']``; else "".
+        path: of an argument, ``params['w']``; else "".
         backward: whether it belongs to the pullback, so that the gradient of that line is meant.
         inputs: what the equation was given.
         outputs: what it gave.
@@ -160,8 +162,9 @@ def find_nan(function: Callable[..., Any], *args: Any) -> Finding | None:
             expected="a function of the arguments that follow",
             actual=describe(function),
         )
+    names = _names(function, len(args))
     given = [
-        (f"args{jax.tree_util.keystr(path)}", leaf)
+        (f"{names[path[0].idx]}{jax.tree_util.keystr(path[1:])}", leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(args)
     ]
     for path, leaf in given:
@@ -184,6 +187,17 @@ def find_nan(function: Callable[..., Any], *args: Any) -> Finding | None:
             if wanted:
                 return _at_the_top(level, wanted, kind, [path for path, _ in given])
     return None
+
+
+def _names(function: Callable[..., Any], count: int) -> list[str]:
+    """What the first arguments of a function are called."""
+    names = [f"args[{place}]" for place in range(count)]
+    with contextlib.suppress(TypeError, ValueError):  # it does not say
+        parameters = inspect.signature(function).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        own = [parameter.name for parameter in parameters if parameter.kind in kinds][:count]
+        names[: len(own)] = own
+    return names
 
 
 def _at_the_top(level: "_Level", wanted: Sequence[Any], kind: str, paths: list[str]) -> Finding:

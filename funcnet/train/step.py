@@ -63,7 +63,7 @@ def make_step(
             the optimizer's state shows it, as that of `optax.inject_hyperparams` does.
         guard: if the loss or a gradient is not finite, leave params, the optimizer's state, model state and
             average as they were. `state.faults` counts such steps in a row, and the metric "skipped" is that
-            count in each of them, else 0. A batch of weight 0 is none. False: the program without any of this.
+            count in each of them, else 0. A batch of weight 0 is none. False: the program without all this.
         max_skipped: after so many in a row nothing changes any more, the count of steps included, whatever
             comes: a loop may look late, and finds the state as it was.
 
