@@ -20,6 +20,7 @@ from benchmarks.report import Run, Suite
 HERE = Path(__file__).parent
 SUITES = (
     "overhead",
+    "run",
     "depth",
     "conv",
     "attention",

@@ -1,6 +1,8 @@
 """Which equation of a program made the NaN or the infinity that came out of it."""
 
+import contextlib
 import dataclasses
+import inspect
 import linecache
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,7 +81,7 @@ class Finding:
         line: where the caller wrote it, ``model.py:41``; "" if that is not known.
         source: the text of that line.
         formula: of `operation`, the line in funcnet that has the equation; else "".
-        path: of an argument, ``args[0]['w']``; else "".
+        path: of an argument, ``params['w']``; else "".
         backward: whether it belongs to the pullback, so that the gradient of that line is meant.
         inputs: what the equation was given.
         outputs: what it gave.
@@ -160,8 +162,9 @@ def find_nan(function: Callable[..., Any], *args: Any) -> Finding | None:
             expected="a function of the arguments that follow",
             actual=describe(function),
         )
+    names = _names(function, len(args))
     given = [
-        (f"args{jax.tree_util.keystr(path)}", leaf)
+        (f"{names[path[0].idx]}{jax.tree_util.keystr(path[1:])}", leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(args)
     ]
     for path, leaf in given:
@@ -184,6 +187,17 @@ def find_nan(function: Callable[..., Any], *args: Any) -> Finding | None:
             if wanted:
                 return _at_the_top(level, wanted, kind, [path for path, _ in given])
     return None
+
+
+def _names(function: Callable[..., Any], count: int) -> list[str]:
+    """What the first arguments of a function are called."""
+    names = [f"args[{place}]" for place in range(count)]
+    with contextlib.suppress(TypeError, ValueError):  # it does not say
+        parameters = inspect.signature(function).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        own = [parameter.name for parameter in parameters if parameter.kind in kinds][:count]
+        names[: len(own)] = own
+    return names
 
 
 def _at_the_top(level: "_Level", wanted: Sequence[Any], kind: str, paths: list[str]) -> Finding:
@@ -210,7 +224,7 @@ def _at_the_top(level: "_Level", wanted: Sequence[Any], kind: str, paths: list[s
     return finding
 
 
-Found = tuple[Finding, list[Any]]  # and the variables whose infinities no equation here has made
+Found = tuple[Finding, list[Any]]  # and the inputs that brought infinities, if no equation here made them
 
 
 class _Level:
@@ -249,7 +263,7 @@ class _Level:
         return any(kind in flags for kind in kinds)
 
     def leading_to(self, wanted: Iterable[Any], kind: str) -> tuple[dict[int, list[int]], set[Any]]:
-        """The equations through which a kind came to variables, with the outputs concerned; and all variables."""
+        """Through what a kind came to variables: equations, with the outputs concerned; and variables."""
         reached, through = set(wanted), {}
         for number in reversed(range(len(self.jaxpr.eqns))):
             eqn = self.jaxpr.eqns[number]
@@ -278,18 +292,22 @@ class _Level:
         return None
 
     def explained(self, finding: Finding, infinite: list[Any]) -> Found:
-        """A finding, with where the infinities came from, if that is here."""
+        """A finding, with where the infinities came from; if not from here, the inputs that brought them."""
         infinite = [var for var in infinite if self.has(var, INF)]
-        constants = [var for var in infinite if isinstance(var, jex.Literal)]
-        variables = [var for var in infinite if not isinstance(var, jex.Literal)]
         if finding.cause is not None or not infinite:
             return finding, []
+        variables = [var for var in infinite if not isinstance(var, jex.Literal)]
         cause = self.search(variables, INF)
-        if cause is None and constants:
-            cause = dataclasses.replace(finding, kind=INF, primitive="constant", inputs=(), iterations=()), []
-        if cause is None:
-            return finding, variables
-        return dataclasses.replace(finding, cause=cause[0]), []
+        if cause is not None:
+            return dataclasses.replace(finding, cause=cause[0]), []
+        _, reached = self.leading_to(variables, INF)
+        inputs = [var for var in self.jaxpr.invars if var in reached]
+        if not inputs:
+            constant = self.constant(variables, INF) or dataclasses.replace(
+                finding, kind=INF, primitive="constant", inputs=(), outputs=(), iterations=()
+            )
+            finding = dataclasses.replace(finding, cause=constant)
+        return finding, inputs
 
     def constant(self, wanted: Iterable[Any], kind: str) -> Finding | None:
         """The first equation to which a number in the program, or in a call of it, brings a kind."""
@@ -365,7 +383,7 @@ def _in_loop(eqn: Any, operands: Sequence[Any], kind: str, before: int | None = 
 
 
 def _iterations(eqn: Any, operands: Sequence[Any]) -> Iterator[tuple[int, Any, list[Any], list[int]]]:
-    """Of a loop: the number, the body, its inputs, and the operand of the loop that each of these began as."""
+    """Of a loop: number, body, inputs, and the operand of the loop that each of these began as."""
     params = eqn.params
     if eqn.primitive.name == "while":
         test, body = params["cond_jaxpr"], params["body_jaxpr"]
@@ -463,8 +481,9 @@ def _placed(finding: Finding, eqn: Any) -> Finding:
     theirs = [frame for frame in frames if not frame.file_name.startswith(_OWN)]
     line, source = _line(theirs[0]) if theirs and not finding.line else (finding.line, finding.source)
     formula = finding.formula
-    if not formula and frames and frames[0].file_name.startswith(_OWN):
-        formula = ": ".join(filter(None, _line(frames[0])))
+    inside = [frame for frame in frames if frame.file_name.startswith(_OPERATIONS)]
+    if not formula and inside:
+        formula = ": ".join(filter(None, _line(inside[0])))
     backward = finding.backward or "transpose" in str(eqn.source_info.name_stack)
     operation = finding.operation or next(filter(None, map(_operation, frames)), None)
     return dataclasses.replace(

@@ -113,7 +113,7 @@ def _none(node: Any) -> bool:
 
 
 def _cut(batch: PyTree, k: int) -> tuple[PyTree, PyTree]:
-    """The batch with a first axis of k parts, and the leaves without axes, which go to each; None elsewhere."""
+    """The batch with a first axis of k parts; and its leaves without axes, which go to each."""
     first: tuple[str, int] | None = None
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         name, shape = f"batch{jax.tree_util.keystr(path)}", np.shape(leaf)
@@ -152,7 +152,7 @@ def _scalars(metrics: dict[str, Any]) -> dict[str, Any]:
     for name, value in metrics.items():
         if not isinstance(value, Mean) and np.shape(value):
             raise ShapeError(
-                f'train.make_step: metrics["{name}"] has axes, and a batch in parts has one number of each name.',
+                f'train.make_step: metrics["{name}"] has axes, and of a batch in parts it is one number.',
                 path=f'metrics["{name}"]',
                 expected="a real number, or a Mean",
                 actual=describe(value),
@@ -180,7 +180,7 @@ def _scaled(total: Float[Array, ""], state: State) -> Float[Array, ""]:
 
 
 def _divided(grads: PyTree, state: State, count: Array | None) -> PyTree:
-    """Gradients without the loss scale, over the weight; in the types of the params, divided in wider ones."""
+    """Gradients without the loss scale, over the weight; in the types of the params."""
 
     def divide(grad: Array, param: Array) -> Array:
         grad = wide(grad)

@@ -62,10 +62,10 @@ class NonFiniteError(FuncnetError, ArithmeticError):
             return None
         state = self.state._replace(step=jnp.asarray(self.step - 1, jnp.int32))  # what the step drew
 
-        def value(params: PyTree) -> Any:
-            return gradient.value(self.loss, params, state.model_state, self.batch, step_key(state))
+        def value(params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
+            return gradient.value(self.loss, params, model_state, batch, step_key(state))
 
-        return find_nan(jax.value_and_grad(value), state.params)
+        return find_nan(jax.value_and_grad(value), state.params, state.model_state, self.batch)
 
 
 def fit(

@@ -134,8 +134,8 @@ def update(
 
 def _elsewhere(keeps: str = "") -> StructureError:
     return StructureError(
-        "train.make_step: the optimizer asks for the loss at other places, which a step in parts (accumulate) "
-        "or with a loss scale does not offer.",
+        "train.make_step: the optimizer asks for the loss at other places, which a step in parts "
+        "(accumulate) or with a loss scale does not offer.",
         path="optimizer",
         expected="one that needs the gradient, or the loss's value: with accumulate=1 and no loss scale, any",
         actual=f"one that keeps a {keeps}" if keeps else "a line search, L-BFGS, SAM, Sophia, or the like",

@@ -63,7 +63,7 @@ def make_step(
             the optimizer's state shows it, as that of `optax.inject_hyperparams` does.
         guard: if the loss or a gradient is not finite, leave params, the optimizer's state, model state and
             average as they were. `state.faults` counts such steps in a row, and the metric "skipped" is that
-            count in each of them, else 0. A batch of weight 0 is none. False: the program without any of this.
+            count in each of them, else 0. A batch of weight 0 is none. False: the program without all this.
         max_skipped: after so many in a row nothing changes any more, the count of steps included, whatever
             comes: a loop may look late, and finds the state as it was.
 
@@ -151,7 +151,7 @@ def _check_state(state: Any, guard: bool) -> None:
         )
     if not guard and state.loss_scale is not None:
         raise StructureError(
-            "train.make_step: a loss scale needs the guard, which leaves out the steps whose scale was too large.",
+            "train.make_step: a loss scale needs the guard, which leaves out what it made infinite.",
             path="guard",
             expected="guard=True, or a state without a loss scale",
             actual="guard=False",
@@ -198,7 +198,7 @@ def _unless(nothing: Any, new: State, old: State) -> State:
 def _guarded(
     state: State, result: Gradient, updated: Callable[[], tuple[State, dict[str, Array]]], limit: int
 ) -> tuple[State, dict[str, Array], dict[str, Array]]:
-    """The next state, whatever the loss and the gradients are; the norms of the update; what is said of it."""
+    """The next state, whatever the gradients are; the norms of the update; the metrics of the guard."""
     finite = _finite([result.value]), _finite(jax.tree.leaves(result.grads))
     silent = jnp.zeros((), bool) if result.weight is None else result.weight == 0
     frozen = state.faults >= limit
@@ -252,7 +252,7 @@ def _finite(leaves: list[Array]) -> Bool[Array, ""]:
 
 
 def _total(leaf: Array) -> Array:
-    """0 if all numbers of an array are finite, else NaN: 0 times a finite number is 0, and nothing overflows."""
+    """0 if all numbers of an array are finite, else NaN; no finite number overflows."""
     if leaf.ndim < 2 or leaf.size < _LARGE or not jax.sharding.get_abstract_mesh().empty:
         return (leaf * 0).sum()
     return (leaf * 0 @ jnp.ones(leaf.shape[-1], leaf.dtype)).sum()

@@ -66,7 +66,7 @@ def test_a_metric_that_is_a_number_counts_evenly_and_parts_are_in_order():
 
 def test_the_mean_of_the_parts_means_would_be_wrong():
     weights = np.repeat([3.0, 0.0, 0.0, 1.0], 3)
-    state, metrics = STEPS[mean_over_tokens, 4](start(), (X, Y, weights))
+    _, metrics = STEPS[mean_over_tokens, 4](start(), (X, Y, weights))
     halves = [
         STEPS[mean_over_tokens, 1](start(), (X[i], Y[i], weights[i]))[1] for i in (slice(3), slice(9, 12))
     ]
@@ -188,8 +188,8 @@ def run(loss=mean_over_examples, optimizer=SGD, batch=(X, Y, Y), k=2, **options)
 
 SAM = optax.contrib.sam(optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)))
 SOPHIA = optax.contrib.sophia(0.1)
-ELSEWHERE = """train.make_step: the optimizer asks for the loss at other places, which a step in parts (accumulate) \
-or with a loss scale does not offer.
+ELSEWHERE = """train.make_step: the optimizer asks for the loss at other places, which a step in parts \
+(accumulate) or with a loss scale does not offer.
   expected  one that needs the gradient, or the loss's value: with accumulate=1 and no loss scale, any
   got       {}"""
 SEARCH = ELSEWHERE.format("a line search, L-BFGS, SAM, Sophia, or the like")
@@ -220,7 +220,7 @@ test_errors = golden(
         (
             run(lambda p, b: (mean_over_examples(p, b), {"errors": b[1] ** 2})),
             ShapeError,
-            """train.make_step: metrics["errors"] has axes, and a batch in parts has one number of each name.
+            """train.make_step: metrics["errors"] has axes, and of a batch in parts it is one number.
   expected  a real number, or a Mean
   got       float64[6]
   hint      average it, or give train.Mean(values.sum(), how many)""",

@@ -71,7 +71,7 @@ def test_what_comes_of_any_sequence_of_steps(kinds):
             assert same(changed(new), changed(state))
             # A batch without weight was seen by the model; a fault leaves no trace in it.
             assert new.model_state["seen"] == state.model_state["seen"] + int(kind == NO_WEIGHT)
-        assert bool(metrics["skipped"]) == (fault or frozen)
+        assert metrics["skipped"] == (faults if fault or frozen else 0), "how many in a row"
         assert new.step == state.step + int(not frozen)
         assert new.faults == faults
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
@@ -136,7 +136,7 @@ def test_the_average_by_its_definition():
     state, average = start(average=0.75), np.arange(1.0, 4.0)
     assert same(state.average, state.params)
     for kind in (GOOD, GOOD, NAN_LOSS, NO_WEIGHT, GOOD):
-        state, metrics = once(state, kind)
+        state, _ = once(state, kind)
         if kind == GOOD:
             average = 0.75 * average + 0.25 * np.asarray(state.params["w"])
         np.testing.assert_allclose(state.average["w"], average, rtol=1e-6)
@@ -191,7 +191,7 @@ def test_a_scale_that_is_too_large_is_halved_and_that_is_all():
     batch = jnp.full(2, 20.0)
     for scale, rescaled in ((2.0**13, True), (2.0**12, True), (2.0**11, False)):
         state, metrics = HALF(state, batch)
-        assert (metrics["loss_scale"], metrics["rescaled"], metrics["skipped"]) == (scale, rescaled, False)
+        assert (metrics["loss_scale"], metrics["rescaled"], metrics["skipped"]) == (scale, rescaled, 0)
         assert state.faults == 0
         assert metrics["loss"] == 40.0
         np.testing.assert_array_equal(state.params["w"], before if rescaled else before - 20)
@@ -200,7 +200,7 @@ def test_a_scale_that_is_too_large_is_halved_and_that_is_all():
 
 def test_the_least_scale_is_not_halved_but_a_fault():
     state, metrics = HALF(scaled(1.5), jnp.full(2, 1e5))  # infinite in float16, and so is the loss
-    assert (metrics["rescaled"], metrics["skipped"], state.faults) == (False, True, 1)
+    assert (metrics["rescaled"], metrics["skipped"], state.faults) == (False, 1, 1)
     assert state.loss_scale.scale == 1.5
     steep = fn.train.make_step(lambda p, b: jnp.sqrt(p["w"]).sum(), optax.sgd(1.0), max_skipped=2)
     state = scaled(1.5, w=0.0)  # a gradient that no scale makes finite
@@ -209,7 +209,7 @@ def test_the_least_scale_is_not_halved_but_a_fault():
         assert (metrics["loss_scale"], metrics["rescaled"], metrics["skipped"]) == (
             scale,
             rescaled,
-            not rescaled,
+            faults,
         )
         assert state.faults == faults
     assert state.step == 3, "frozen at the second"
@@ -316,7 +316,7 @@ test_errors = golden(
         (
             lambda: made(guard=False)()(start(loss_scale=2.0), jnp.int32(0)),
             StructureError,
-            """train.make_step: a loss scale needs the guard, which leaves out the steps whose scale was too large.
+            """train.make_step: a loss scale needs the guard, which leaves out what it made infinite.
   expected  guard=True, or a state without a loss scale
   got       guard=False""",
         ),

@@ -276,3 +276,79 @@ def test_errors_leave_the_state_alone(unchecked):
     with pytest.raises(ShapeError):
         fn.train.make_step(ERRORS["vector"][0], optax.sgd(0.1))(state, (X, Y))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+# ---- watch ------------------------------------------------------------------------------------------------
+
+
+def watched(loss=loss, optimizer=OPTIMIZERS["sgd"], batch=(X, Y), params=params, **options):
+    state = fn.train.init(params(), optimizer, key=KEY)
+    return fn.train.make_step(loss, optimizer, watch=True, **options)(state, batch)[1]
+
+
+def norm(tree):
+    return np.sqrt(sum(np.sum(np.abs(np.asarray(leaf, np.float64)) ** 2) for leaf in jax.tree.leaves(tree)))
+
+
+def two_layers():
+    return {"one": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, "two": jnp.full((2,), 3.0)}
+
+
+def of_two_layers(params, batch):
+    one, two = params["one"], params["two"]
+    return jnp.mean((jnp.tanh(batch[0] @ one["w"] + one["b"]) @ two - batch[1]) ** 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"guard": False}, {"accumulate": 4}])
+def test_watched_norms_by_their_definitions(options):
+    p = two_layers()
+    grads = jax.grad(of_two_layers)(p, (X, Y))
+    metrics = watched(of_two_layers, params=two_layers, **options)
+    expected = {
+        name + block: norm(tree) * (0.1 if name == "update_norm" else 1)
+        for name, whole in (("gradient_norm", grads), ("param_norm", p), ("update_norm", grads))
+        for block, tree in [("", whole), *((f".{key}", part) for key, part in whole.items())]
+    }
+    assert metrics.keys() - {"loss", "skipped"} == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_what_was_skipped_has_no_update():
+    metrics = watched(batch=(X, Y * jnp.nan))
+    assert metrics["update_norm"] == 0
+    assert np.isnan(metrics["gradient_norm"])
+    assert metrics["param_norm"] == 0
+
+
+def test_blocks_of_a_list_and_of_one_array_and_of_mixed_types():
+    mixed = lambda: [jnp.ones(2, jnp.bfloat16), jnp.full(2, 1e30, jnp.float32), jnp.full(2, 1j)]
+    square = lambda ps, b: sum(jnp.real(p * p.conj()).astype(float).sum() for p in jax.tree.leaves(ps)) * 1e-9
+    metrics = watched(square, params=mixed)
+    assert {name for name in metrics if name.startswith("param_norm.")} == {
+        "param_norm.0",
+        "param_norm.1",
+        "param_norm.2",
+    }
+    np.testing.assert_allclose(metrics["param_norm.2"], np.sqrt(2), rtol=1e-6)
+    assert [name for name in watched(square, params=lambda: jnp.ones(3)) if "norm." in name] == []
+
+
+@pytest.mark.parametrize("rate", [0.25, optax.linear_schedule(0.5, 0.0, 4)])
+def test_the_learning_rate_is_shown_where_the_optimizer_shows_it(rate):
+    optimizer = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(learning_rate=rate))
+    metrics = watched(optimizer=optimizer)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.25 if rate == 0.25 else 0.5, rtol=1e-6)
+    assert "learning_rate" not in watched()
+
+
+def test_a_metric_with_a_watched_name_is_refused(unchecked):
+    named = lambda p, b: (loss(p, b, None), {"gradient_norm.w": p["b"]})
+    with pytest.raises(StructureError) as raised:
+        watched(named)
+    assert str(raised.value) == (
+        """train.make_step: the loss returned a metric named "gradient_norm.w", which watch=True \
+records itself.
+  expected  another name
+  got       loss, gradient_norm.w, skipped"""
+    )
