@@ -136,7 +136,7 @@ def test_the_next_step_may_reuse_the_memory_of_the_state(folder):
         state, _ = step(state, jnp.full(40_000, 3.0 * number))
         expected[number] = jax.tree.map(np.array, state)
         save(made, state, finish=False)
-        buffers.add(made._kept["params.w"].ctypes.data)
+        buffers.add(made._kept["params.w"][0].ctypes.data)
     save(made, state)
     assert len(buffers) == 1  # the memory on the host is taken once
     for number, wanted in expected.items():
@@ -730,7 +730,7 @@ def test_what_is_read_back_wrong_is_not_written(folder, monkeypatch):
 
 
 def test_order_of_the_write(folder, monkeypatch):
-    """Pieces, then the index, their folder, the name, the folder above; then the old is renamed and deleted."""
+    """Pieces, index, their folder, the name, the folder above; then the old is renamed and deleted."""
     made = Checkpoints(folder, keep=1)
     save(made, make(1))
     calls = []
