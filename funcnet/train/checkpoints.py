@@ -223,14 +223,18 @@ class Checkpoints:
         """What the checkpoint says of the run, and the records in its log."""
         if index.log is None:
             return Resumed(index.step, History(), index.seconds, None)
-        path, size = index.log
+        relative, size = index.log
+        path = os.path.join(self.folder, relative)
         try:
-            history = History.read(os.path.join(self.folder, path), size)
+            history, there = History.read(path, size), os.path.getsize(path)
         except (OSError, FileFormatError) as error:
-            problem = f"the records of the run up to step {index.step} are lost: {error}"
-            warnings.warn(f"train.Checkpoints.restore: {problem}", stacklevel=3)
-            return Resumed(index.step, History(), index.seconds, None)
-        return Resumed(index.step, history, index.seconds, size)
+            history, there, problem = History(), 0, f"are lost: {error}"
+        else:
+            problem = f"end early: {path} has {there} of {size} bytes"
+        if there < size:
+            where = f"train.Checkpoints.restore: the records of the run up to step {index.step}"
+            warnings.warn(f"{where} {problem}", stacklevel=3)
+        return Resumed(index.step, history, index.seconds, size if there else None)
 
     # --- for loops ----------------------------------------------------------------------------------------
 

@@ -992,13 +992,19 @@ def test_a_lost_log_is_said(folder):
     with open(path, "r+b") as file:
         file.truncate(size - 2)
     made = Checkpoints(folder)
-    with pytest.warns(UserWarning, match="records of the run up to step 3 are lost: .*metrics.jsonl"):
+    with pytest.warns(UserWarning, match=r"the records of the run up to step 3 end early: .*metrics\.jsonl"):
+        state, history = made.restore(make())
+    assert [record["step"] for record in history] == [1, 2]
+    assert made.begin(state).log_bytes == size
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("[]\n" * 100)
+    with pytest.warns(UserWarning, match="up to step 3 are lost: .*line 1 is no record"):
+        made.restore(make())
+    os.remove(path)
+    with pytest.warns(UserWarning, match="lost: .*No such file"):
         state, history = made.restore(make())
     assert len(history) == 0
     assert made.begin(state).log_bytes is None
-    os.remove(path)
-    with pytest.warns(UserWarning, match="lost: .*No such file"):
-        made.restore(make())
 
 
 def test_batches_that_cannot_be_put_back_are_said(folder):
