@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import metadata
 from io import BufferedReader
@@ -53,6 +54,8 @@ INDEX = "index.json"
 _MOST_TENSORS = 10_000  # in a piece: its header has a limit, too
 _MAX_DEPTH = 100  # containers within containers
 _VERSION = 1
+_THREADS = 4  # that read pieces, at most; hashing is what takes the time
+_ALIGNED = 64  # bytes
 
 
 class Leaf(NamedTuple):
@@ -140,11 +143,12 @@ def versions() -> dict[str, str]:
 # --- the state --------------------------------------------------------------------------------------------
 
 
-def survey(where: str, tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def survey(where: str, tree: Any, *, stored: bool = True) -> tuple[dict[str, Any], dict[str, str]]:
     """The leaves of `tree` by name, in JAX's order, and the class of each of its nodes.
 
     Raises:
-        StructureError: something in it has no name, or cannot be stored; the text lists all of that.
+        StructureError: something in it has no name of its own, or, if it is to be `stored`, cannot be; the
+            text lists all of that.
     """
     leaves: dict[str, Any] = {}
     nodes: dict[str, str] = {}
@@ -156,7 +160,8 @@ def survey(where: str, tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
             problems.append(f"{place(parts)}: the name is not valid Unicode, or that of another part")
         elif below is None:
             leaves[name] = node
-            problems.extend(f"{place(parts)}: {problem}" for problem in _unfit(node))
+            if stored and (problem := _unfit(node)):
+                problems.append(f"{place(parts)}: {problem}")
         elif len(parts) == _MAX_DEPTH:
             problems.append(f"{place(parts)}: nested deeper than {_MAX_DEPTH} containers")
         else:
@@ -170,35 +175,37 @@ def survey(where: str, tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
     return leaves, nodes
 
 
-def _unfit(leaf: Any) -> Iterator[str]:
+def _unfit(leaf: Any) -> str | None:
     """Why a leaf cannot be stored."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return
     try:
         array, _ = array_and_note(leaf)
     except DTypeError as error:
-        yield str(error)
-        return
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        yield "a part of this array is on another process"
+        return str(error)
+    elsewhere = isinstance(array, jax.Array) and not array.is_fully_addressable
+    return "a part of this array is on another process" if elsewhere else None
 
 
 def to_host(
-    leaves: Mapping[str, Any], kept: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, Leaf]]:
-    """Copies of the leaves in host memory, where they fit in that of `kept`, and what they are."""
-    arrays: dict[str, np.ndarray] = {}
-    described: dict[str, Leaf] = {}
+    leaves: Mapping[str, Any], kept: Mapping[str, tuple[np.ndarray, Leaf]]
+) -> dict[str, tuple[np.ndarray, Leaf]]:
+    """Copies of the leaves in host memory, in that of `kept` where they fit, and what they are."""
+    copies = {}
     for name, leaf in leaves.items():
-        array, note = array_and_note(leaf)
-        buffer = kept.get(name)
-        if buffer is None or buffer.shape != array.shape or buffer.dtype != array.dtype:
-            buffer = np.empty(array.shape, array.dtype)
+        buffer, known = kept.get(name, (None, None))
+        array, weak = leaf, getattr(leaf, "weak_type", False)
+        if (
+            buffer is None
+            or known is None
+            or not isinstance(leaf, jax.Array)
+            or (buffer.shape, buffer.dtype, known.weak) != (leaf.shape, leaf.dtype, weak)
+        ):
+            array, note = array_and_note(leaf)
+            known = Leaf(jax.ShapeDtypeStruct(array.shape, array.dtype), note, weak)
+            if buffer is None or (buffer.shape, buffer.dtype) != (array.shape, array.dtype):
+                buffer = np.empty(array.shape, array.dtype)
         _copy(buffer, array)
-        arrays[name] = buffer
-        weak = getattr(leaf, "weak_type", False)
-        described[name] = Leaf(jax.ShapeDtypeStruct(array.shape, array.dtype), note, weak)
-    return arrays, described
+        copies[name] = buffer, known
+    return copies
 
 
 def _copy(buffer: np.ndarray, array: Any) -> None:
@@ -216,16 +223,27 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
-def placed(array: np.ndarray, leaf: Leaf, like: Any) -> Any:
-    """The leaf that `array` stands for, where and what `like` is."""
-    if isinstance(like, np.generic):
-        return array[()]
-    if isinstance(like, np.ndarray) or "python" in leaf.note:
-        return leaf_of(array, leaf.note, as_numpy=True)
-    sharding = like.sharding if getattr(like, "committed", True) else None
-    if leaf.weak or leaf.note:
-        return jax.device_put(_weak(array) if leaf.weak else leaf_of(array, leaf.note, False), sharding)
-    return jax.device_put(array, sharding)
+def placed(
+    arrays: Mapping[str, np.ndarray], leaves: Mapping[str, Leaf], like: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The leaves that `arrays` stand for, each where and what it is in `like`."""
+    placed: dict[str, Any] = {}
+    anywhere: dict[str, Any] = {}
+    somewhere: dict[str, tuple[Any, jax.sharding.Sharding]] = {}
+    for name, wanted in like.items():
+        array, leaf = arrays[name], leaves[name]
+        if isinstance(wanted, np.ndarray | np.generic) or "python" in leaf.note:
+            array = leaf_of(array, leaf.note, as_numpy=True)
+            placed[name] = array[()] if isinstance(wanted, np.generic) else array
+            continue
+        value = _weak(array) if leaf.weak else leaf_of(array, leaf.note, False) if leaf.note else array
+        sharding = wanted.sharding if getattr(wanted, "committed", True) else None
+        if sharding is None:
+            anywhere[name] = value
+        else:
+            somewhere[name] = value, sharding
+    values, shardings = ({name: pair[i] for name, pair in somewhere.items()} for i in (0, 1))
+    return {**placed, **jax.device_put(anywhere), **jax.device_put(values, shardings)}
 
 
 def _weak(array: np.ndarray) -> jax.Array:
@@ -450,34 +468,51 @@ def read(folder: str, index: Index, wanted: Collection[str] = (), *, cached: boo
     Args:
         folder: the checkpoint.
         index: its index.
-        wanted: leaves by name; of the others no bytes are kept.
+        wanted: leaves by name; of the others no bytes are kept. If there are any, several pieces are read at
+            a time; else one, beside other work.
         cached: False: read from the disk itself what the system still has in memory, where it can.
 
     Raises:
         FileFormatError: a piece is damaged, or no file, or not the one that the index names.
         OSError: it is missing, or cannot be read.
     """
-    arrays = {
-        name: np.empty(leaf.array.shape, leaf.array.dtype)
-        for name, leaf in index.leaves.items()
-        if name in wanted
-    }
-    for piece in index.pieces:
-        source = os.path.join(folder, piece.file)
-        with _open(source) as file:
-            if not cached and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            for name, tensor in _tensors(file, source, piece, index).items():
-                part = piece.tensors[name]
-                if part.leaf not in arrays:
-                    read_bytes(file, name, tensor, source)
-                    continue
-                box = arrays[part.leaf][part.slices]
-                whole = box if box.flags.c_contiguous else np.empty(box.shape, box.dtype)
-                read_bytes(file, name, tensor, source, whole.reshape(-1).view(np.uint8))
-                if whole is not box:
-                    box[...] = whole
+    arrays = {name: _empty(leaf.array) for name, leaf in index.leaves.items() if name in wanted}
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1) if arrays else 1) as pool:
+        reads = [pool.submit(_read_piece, folder, piece, index, arrays, cached) for piece in index.pieces]
+        try:
+            for done in reads:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return arrays
+
+
+def _empty(like: jax.ShapeDtypeStruct) -> np.ndarray:
+    """An array that begins where JAX on a CPU wants it: it takes over such memory, and copies other."""
+    size = math.prod(like.shape) * like.dtype.itemsize
+    memory = np.empty(size + _ALIGNED, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNED
+    return memory[begin : begin + size].view(like.dtype).reshape(like.shape)
+
+
+def _read_piece(
+    folder: str, piece: Piece, index: Index, arrays: Mapping[str, np.ndarray], cached: bool
+) -> None:
+    """Check a piece, and put its tensors into those of the arrays that are there."""
+    source = os.path.join(folder, piece.file)
+    with _open(source) as file:
+        if not cached and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for name, tensor in _tensors(file, source, piece, index).items():
+            part = piece.tensors[name]
+            if part.leaf not in arrays:
+                read_bytes(file, name, tensor, source)
+                continue
+            box = arrays[part.leaf][part.slices]
+            whole = box if box.flags.c_contiguous else np.empty(box.shape, box.dtype)
+            read_bytes(file, name, tensor, source, whole.reshape(-1).view(np.uint8))
+            if whole is not box:
+                box[...] = whole
 
 
 def _tensors(file: BufferedReader, source: str, piece: Piece, index: Index) -> dict[str, Tensor]:

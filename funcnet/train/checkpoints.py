@@ -99,7 +99,9 @@ class Checkpoints:
         self._best = _checked_best(best)
         self._config = _json(where, "config", config)
         self._clock = time.monotonic()
-        self._kept: dict[str, np.ndarray] = {}  # the copy in host memory; the thread reads it
+        # The copy in host memory, which the thread reads.
+        self._kept: dict[str, tuple[np.ndarray, _pieces.Leaf]] = {}
+        self._layout: tuple[Any, list[str], dict[str, str]] | None = None  # of the state
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None  # of the last write
         self._unread: str | None = None  # its text, until it was asked for
@@ -207,30 +209,32 @@ class Checkpoints:
 
     def _read(self, state: State, index: Index, params_only: bool) -> State:
         """The state in a checkpoint, which must be one like `state`."""
-        like, nodes = _pieces.survey("train.Checkpoints.restore", state)
+        like, nodes = _pieces.survey("train.Checkpoints.restore", state, stored=False)
         found, found_nodes = {name: leaf.type for name, leaf in index.leaves.items()}, index.nodes
         config = None if params_only else self._config
         if params_only:
             like, nodes, found, found_nodes = map(_weights, (like, nodes, found, found_nodes))
         _refuse_other(self._path(index.step), like, nodes, found, found_nodes, config, index)
         arrays = _pieces.read(self._path(index.step), index, like.keys())
-        leaves = {}
-        for name, leaf in like.items():
-            leaves[name] = _pieces.placed(arrays.pop(name), index.leaves[name], leaf)
-        return _filled(state, leaves, params_only)
+        leaves = _pieces.placed(arrays, index.leaves, like)
+        return _filled(state, [leaves[name] for name in like], params_only)
 
     def _went_so_far(self, index: Index) -> Resumed:
         """What the checkpoint says of the run, and the records in its log."""
         if index.log is None:
             return Resumed(index.step, History(), index.seconds, None)
-        path, size = index.log
+        relative, size = index.log
+        path = os.path.join(self.folder, relative)
         try:
-            history = History.read(os.path.join(self.folder, path), size)
+            history, there = History.read(path, size), os.path.getsize(path)
         except (OSError, FileFormatError) as error:
-            problem = f"the records of the run up to step {index.step} are lost: {error}"
-            warnings.warn(f"train.Checkpoints.restore: {problem}", stacklevel=3)
-            return Resumed(index.step, History(), index.seconds, None)
-        return Resumed(index.step, history, index.seconds, size)
+            history, there, problem = History(), 0, f"are lost: {error}"
+        else:
+            problem = f"end early: {path} has {there} of {size} bytes"
+        if there < size:
+            where = f"train.Checkpoints.restore: the records of the run up to step {index.step}"
+            warnings.warn(f"{where} {problem}", stacklevel=3)
+        return Resumed(index.step, history, index.seconds, size if there else None)
 
     # --- for loops ----------------------------------------------------------------------------------------
 
@@ -297,8 +301,8 @@ class Checkpoints:
         self._clock = time.monotonic()
         key = _key(state, position, log, record)
         try:
-            leaves, nodes = _pieces.survey("train.Checkpoints", state)
-            self._kept, described = _pieces.to_host(leaves, self._kept)
+            leaves, nodes = self._named(state)
+            self._kept = _pieces.to_host(leaves, self._kept)
             index = Index(
                 step=int(state.step),
                 seconds=float(seconds),
@@ -308,7 +312,7 @@ class Checkpoints:
                 config=self._config,
                 versions=_pieces.versions(),
                 nodes=nodes,
-                leaves=described,
+                leaves={name: leaf for name, (_, leaf) in self._kept.items()},
                 pieces=[],
             )
             self._writing = index.step, index.record
@@ -319,6 +323,14 @@ class Checkpoints:
         except Exception as error:
             self._writing = None
             self._failed(key[0], error)
+
+    def _named(self, state: State) -> tuple[dict[str, Any], dict[str, str]]:
+        """`survey`, which a state of the same structure as the last one need not be asked."""
+        leaves, structure = jax.tree.flatten(state)
+        if self._layout is None or self._layout[0] != structure:
+            named, nodes = _pieces.survey("train.Checkpoints", state)
+            self._layout = structure, list(named), nodes
+        return dict(zip(self._layout[1], leaves, strict=True)), self._layout[2]
 
     def error(self) -> str | None:
         """For loops: the error of the last write, once. The next checkpoint tries again."""
@@ -389,7 +401,7 @@ class Checkpoints:
         temporary = self._temporary(index.step)
         os.mkdir(temporary)
         try:
-            _pieces.write(temporary, index, self._kept)
+            _pieces.write(temporary, index, {name: array for name, (array, _) in self._kept.items()})
             _pieces.read(temporary, _pieces.read_index(temporary, index.step), cached=False)
             final = os.path.join(self.folder, f"step-{index.step}")
             if os.path.lexists(final):  # of before; until the next line `_found` knows its new name
@@ -620,16 +632,17 @@ def _short(value: Any) -> str:
     return repr(value)[:60] if isinstance(value, list | dict) else shorten(value)
 
 
-def _filled(state: State, leaves: Mapping[str, Any], params_only: bool) -> State:
+def _filled(state: State, leaves: list[Any], params_only: bool) -> State:
     """`state` with the leaves that were read."""
     if not params_only:
-        return jax.tree.unflatten(jax.tree.structure(state), leaves.values())
+        return jax.tree.unflatten(jax.tree.structure(state), leaves)
     weights = (state.params, state.model_state)
-    params, model_state = jax.tree.unflatten(jax.tree.structure(weights), leaves.values())
+    params, model_state = jax.tree.unflatten(jax.tree.structure(weights), leaves)
     state = state._replace(params=params, model_state=model_state)
-    if getattr(state, "average", None) is None:
+    if state.average is None:
         return state
-    return state._replace(average=jax.tree.map(jnp.copy, params))  # pyright: ignore[reportCallIssue]
+    average = jax.tree.map(lambda param, like: jnp.array(param, like.dtype, copy=True), params, state.average)
+    return state._replace(average=average)
 
 
 def _seek(batches: Any, index: Index) -> None:

@@ -136,7 +136,7 @@ def test_the_next_step_may_reuse_the_memory_of_the_state(folder):
         state, _ = step(state, jnp.full(40_000, 3.0 * number))
         expected[number] = jax.tree.map(np.array, state)
         save(made, state, finish=False)
-        buffers.add(made._kept["params.w"].ctypes.data)
+        buffers.add(made._kept["params.w"][0].ctypes.data)
     save(made, state)
     assert len(buffers) == 1  # the memory on the host is taken once
     for number, wanted in expected.items():
@@ -344,11 +344,20 @@ def test_only_the_weights(folder):
 # --- damage -----------------------------------------------------------------------------------------------
 
 
-def two(folder: str) -> Checkpoints:
-    made = Checkpoints(folder, keep=9)
+@pytest.fixture(scope="module", autouse=True)
+def two_written(tmp_path_factory):
+    """A folder with two checkpoints, for `two` to copy."""
+    TWO.append(str(tmp_path_factory.mktemp("two") / "checkpoints"))
     for step in (1, 2):
-        save(made, make(step, seed=step))
-    return made
+        save(Checkpoints(TWO[-1]), make(step, seed=step))
+
+
+TWO: list[str] = []
+
+
+def two(folder: str) -> Checkpoints:
+    shutil.copytree(TWO[-1], folder)
+    return Checkpoints(folder, keep=9)
 
 
 def piece(folder: str, step: int = 2) -> str:
@@ -472,7 +481,7 @@ def wrongly_loaded(folder: str, number: int) -> int:
 
 
 def test_no_damage_loads(folder):
-    assert wrongly_loaded(folder, 24) == 0
+    assert wrongly_loaded(folder, 16) == 0
 
 
 @pytest.mark.slow
@@ -730,7 +739,7 @@ def test_what_is_read_back_wrong_is_not_written(folder, monkeypatch):
 
 
 def test_order_of_the_write(folder, monkeypatch):
-    """Pieces, then the index, their folder, the name, the folder above; then the old is renamed and deleted."""
+    """Pieces, index, their folder, the name, the folder above; then the old is renamed and deleted."""
     made = Checkpoints(folder, keep=1)
     save(made, make(1))
     calls = []
@@ -992,13 +1001,19 @@ def test_a_lost_log_is_said(folder):
     with open(path, "r+b") as file:
         file.truncate(size - 2)
     made = Checkpoints(folder)
-    with pytest.warns(UserWarning, match="records of the run up to step 3 are lost: .*metrics.jsonl"):
+    with pytest.warns(UserWarning, match=r"the records of the run up to step 3 end early: .*metrics\.jsonl"):
+        state, history = made.restore(make())
+    assert [record["step"] for record in history] == [1, 2]
+    assert made.begin(state).log_bytes == size
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("[]\n" * 100)
+    with pytest.warns(UserWarning, match="up to step 3 are lost: .*line 1 is no record"):
+        made.restore(make())
+    os.remove(path)
+    with pytest.warns(UserWarning, match="lost: .*No such file"):
         state, history = made.restore(make())
     assert len(history) == 0
     assert made.begin(state).log_bytes is None
-    os.remove(path)
-    with pytest.warns(UserWarning, match="lost: .*No such file"):
-        made.restore(make())
 
 
 def test_batches_that_cannot_be_put_back_are_said(folder):
