@@ -684,8 +684,8 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
 OTHERS = """
     train.init train.make_step train.batches train.in_order train.batches(...).seek train.tokens
     train.write_tokens train.prefetch train.mapped train.stateful save load hub.load hub.save
-    hub.read_safetensors hub.write_safetensors nets.transformer.init_cache nets.transformer.preset nets.transformer.specs
-    nets.spec.decay_mask nets.vit.patches nets.encoder.pool
+    hub.read_safetensors hub.write_safetensors nets.transformer.init_cache nets.transformer.preset
+    nets.transformer.specs nets.spec.decay_mask nets.vit.patches nets.encoder.pool
 """
 
 
