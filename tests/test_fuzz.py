@@ -610,6 +610,8 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
     fn.hub.save(folder / "model", model, config)
     fn.save(folder / "params", params)
     optimizer = optax.sgd(0.1)
+    fn.train.write_tokens(folder / "ids.npy", range(9))
+    batches = fn.train.batches(arrays, 2, seed=0)
     first = lambda make: lambda **given: next(iter(make(**given)), None)
     return {
         "train.init": (
@@ -619,7 +621,40 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "train.make_step": (fn.train.make_step, {"loss": loss, "optimizer": optimizer}),
         "train.batches": (
             first(fn.train.batches),
-            {"arrays": arrays, "size": 2, "seed": 0, "epochs": 1, "drop_remainder": True},
+            {
+                "arrays": arrays,
+                "size": 2,
+                "seed": 0,
+                "epochs": 1,
+                "drop_remainder": True,
+                "transform": None,
+                "skip_bad": 0,
+            },
+        ),
+        "train.batches(...).seek": (batches.seek, {"position": batches.position()}),
+        "train.tokens": (
+            first(fn.train.tokens),
+            {
+                "paths": [folder / "ids.npy"],
+                "context": 2,
+                "size": 2,
+                "seed": 0,
+                "epochs": 1,
+                "drop_remainder": True,
+                "dtype": None,
+                "transform": None,
+                "skip_bad": 0,
+            },
+        ),
+        "train.write_tokens": (
+            fn.train.write_tokens,
+            {"path": folder / "written.npy", "source": [1, 2], "encode": None, "dtype": None},
+        ),
+        "train.prefetch": (first(fn.train.prefetch), {"batches": [F(3)], "ahead": 2, "put": True}),
+        "train.mapped": (fn.train.mapped, {"batches": [F(3)], "function": lambda x, number: x}),
+        "train.stateful": (
+            fn.train.stateful,
+            {"batches": [F(3)], "get": lambda: 0, "set": lambda state: None, "identity": {"version": 1}},
         ),
         "train.in_order": (first(fn.train.in_order), {"arrays": arrays, "size": 2}),
         "save": (fn.save, {"path": folder / "saved", "tree": params}),
@@ -647,9 +682,10 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
 
 
 OTHERS = """
-    train.init train.make_step train.batches train.in_order save load hub.load hub.save hub.read_safetensors
-    hub.write_safetensors nets.transformer.init_cache nets.transformer.preset nets.transformer.specs
-    nets.spec.decay_mask nets.vit.patches nets.encoder.pool
+    train.init train.make_step train.batches train.in_order train.batches(...).seek train.tokens
+    train.write_tokens train.prefetch train.mapped train.stateful save load hub.load hub.save
+    hub.read_safetensors hub.write_safetensors nets.transformer.init_cache nets.transformer.preset
+    nets.transformer.specs nets.spec.decay_mask nets.vit.patches nets.encoder.pool
 """
 
 

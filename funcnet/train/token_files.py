@@ -4,10 +4,12 @@ import hashlib
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, SupportsIndex
 
+import jax
 import numpy as np
 from jaxtyping import Int, UInt64
 
@@ -228,10 +230,7 @@ class _Open:
 
     def __init__(self, path: str):
         self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if descriptor := vars(self).get("descriptor"):
-            os.close(descriptor)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def _header(path: str, file: Any) -> tuple[np.dtype, tuple[int]]:
@@ -274,7 +273,7 @@ def _several(paths: Any) -> list[str]:
 def _width(where: str, dtype: Any) -> np.dtype:
     """The dtype uint16 or uint32 that was asked for."""
     try:
-        found = None if isinstance(dtype, np.ndarray) else np.dtype(dtype)
+        found = None if isinstance(dtype, np.ndarray | np.generic | jax.Array) else np.dtype(dtype)
     except (TypeError, ValueError):
         found = None
     if found is None or found.kind != "u" or found.itemsize not in (2, 4):
@@ -384,15 +383,12 @@ def _pieces(where: str, source: Any, encode: Any) -> Iterator[Any]:
             expected="encode(text), since source is the path of a text",
             actual="None",
         )
-    elif isinstance(source, Sequence) or hasattr(source, "dtype"):
-        yield from [source] if not _nested(source) else source
+    elif isinstance(source, np.ndarray) and source.ndim:  # of a memory map no more than this
+        yield from (source[i : i + _COPIED] for i in range(0, len(source), _COPIED))
+    elif isinstance(source, list | tuple | range) and not any(map(np.ndim, source[:1])):
+        yield source
     else:
         yield from _iterated(where, source)
-
-
-def _nested(source: Any) -> bool:
-    """Whether a sequence holds arrays of ids, rather than ids."""
-    return isinstance(source, Sequence) and any(np.ndim(entry) for entry in source[:1])
 
 
 def _texts(where: str, source: Any) -> Iterator[Any]:

@@ -183,7 +183,7 @@ class Prefetched(Iterator[PyTree]):
         job = self._source, self._put, asked, self._broken
         if not self._ahead:
             return _read(*job)
-        while len(self._jobs) <= self._ahead:
+        while not self._jobs or (len(self._jobs) <= self._ahead and not self._broken.is_set()):
             self._jobs.append(self._pool.submit(_read, *job))
         read = self._jobs[0].result()  # Ctrl-C here loses nothing: it is still the first
         self._jobs.popleft()
