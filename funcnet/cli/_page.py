@@ -26,7 +26,6 @@ __all__ = [
     "facts",
     "page",
     "picture",
-    "running_mean",
     "section",
     "table",
     "thinned",
@@ -157,15 +156,6 @@ def thinned(values: Float[np.ndarray, " n"], points: int) -> Int[np.ndarray, " m
     rows, blocks = np.arange(stretches), values[places]
     lowest, highest = (places[rows, choice] for choice in (blocks.argmin(1), blocks.argmax(1)))
     return np.unique(np.concatenate([[0, n - 1], lowest, highest]))
-
-
-def running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """The mean of the last fiftieth of the run, at each step."""
-    width = max(1, len(values) // 50)
-    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
-    upto = np.arange(1, len(values) + 1)
-    since = np.maximum(upto - width, 0)
-    return (sums[upto] - sums[since]) / (upto - since)
 
 
 def _beside(name: str) -> str:

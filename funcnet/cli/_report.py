@@ -9,17 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.cli._page import (
-    Curve,
-    Panel,
-    charts,
-    facts,
-    page,
-    picture,
-    running_mean,
-    section,
-    table,
-)
+from funcnet.cli._page import Curve, Panel, charts, facts, page, picture, section, table
+from funcnet.tasks._plots import running_mean
 from funcnet.train.history import History
 from funcnet.verifier.html import gradients
 from funcnet.verifier.report import Report
