@@ -62,7 +62,7 @@ class Panel(NamedTuple):
     Attributes:
         title: above it.
         curves: those without a finite value are left out.
-        x: what they run over: "step" or "seconds". What is hovered over in one panel is shown in all of these.
+        x: what they run over: "step" or "seconds". What is hovered over in one panel is shown in all such.
         scale: of the values: "linear", "log", or "share", in per cent.
     """
 
@@ -178,8 +178,7 @@ def _plain(curve: Curve, points: int) -> dict[str, Any]:
     }
 
 
-def _short(value: float) -> float:
+def _short(value: float) -> int | float:
     """The number to five digits."""
     short = float(f"{value:.5g}")
     return int(short) if short.is_integer() and abs(short) < 1e6 else short if math.isfinite(short) else value
-

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -182,27 +182,24 @@ def _over(run: Compared, name: str, unit: str) -> tuple[Any, Any]:
         return steps, values
     at, seconds = run.history.column(unit)
     places = np.searchsorted(at, steps)
-    return (seconds[places], values) if len(at) and places.max(initial=0) < len(at) else (seconds[:0],) * 2
+    if not len(at) or places.max(initial=0) >= len(at):
+        return seconds[:0], seconds[:0]
+    return seconds[places], values
 
 
 def _differences(runs: Sequence[Compared]) -> Table:
     """What their configs do not have in common, one row each."""
-    flat = [_flat(run.facts) for run in runs]
-    names = dict.fromkeys(name for facts in flat for name in facts)
-    rows = [[name, *(facts.get(name, "") for facts in flat)] for name in names]
+    from funcnet.tasks._run import flat
+
+    every = [{name: _cell(value) for name, value in flat(run.facts).items()} for run in runs]
+    names = dict.fromkeys(name for facts in every for name in facts)
+    rows = [[name, *(facts.get(name, "") for facts in every)] for name in names]
     return ["config", *(run.name for run in runs)], [row for row in rows if len(set(row[1:])) > 1], []
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested facts by their paths, as short texts."""
-    found: dict[str, str] = {}
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            text = str(value)
-            found[prefix + name] = text if len(text) <= 40 else text[:18] + "…" + text[-18:]
-    return found
+def _cell(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:18] + "…" + text[-18:]
 
 
 def _end(run: Compared, name: str) -> float:
@@ -228,7 +225,8 @@ def _panels(runs: Sequence[Compared], by: str) -> "list[Panel]":
         curves = []
         for color, run in enumerate(runs):
             x, values = _over(run, name, unit)
-            curves.append(Curve(run.name, x, values if look == "points" else running_mean(values), look, color))
+            values = values if look == "points" else running_mean(values)
+            curves.append(Curve(run.name, x, values, look, color))
         scale = "share" if "accuracy" in name else "log" if "loss" in name else "linear"
         title = name.replace("_", " ") + ("" if look == "points" else ", running mean")
         return Panel(title + (" over time" if unit == "seconds" else ""), curves, unit, scale)
@@ -244,19 +242,17 @@ def _picture(path: Path, runs: Sequence[Compared]) -> None:
     _plots.compared(path, {run.name: run.history for run in runs}, title=f"funcnet train {runs[0].task}")
 
 
-def _html(
-    runs: Sequence[Compared], by: str, scores: Table, differences: Table, best: Sequence[str]
-) -> str:
+def _html(runs: Sequence[Compared], by: str, scores: Table, differences: Table, best: Sequence[str]) -> str:
     from html import escape
 
     from funcnet.cli import _page
 
     panels = _panels(runs, by)
+    title = f"{len(runs)} runs of {runs[0].task}"
     lines = "".join(f"<p>{escape(line)}</p>" for line in best)
     return _page.page(
-        f"{len(runs)} runs of {runs[0].task}",
-        f'<header><p class="soft small">funcnet compare</p><h1>{len(runs)} runs of {escape(runs[0].task)}</h1>'
-        f"{lines}</header>",
+        title,
+        f'<header><p class="soft small">funcnet compare</p><h1>{escape(title)}</h1>{lines}</header>',
         _page.section("Scores", _page.table(*scores)),
         _page.section("Curves", _page.charts(panels)),
         _page.section("What differs", _page.table(*differences) if differences[1] else ""),

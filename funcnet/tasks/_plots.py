@@ -55,7 +55,7 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
 
 
 def compared(path: Path, histories: Mapping[str, History], *, title: str) -> None:
-    """Draw loss and accuracy of several runs over the steps: training as a running mean, and the held-out data.
+    """Draw loss and accuracy of several runs over the steps, training as a running mean.
 
     Args:
         path: of the PNG file.
@@ -71,10 +71,9 @@ def compared(path: Path, histories: Mapping[str, History], *, title: str) -> Non
         for i, (run, history) in enumerate(histories.items()):
             steps, values = _series(history, name)
             held_out = name.startswith("eval_")
-            look = {"marker": "o", "markersize": 3} if held_out else {}
-            dash = "-" if i < len(_RUNS) else "--"
-            values = values if held_out else running_mean(values)
-            axes.plot(steps, values, color=_RUNS[i % len(_RUNS)], linestyle=dash, linewidth=1.4, label=run, **look)
+            look: dict[str, Any] = {"marker": "o", "markersize": 3} if held_out else {}
+            look |= {"color": _RUNS[i % len(_RUNS)], "linestyle": "-" if i < len(_RUNS) else "--"}
+            axes.plot(steps, values if held_out else running_mean(values), linewidth=1.4, label=run, **look)
         words = name.replace("eval_", "held-out ") + ("" if name.startswith("eval_") else ", running mean")
         axes.set(xlabel="step", title=words)
         axes.grid(alpha=0.25)
