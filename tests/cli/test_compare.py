@@ -1,6 +1,7 @@
 """Runs compared: tables, pictures, and what cannot be."""
 
 import json
+from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
@@ -92,7 +93,7 @@ def test_pictures_and_a_page(two, capsys):
     assert code == 0
     assert out.endswith("the curves are in a.png\nthe curves are in a.html\n")
     assert imread("a.png").ndim == 3
-    page = open("a.html", encoding="utf-8").read()
+    page = Path("a.html").read_text("utf-8")
     text = Reader(page).text
     for told in ("2 runs of digits", "best at 4 steps: slow", "options.learning_rate", "0.05 at 6"):
         assert told in text
@@ -114,7 +115,7 @@ def test_what_cannot_be_compared(two, here, capsys):
     with open(here / "cut" / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "lo\n')
     for args, message in [
-        ([], "missing from funcnet compare: [RUN [RUN ...]]"),
+        ([], "compare takes two runs or more"),
         (["quick"], "compare takes two runs or more"),
         (["quick", "quick/../quick"], "one run is given twice"),
         (["quick", "nowhere"], "nowhere is no run folder: there is no such folder"),
