@@ -142,7 +142,8 @@ def train(name: str, options: Any, training: "Training", out: Path | None, resum
         batches = task.batches()
         every = training.checkpoint_every or task.every
         best = ("eval_accuracy", "max")
-        checkpoints = Checkpoints(folder / "checkpoints", every=every, best=best, config=described)
+        config = _run.identity(described)
+        checkpoints = Checkpoints(folder / "checkpoints", every=every, best=best, config=config)
         history = History()
         if resume and notes:
             print("\n".join(["", *notes]))

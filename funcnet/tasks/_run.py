@@ -28,7 +28,7 @@ from funcnet.errors import FileFormatError, ValueRangeError, shorten
 from funcnet.nets import transformer
 from funcnet.tasks._task import Saved
 
-__all__ = ["begun", "create", "described", "flat", "read", "read_config", "same", "write_config"]
+__all__ = ["begun", "create", "described", "flat", "identity", "read", "read_config", "same", "write_config"]
 
 _VERSION = 1
 _LATER = {transformer.Config: ("head", "classes", "stop")}  # fields that the first files do not have
@@ -83,6 +83,11 @@ def described(task: str, config: Any, **facts: Any) -> dict[str, Any]:
     return json.loads(json.dumps(content, default=str, allow_nan=False))
 
 
+def identity(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of it by which two runs are one: all that changes a number, but versions."""
+    return {name: value for name, value in flat(described).items() if not _may_change(name)}
+
+
 def begun(folder: Path) -> bool:
     """Whether a folder has a run in it; a new or an empty one has not.
 
@@ -109,12 +114,9 @@ def same(folder: Path, now: Mapping[str, Any]) -> list[str]:
     read_config(folder)
     before = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     after = flat(now)
-    changed = {
-        name: (before.get(name, _ABSENT), after.get(name, _ABSENT))
-        for name in {**before, **after}
-        if before.get(name, _ABSENT) != after.get(name, _ABSENT) and name not in _MAY_CHANGE
-    }
-    versions = {name: changed.pop(name) for name in list(changed) if name.startswith("versions.")}
+    pairs = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
+    differ = {name: (was, now) for name, (was, now) in pairs.items() if was != now}
+    changed = {name: pair for name, pair in differ.items() if not _may_change(name)}
     if changed:
         lines = "; ".join(
             f"{name} was {_short(was)}, now {_short(now)}" for name, (was, now) in changed.items()
@@ -126,12 +128,13 @@ def same(folder: Path, now: Mapping[str, Any]) -> list[str]:
         )
     return [
         f"note: the run began with {name.partition('.')[2]} {_short(was)}, and goes on with {_short(now)}"
-        for name, (was, now) in versions.items()
+        for name, (was, now) in differ.items()
+        if name.startswith("versions.")
     ]
 
 
-_ABSENT = None
-_MAY_CHANGE = ("training.checkpoint_every", "training.tensorboard")  # they change no number
+def _may_change(name: str) -> bool:
+    return name.startswith("versions.") or name in ("training.checkpoint_every", "training.tensorboard")
 
 
 def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

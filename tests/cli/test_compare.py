@@ -70,7 +70,9 @@ def test_what_is_compared_can_be_chosen(two, capsys):
     out = compare(capsys, *two, "--by", "steps_per_second")[1]
     assert "digits, by steps per second" in out
     assert "best at 4 steps: quick (quick 4, slow 1)" in out
-    assert "best at 4 steps: slow (quick 0.6667, slow 0.8)" in compare(capsys, *two, "--by", "eval_accuracy")[1]
+    assert (
+        "best at 4 steps: slow (quick 0.6667, slow 0.8)" in compare(capsys, *two, "--by", "eval_accuracy")[1]
+    )
 
 
 def test_equal_runs(here, capsys):

@@ -67,7 +67,9 @@ def test_nothing_runs_but_its_own_script():
 
 def test_a_picture_is_part_of_the_page(tmp_path):
     (tmp_path / "a.png").write_bytes(b"PNG")
-    assert _page.picture(tmp_path / "a.png", "<x>") == '<img alt="&lt;x&gt;" src="data:image/png;base64,UE5H">'
+    assert (
+        _page.picture(tmp_path / "a.png", "<x>") == '<img alt="&lt;x&gt;" src="data:image/png;base64,UE5H">'
+    )
     assert _page.picture(tmp_path / "b.png", "none") == ""
 
 

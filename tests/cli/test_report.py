@@ -58,9 +58,9 @@ def test_everything_is_told(tmp_path):
     page = _report.render(tmp_path, RUN, history(), "steps")
     text = Reader(page).text
     for told in (
-        "funcnet train chars: a text", "Step 40 of 40", "done: all steps are taken", "validation accuracy31.25%",
-        "validation loss, nats per character0.1250", "steps per second12.5", "waiting for data12.5%",
-        "learning rate2.5e-05", "skipped steps1", "time3 s", "conv", "3.0e-15", "1 of 1 gradients right",
+        "funcnet train chars: a text", "Step 40 of 40", "done: all steps are taken",
+        "validation accuracy31.25%", "validation loss, nats per character0.1250", "steps per second12.5", "waiting for data12.5%",
+        "learning rate2.5e-05", "skipped steps1", "time3 s", "params", "3.0e-15", "1 of 1 gradients right",
         "head.w", "12,345", "FLOPs of one example", "seed", "17", "0.10.1", f"The {HOSTILE} for statement",
     ):  # fmt: skip
         assert told in text, told
@@ -124,5 +124,11 @@ def test_a_million_steps(tmp_path):
 @needs_browser
 def test_a_browser_shows_the_run(tmp_path):
     text = shown(tmp_path, _report.render(tmp_path, RUN, history(), "steps")).text
-    for told in ("Step 40 of 40", "done: all steps are taken", "validation 0.125", "gradient norm 2", "head 1.5"):
+    for told in (
+        "Step 40 of 40",
+        "done: all steps are taken",
+        "validation 0.125",
+        "gradient norm 2",
+        "head 1.5",
+    ):
         assert told in text
