@@ -55,6 +55,7 @@ def write(folder: Path, run: Run, history: History, ended: str | None = None) ->
     """Write report.html: the whole page, or, on a disk that is full, none that is new."""
     path = folder / "report.html"
     new = folder / ".report.html.tmp"
+    folder.mkdir(parents=True, exist_ok=True)  # someone may have tidied up
     try:
         new.write_text(render(folder, run, history, ended), encoding="utf-8", errors="backslashreplace")
         os.replace(new, path)

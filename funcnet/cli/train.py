@@ -275,7 +275,8 @@ def _fit(run: Prepared, state: "State", history: "History") -> tuple["State", "H
     """Train, with everything written down that is."""
     from funcnet.train import fit
 
-    _write_page(run, history, None)
+    with contextlib.suppress(OSError):  # a full disk does not end a run
+        _write_page(run, history, None)
     with contextlib.ExitStack() as stack:
         logs: list[Any] = [run.folder, _page_log(run, history)]
         if run.tensorboard:

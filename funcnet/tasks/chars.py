@@ -255,7 +255,7 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     vars(step)["max_skipped"] = inner.max_skipped
 
     def finish(params: Any, folder: Path) -> None:
-        prompt = decode(held_out[:t], characters)
+        prompt = decode(held_out[:t].tolist(), characters)
         more = generate(Saved("chars", net, params, facts), prompt, tokens=SAMPLE, temperature=0.8)
         (folder / "sample.txt").write_text(prompt + more, encoding="utf-8")
 

@@ -59,7 +59,8 @@ def test_everything_is_told(tmp_path):
     text = Reader(page).text
     for told in (
         "funcnet train chars: a text", "Step 40 of 40", "done: all steps are taken",
-        "validation accuracy31.25%", "validation loss, nats per character0.1250", "steps per second12.5", "waiting for data12.5%",
+        "validation accuracy31.25%", "validation loss, nats per character0.1250", "steps per second12.5",
+        "waiting for data12.5%",
         "learning rate2.5e-05", "skipped steps1", "time3 s", "params", "3.0e-15", "1 of 1 gradients right",
         "head.w", "12,345", "FLOPs of one example", "seed", "17", "0.10.1", f"The {HOSTILE} for statement",
     ):  # fmt: skip

@@ -29,9 +29,12 @@ from funcnet.errors import ShapeError
 from funcnet.nets import convnet, transformer
 from funcnet.tasks import TASKS, _plots, chars, digits, fashion
 from funcnet.tasks._task import Task
+from funcnet.tasks._training import Training
 from tests.tasks.test_recipes import fashion_files
 
-FILES = {"config.json", "curves.png", "metrics.jsonl", "params.safetensors"}
+FILES = {
+    "checkpoints", "config.json", "curves.png", "metrics.jsonl", "params.safetensors", "report.html"
+}  # fmt: skip
 SMALL = {
     digits: convnet.Config((8, 8, 1), channels=(2,), hidden=3, dropout=0.3),
     fashion: convnet.Config((28, 28, 1), channels=(2,), hidden=3),
@@ -58,9 +61,8 @@ def records(folder):
 def test_digits_with_every_formula_verified(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "config", lambda options: SMALL[digits])
     folder = tmp_path / "run"
-    assert (
-        main(["train", "digits", "--epochs", "2", "--batch", "300", "--seed", "3", "--out", str(folder)]) == 0
-    )
+    args = "train digits --epochs 2 --batch 300 --seed 3 --average 0.9".split()
+    assert main([*args, "--out", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out, "no colours into a file"
     for text in ("jaxlib", "guard", "stages.0.0.w", "conv", "linear", "cross_entropy", "verified in"):
@@ -78,6 +80,7 @@ def test_digits_with_every_formula_verified(capsys, monkeypatch, tmp_path):
         "weight_decay": 0.05,
         "seed": 3,
     }
+    assert config["training"] == {**dataclasses.asdict(Training()), "average": 0.9}
     assert config["versions"]["jax"] == jax.__version__
     assert len(config["data"]["sha256"]) == 64
     assert [record["step"] for record in records(folder)] == list(range(1, 9))
@@ -161,11 +164,33 @@ def test_a_wrong_formula_stops_the_command(small, capsys, monkeypatch):
     assert list(Path("run").iterdir()) == [], "the folder can be used again"
 
 
+class Numbers:
+    """0, 1, ... with a place to go on from."""
+
+    def __init__(self, n):
+        self.n, self.i = n, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.i == self.n:
+            raise StopIteration
+        self.i += 1
+        return self.i - 1
+
+    def get_state(self):
+        return {"i": self.i}
+
+    def set_state(self, state):
+        self.i = state["i"]
+
+
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     """A task of eight steps that compute nothing; its parts can be replaced: `quick(evaluate=...)`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "check", lambda *_: True)
+    monkeypatch.setattr(command, "check", lambda *_: verifier.Report(()))
     monkeypatch.setattr(command, "rates", lambda *_: {})
     monkeypatch.setattr(_plots, "curves", lambda path, *_, **__: path.touch())
 
@@ -176,7 +201,7 @@ def quick(monkeypatch, tmp_path):
         config=SMALL[digits],
         optimizer=optax.sgd(0.1),
         step=step,
-        batches=lambda: iter(range(8)),
+        batches=lambda: fn.train.stateful(Numbers(8)),
         steps=8,
         evaluate=lambda state: {"loss": 1.0, "accuracy": 0.5},
         every=4,
@@ -186,9 +211,9 @@ def quick(monkeypatch, tmp_path):
         finish=lambda params, folder: (folder / "mistakes.png").touch(),
     )
 
-    def run(**parts):
-        monkeypatch.setattr(digits, "prepare", lambda options: task._replace(**parts))
-        return main(["train", "digits", "--out", "run"])
+    def run(*args, **parts):
+        monkeypatch.setattr(digits, "prepare", lambda options, training: task._replace(**parts))
+        return main(["train", "digits", "--out", "run", *args])
 
     run.task = task
     return run
@@ -196,7 +221,7 @@ def quick(monkeypatch, tmp_path):
 
 def held(step):
     """What is said of the parameters that were saved."""
-    assert {path.name for path in Path("run").iterdir()} >= FILES
+    assert {path.name for path in Path("run").iterdir()} >= FILES - {"checkpoints"}
     assert fn.load("run/params.safetensors").keys() == {"stages", "hidden", "head"}
     return f"run holds the parameters after step {step}, and the curves so far\n"
 
@@ -218,38 +243,28 @@ def test_a_run_without_trouble(quick, capsys):
     assert {path.name for path in Path("run").iterdir()} == FILES | {"mistakes.png"}
 
 
-def test_a_loss_that_is_not_finite(quick, capsys):
-    def step(state, batch):
-        state, metrics = quick.task.step(state, batch)
-        return state, {**metrics, "loss": np.where(state.step == 3, np.nan, 1.0)}
+def test_steps_that_are_not_finite(quick, capsys):
+    """As a guarded step goes: the second fault in a row is the last thing that happens."""
 
+    def step(state, batch):
+        if state.faults == 2:
+            return state, {"loss": np.nan, "accuracy": 0.5, "skipped": 2}
+        state, metrics = quick.task.step(state, batch)
+        if state.step < 3:
+            return state, {**metrics, "skipped": 0}
+        state = state._replace(faults=state.faults + 1)
+        return state, {**metrics, "loss": np.nan, "skipped": state.faults}
+
+    step.max_skipped = 2
     assert quick(step=step) == 3
     out = capsys.readouterr().out
-    kept = int(out.split()[-6].rstrip(","))  # 0, or more where the steps took a second
-    assert kept < 3
-    assert out.endswith("stopped: the loss of step 3 is nan\n" + held(kept))
-    assert len(records(Path("run"))) == 2
-
-
-def test_a_last_step_that_leaves_a_nan(quick, capsys):
-    def step(state, batch):
-        state, metrics = quick.task.step(state, batch)
-        spoilt = jax.tree.map(lambda leaf: leaf * np.where(state.step == 8, np.nan, 1.0), state.params)
-        return state._replace(params=spoilt), metrics
-
-    assert quick(step=step) == 3
-    out = capsys.readouterr().out
-    kept = int(out.split()[-6].rstrip(","))
-    assert kept < 8
-    assert out.endswith("stopped: state.params['head']['b'] after step 8 is nan\n" + held(kept))
-    params = fn.load("run/params.safetensors")
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert out.endswith("stopped: 2 steps in a row were not finite, step 4 the last of them\n" + held(4))
+    assert "ended: 2 steps in a row were not finite" in Path("run/report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
     ("part", "number", "step"),
     [
-        ("batches", signal.SIGTERM, 0),
         ("step", signal.SIGINT, 1),
         ("evaluate", signal.SIGINT, 4),
         ("evaluate", signal.SIGHUP, 4),
@@ -278,10 +293,13 @@ def test_a_signal_after_training(quick, capsys, monkeypatch, name):
     assert capsys.readouterr().out.endswith(held(8))
 
 
-@pytest.mark.parametrize("function", ["check", "rates"])
+@pytest.mark.parametrize("function", ["check", "rates", "batches"])
 def test_a_signal_before_training(quick, capsys, monkeypatch, function):
-    monkeypatch.setattr(command, function, signalling(getattr(command, function), signal.SIGTERM))
-    assert quick() == 143
+    if function == "batches":
+        assert quick(batches=signalling(quick.task.batches, signal.SIGTERM)) == 143
+    else:
+        monkeypatch.setattr(command, function, signalling(getattr(command, function), signal.SIGTERM))
+        assert quick() == 143
     assert capsys.readouterr().err == "funcnet train: interrupted\n"
     assert list(Path("run").iterdir()) == [], "the folder can be used again"
 
@@ -348,7 +366,9 @@ def test_parameters_that_cannot_be_saved(quick, capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "funcnet train: the parameters after step 8 could not be saved: [Errno 28] No space left on device\n"
     )
-    assert {path.name for path in Path("run").iterdir()} == {"config.json", "metrics.jsonl"}
+    assert {path.name for path in Path("run").iterdir()} == {
+        "checkpoints", "config.json", "metrics.jsonl", "report.html"
+    }  # fmt: skip
 
 
 def test_the_log_does_not_take_the_place_of_the_parameters(quick, monkeypatch):
@@ -383,9 +403,11 @@ def test_a_folder_that_is_tidied_away(quick):
         == 0
     )
     assert {path.name for path in Path("run").iterdir()} == {
+        "checkpoints",
         "params.safetensors",
         "curves.png",
         "mistakes.png",
+        "report.html",
     }
 
 
