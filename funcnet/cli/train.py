@@ -77,8 +77,8 @@ def run(args: list[str]) -> int:
             options: of the task.
             training: of every task.
             out: the run folder, new or empty; by default runs/TASK-TIME.
-            resume: go on with the run in the folder --out DIR, exactly as if it had not been interrupted; all
-                other options are those it was begun with.
+            resume: go on with the run in --out DIR, exactly as if it had not been interrupted. The other
+                options are those that it was begun with.
         """
         return options, training, out, resume
 

@@ -71,13 +71,11 @@ def optimizer(
             "adafactor": lambda: optax.chain(
                 optax.adafactor(learning_rate, multiply_by_parameter_scale=False), decayed
             ),
-            "muon": lambda: optax.contrib.muon(
-                learning_rate,
-                weight_decay=weight_decay,
-                weight_decay_mask=mask,
-                adam_weight_decay=weight_decay,
-                muon_weight_dimension_numbers=_matrices(specs),
-                consistent_rms=0.2,
+            "muon": lambda: optax.chain(
+                optax.contrib.muon(
+                    learning_rate, muon_weight_dimension_numbers=_matrices(specs), consistent_rms=0.2
+                ),
+                decayed,
             ),
         }[name]()
         return chosen if clip is None else optax.chain(optax.clip_by_global_norm(clip), chosen)

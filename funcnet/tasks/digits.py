@@ -92,8 +92,8 @@ def example(config: convnet.Config) -> Float[np.ndarray, "1 h w c"]:
 
 def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     """The data, the loss on shifted images with dropout, the optimizer, and the score on the test images."""
-    train_set, test_set = data()
     training.check_batch(options.batch)
+    train_set, test_set = data()
     net, cast = config(options), _training.cast(training)
 
     def loss(params: Any, batch: Split, key: Any) -> Any:

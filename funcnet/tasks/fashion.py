@@ -110,9 +110,9 @@ def example(config: convnet.Config) -> Float[np.ndarray, "1 h w c"]:
 
 def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     """The data, the loss with dropout, the optimizer, and the score on the test images."""
+    training.check_batch(options.batch)
     train_set, test_set = data(options.data)
     check_range(options, batch=(1, len(train_set.labels)))
-    training.check_batch(options.batch)
     net, cast = config(options), _training.cast(training)
 
     def scaled(images: Any) -> Any:  # on the device: bytes travel faster than floats

@@ -61,7 +61,7 @@ def records(folder):
 def test_digits_with_every_formula_verified(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "config", lambda options: SMALL[digits])
     folder = tmp_path / "run"
-    args = "train digits --epochs 2 --batch 300 --seed 3 --average 0.9".split()
+    args = ["train", "digits", "--epochs", "2", "--batch", "300", "--seed", "3", "--average", "0.9"]
     assert main([*args, "--out", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out, "no colours into a file"
@@ -346,6 +346,142 @@ def test_a_reader_that_goes_away(quick, capsys, monkeypatch, interrupted):
         assert capsys.readouterr().err == f"funcnet train: {held(4)}"
 
 
+def steps_of(folder):
+    return sorted(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
+
+
+def test_a_run_goes_on_where_it_was_interrupted(quick, capsys):
+    assert quick("--checkpoint-every", "3", step=at_step(quick.task.step, 5, signal.SIGTERM)) == 143
+    before = Path("run/config.json").read_bytes()
+    assert steps_of(Path("run")) == [3, 4, 5], "every 3, the best, and the last"
+    assert quick("--resume", "--checkpoint-every", "4") == 0, "which changes no number"
+    out = capsys.readouterr().out
+    assert "\ngoing on after step 5, from run/checkpoints\n" in out
+    assert [record["step"] for record in records(Path("run"))] == list(range(1, 9))
+    assert Path("run/config.json").read_bytes() == before
+    assert {path.name for path in Path("run").iterdir()} == FILES | {"mistakes.png"}
+    assert quick("--resume", step=None) == 0, "nothing is computed"
+    said = "this run is done; run holds its parameters, after step 8\ntest accuracy 50.00%, loss 1.0000 nats"
+    assert said in capsys.readouterr().out
+
+
+def at_step(step, number, signal_number):
+    def call(state, batch):
+        state, metrics = step(state, batch)
+        if state.step == number:
+            signal.raise_signal(signal_number)
+        return state, metrics
+
+    call.max_skipped = None
+    return call
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(quick, capsys):
+    assert quick(evaluate=lambda state: 1 / 0) == 70
+    shutil.rmtree("run/checkpoints")
+    assert quick("--resume") == 0
+    assert "run holds no checkpoint yet: the run begins anew" in capsys.readouterr().out
+    assert [record["step"] for record in records(Path("run"))] == list(range(1, 9))
+
+
+def test_a_run_that_was_killed_before_its_parameters_were_saved(quick, capsys):
+    assert quick() == 0
+    Path("run/params.safetensors").unlink()
+    assert quick("--resume", step=None) == 0
+    assert held(8) is not None
+    assert "test accuracy 50.00%" in capsys.readouterr().out
+
+
+def test_to_resume_in_an_empty_folder_is_to_begin(quick, capsys):
+    assert quick("--resume") == 0
+    assert "\nrun is empty: the run begins\n" in capsys.readouterr().out
+    assert Path("run/params.safetensors").exists()
+
+
+def test_what_cannot_be_resumed(quick, capsys):
+    Path("other").mkdir()
+    Path("other/notes.txt").touch()
+    assert main(["train", "digits", "--out", "other", "--resume"]) == 2
+    assert "other is no run folder: it has no config.json" in capsys.readouterr().err
+    assert quick() == 0
+    capsys.readouterr()
+    assert quick() == 2, "not without --resume"
+    assert "the folder run is not empty" in capsys.readouterr().err
+    assert quick("--resume", "--epochs", "3", "--clip", "0.5", "--optimizer", "lion") == 2
+    assert capsys.readouterr().err == (
+        "funcnet train: run holds a run with other options: options.epochs was 40, now 3; "
+        "training.optimizer was 'adamw', now 'lion'; training.clip was None, now 0.5; "
+        "hint give the options that the run was begun with, or another folder\n"
+    )
+    assert quick("--resume", data={"sha256": "other"}) == 2
+    assert "data.sha256 was None, now 'other'" in capsys.readouterr().err
+    assert len(records(Path("run"))) == 8, "nothing is changed"
+
+
+def test_another_version_is_told(quick, capsys):
+    assert quick(step=at_step(quick.task.step, 2, signal.SIGINT)) == 130
+    path = Path("run/config.json")
+    path.write_text(path.read_text("utf-8").replace(f'"jax": "{jax.__version__}"', '"jax": "0.1"'), "utf-8")
+    assert quick("--resume") == 0
+    assert (
+        f"note: the run began with jax '0.1', and goes on with '{jax.__version__}'" in capsys.readouterr().out
+    )
+
+
+def test_the_average_is_what_is_saved(quick):
+    def step(state, batch):
+        grown = jax.tree.map(lambda leaf: leaf + 1, state.params)
+        state, metrics = quick.task.step(state, batch)
+        return state._replace(params=grown, average=jax.tree.map(lambda a: a + 0.25, state.average)), metrics
+
+    assert quick("--average", "0.5", step=step) == 0
+    bias = fn.load("run/params.safetensors")["head"]["b"]
+    np.testing.assert_array_equal(bias, np.full(10, 8 * 0.25))
+
+
+def test_float16_brings_a_loss_scale(quick):
+    scales = []
+
+    def step(state, batch):
+        scales.append(state.loss_scale and float(state.loss_scale.scale))
+        return quick.task.step(state, batch)
+
+    assert quick("--dtype", "float16", step=step) == 0
+    assert set(scales) == {2.0**15}
+
+
+def test_files_for_tensorboard(quick, capsys, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    assert quick("--tensorboard") == 0
+    (file,) = Path("run/tensorboard").iterdir()
+    content = file.read_bytes()
+    for name in (b"loss", b"eval/loss", b"eval/accuracy", b"steps_per_second"):
+        assert name in content
+    assert content.count(b"eval/loss") == 2
+    assert quick("--resume") == 0, "which changes no number"
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    shutil.rmtree("run")
+    capsys.readouterr()
+    assert quick("--tensorboard") == 2
+    assert capsys.readouterr().err == (
+        "funcnet train: tensorboardX is not installed; hint pip install 'funcnet[train]'\n"
+    )
+    assert not Path("run").exists()
+
+
+def test_the_page_is_there_while_the_run_goes_on(quick):
+    pages = []
+
+    def evaluate(state):
+        pages.append(Path("run/report.html").read_text("utf-8"))
+        return quick.task.evaluate(state)
+
+    assert quick(evaluate=evaluate) == 0
+    pages.append(Path("run/report.html").read_text("utf-8"))
+    assert ['"reload":10' in page for page in pages] == [True, True, False]
+    assert [re.search(r"<h1>(Step \d)", page)[1] for page in pages] == ["Step 0", "Step 4", "Step 8"]
+
+
 def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -494,5 +630,5 @@ def test_every_task_is_documented():
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text("utf-8")
     for name in TASKS:
         assert f"funcnet train {name}" in page
-        for option in getattr(fn.tasks, name).Options.__dataclass_fields__:
+        for option in [*getattr(fn.tasks, name).Options.__dataclass_fields__, *Training.__dataclass_fields__]:
             assert f"`--{option.replace('_', '-')}`" in page
