@@ -30,7 +30,7 @@ def parse(function: Callable[..., R], args: list[str], command: str, description
         SystemExit: the help was asked for, and is printed.
     """
     out, errors, plain = sys.stdout, io.StringIO(), io.StringIO()
-    config: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    config: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(errors))
         if "NO_COLOR" in os.environ:  # tyro looks at the terminal only

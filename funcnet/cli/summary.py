@@ -11,7 +11,7 @@ from funcnet.cli import UsageError
 from funcnet.cli._options import parse
 from funcnet.cli._text import table
 
-__all__ = ["run", "show"]
+__all__ = ["run", "show", "table_of"]
 
 
 def _options(model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK|RUN")]) -> str:
@@ -47,6 +47,13 @@ def show(module: ModuleType, config: Any) -> None:
         module: of the task.
         config: of the model.
     """
+    columns, rows, right, note = table_of(module, config)
+    table(columns, rows, right)
+    print(note)
+
+
+def table_of(module: ModuleType, config: Any) -> tuple[list[str], list[list[str]], list[str], str]:
+    """The layers of a task's model: columns, rows, which columns are numbers, and a note."""
     import math
 
     import jax
@@ -70,6 +77,6 @@ def show(module: ModuleType, config: Any) -> None:
         rows += cells
     parameters = sum(math.prod(shape) for layer in found for shape in layer.shapes.values())
     rows.append(["total", "", f"{parameters:,}", "", f"{sum(layer.flops for layer in found):,}"])
-    table(["path", "shape", "parameters", "calls", "FLOPs"], rows, right=["parameters", "FLOPs"])
     shape = "×".join(map(str, example.shape))
-    print(f"FLOPs of one example forward ({shape}): 2 × multiply-adds of products, by formula.")
+    note = f"FLOPs of one example forward ({shape}): 2 × multiply-adds of products, by formula."
+    return ["path", "shape", "parameters", "calls", "FLOPs"], rows, ["parameters", "FLOPs"], note

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["curves", "mistakes"]
+from funcnet.train.history import History
+
+__all__ = ["compared", "curves", "mistakes", "running_mean"]
 
 _TRAIN, _HELD_OUT = "#4477aa", "#cc6677"  # told apart by colour-blind eyes, too
+_RUNS = (_TRAIN, _HELD_OUT, "#228833", "#a08a00", "#2a9fc9", "#aa3377", "#7d7d7d")
 
 
 def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held_out: str) -> None:
@@ -31,7 +34,7 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         steps, values = _series(records, name)
         axes.plot(steps, values, color=_TRAIN, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _running_mean(values), color=_TRAIN, linewidth=1.6, label="training, running mean")
+        axes.plot(steps, running_mean(values), color=_TRAIN, linewidth=1.6, label="training, running mean")
         steps, scores = _series(records, f"eval_{name}")
         final = [f"{score:.2%}" if name == "accuracy" else f"{score:.4f}" for score in scores[-1:]]
         label = f"{held_out}, {final[0]} at the end" if final else held_out
@@ -45,9 +48,41 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
     loss.yaxis.set_major_formatter("{x:g}")
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _, values = _series(records, "accuracy")
-    later = _running_mean(values)[len(values) // 10 :]  # the first tenth may leave the picture
+    later = running_mean(values)[len(values) // 10 :]  # the first tenth may leave the picture
     if len(later):
         accuracy.set_ylim(max(0, later.min() - 0.05), min(1.01, accuracy.get_ylim()[1]))
+    _save(figure, path)
+
+
+def compared(path: Path, histories: Mapping[str, History], *, title: str) -> None:
+    """Draw loss and accuracy of several runs over the steps, training as a running mean.
+
+    Args:
+        path: of the PNG file.
+        histories: of the runs, by name.
+        title: above the panels.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    names = ("loss", "accuracy", "eval_loss", "eval_accuracy")
+    for axes, name in zip(figure.subplots(2, 2).flat, names, strict=True):
+        for i, (run, history) in enumerate(histories.items()):
+            steps, values = _series(history, name)
+            held_out = name.startswith("eval_")
+            look: dict[str, Any] = {"marker": "o", "markersize": 3} if held_out else {}
+            look |= {"color": _RUNS[i % len(_RUNS)], "linestyle": "-" if i < len(_RUNS) else "--"}
+            axes.plot(steps, values if held_out else running_mean(values), linewidth=1.4, label=run, **look)
+        words = name.replace("eval_", "held-out ") + ("" if name.startswith("eval_") else ", running mean")
+        axes.set(xlabel="step", title=words)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if name.endswith("accuracy"):
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        else:
+            axes.set(ylabel="nats")
+    figure.axes[0].legend(frameon=False)
     _save(figure, path)
 
 
@@ -87,11 +122,14 @@ def _save(figure: Any, path: Path) -> None:
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one metric, where it is finite."""
+    if isinstance(records, History):
+        steps, values = records.column(name)
+        return steps[np.isfinite(values)], values[np.isfinite(values)]
     pairs = [(r["step"], r[name]) for r in records if math.isfinite(r.get(name, math.nan))]
     return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], float)
 
 
-def _running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The mean of the last fiftieth of the run, at each step."""
     width = max(1, len(values) // 50)
     sums = np.cumsum(np.concatenate([np.zeros(1), values]))

@@ -3,6 +3,8 @@
 params.safetensors   the parameters, checksummed
 config.json          what was trained, on what, with which versions
 metrics.jsonl        one line per step
+checkpoints/         all that a run carries, so that it can go on
+report.html          the run as one page
 curves.png           loss and accuracy
 """
 
@@ -22,11 +24,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 import jax
 
 from funcnet import store, tasks
-from funcnet.errors import FileFormatError, ValueRangeError
+from funcnet.errors import FileFormatError, ValueRangeError, shorten
 from funcnet.nets import transformer
 from funcnet.tasks._task import Saved
 
-__all__ = ["create", "read", "read_config", "write_config"]
+__all__ = ["begun", "create", "described", "flat", "identity", "read", "read_config", "same", "write_config"]
 
 _VERSION = 1
 _LATER = {transformer.Config: ("head", "classes", "stop")}  # fields that the first files do not have
@@ -63,8 +65,8 @@ def write_config(folder: Path, task: str, config: Any, **facts: Any) -> None:
         OSError: it cannot be written, and there is none.
     """
     path = folder / "config.json"
-    content = {"version": _VERSION, "task": task, "model": _plain(config), **facts}
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+    content = described(task, config, **facts)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with open(path, "xb") as file:
         try:
             # A path need not be Unicode: what stands for its bytes is escaped as JSON would escape it.
@@ -73,6 +75,78 @@ def write_config(folder: Path, task: str, config: Any, **facts: Any) -> None:
         except OSError:
             path.unlink()
             raise
+
+
+def described(task: str, config: Any, **facts: Any) -> dict[str, Any]:
+    """What config.json says, as JSON gives it back."""
+    content = {"version": _VERSION, "task": task, "model": _plain(config), **facts}
+    return json.loads(json.dumps(content, default=str, allow_nan=False))
+
+
+def identity(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of it by which two runs are one: all that changes a number, but versions."""
+    return {name: value for name, value in flat(described).items() if not _may_change(name)}
+
+
+def begun(folder: Path) -> bool:
+    """Whether a folder has a run in it; a new or an empty one has not.
+
+    Raises:
+        FileNotFoundError: it has other things in it.
+    """
+    if (folder / "config.json").exists():
+        return True
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileNotFoundError(f"{folder} is no run folder: it has no config.json")
+    return False
+
+
+def same(folder: Path, now: Mapping[str, Any]) -> list[str]:
+    """Compare a run's config.json with what would be written now.
+
+    Returns:
+        What differs and may, in a line each: versions.
+
+    Raises:
+        ValueRangeError: anything else differs; all that does is listed.
+        FileFormatError, OSError: from `read_config`.
+    """
+    read_config(folder)
+    before = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    after = flat(now)
+    pairs = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
+    differ = {name: (was, now) for name, (was, now) in pairs.items() if was != now}
+    changed = {name: pair for name, pair in differ.items() if not _may_change(name)}
+    if changed:
+        lines = "; ".join(
+            f"{name} was {_short(was)}, now {_short(now)}" for name, (was, now) in changed.items()
+        )
+        raise ValueRangeError(
+            f"{folder} holds a run with other options: {lines}.",
+            path="resume",
+            hint="give the options that the run was begun with, or another folder",
+        )
+    return [
+        f"note: the run began with {name.partition('.')[2]} {_short(was)}, and goes on with {_short(now)}"
+        for name, (was, now) in differ.items()
+        if name.startswith("versions.")
+    ]
+
+
+def _may_change(name: str) -> bool:
+    return name.startswith("versions.") or name in ("training.checkpoint_every", "training.tensorboard")
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested facts by their paths."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def _short(value: Any) -> str:
+    return shorten(json.dumps(value) if isinstance(value, list) else value)
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -9,28 +9,31 @@ import dataclasses
 import importlib.resources
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Int
 
 from funcnet import train
 from funcnet.errors import FileFormatError, StructureError, ValueRangeError, describe
 from funcnet.nets import transformer
 from funcnet.nets.generate import generate as next_tokens
-from funcnet.nets.spec import decay_mask
 from funcnet.ops.loss import cross_entropy
+from funcnet.tasks import _training
+from funcnet.tasks._optimizer import optimizer, share
 from funcnet.tasks._task import SEEDS, STEPS, Prediction, Saved, Task, check_range, correct, fingerprint
+from funcnet.tasks._training import Training
 
 NET = transformer
 MANUAL = "pydoc_data/topics.py"
 LONGEST = 2**20  # characters that a model goes on for; its memory does not depend on it
 MEASURED = 2**16  # characters of the held-out text, at most, that an evaluation reads
+MINUTES = 3.0  # of the training, where nothing else ends it
+SAMPLE = 400  # characters that a trained model is shown to write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +42,16 @@ class Options:
 
     Attributes:
         text: a file of UTF-8 text; by default Python's reference manual (pydoc_data/topics.py).
-        minutes: duration of the training, with compilation and evaluations; the learning rate follows the
-            clock.
-        steps: take so many steps instead, however long they last; only then a run can be repeated exactly.
+        steps: take so many steps; by default the clock ends the training, and the learning rate follows it.
+            Only with this a run can be repeated exactly.
         batch: pieces of text in a step.
         context: characters in a piece, and the past that each layer sees.
-        learning_rate: of AdamW, at its highest: it rises over the first 100 steps and falls to a tenth
-            along a cosine.
+        learning_rate: at its highest: it rises over the first steps and falls to a tenth.
         weight_decay: of matrices and tables, in units of the learning rate.
         seed: of the first parameters and the order of the pieces.
     """
 
     text: Path | None = None
-    minutes: float = 3.0
     steps: int | None = None
     batch: int = 8
     context: int = 64
@@ -62,7 +62,6 @@ class Options:
     def __post_init__(self) -> None:
         check_range(
             self,
-            minutes=(0.01, math.inf),
             steps=STEPS,
             batch=(1, math.inf),
             context=(2, 8192),
@@ -70,6 +69,9 @@ class Options:
             weight_decay=(0, math.inf),
             seed=SEEDS,
         )
+
+
+_DEFAULT = Training()
 
 
 class Batch(NamedTuple):
@@ -166,24 +168,29 @@ def example(config: transformer.Config) -> Int[np.ndarray, "1 t"]:
     return np.zeros((1, _piece(config)), np.int32)
 
 
-def schedule(step: int, done: float) -> float:
+def schedule(step: int, done: float, training: Training = _DEFAULT) -> float:
     """Share of the highest learning rate: up over 100 steps, and down to a tenth along a cosine.
 
     Args:
         step: how many steps came before.
         done: the share of the training that is over, 0 to 1.
+        training: says otherwise, if it does.
     """
-    return min((step + 1) / 100, 1.0) * (0.55 + 0.45 * math.cos(math.pi * done))
+    warmup = 100 if training.warmup is None else training.warmup
+    return min((step + 1) / max(1, warmup), 1.0) * float(share(training.schedule, done, 0.1))
 
 
-def prepare(options: Options) -> Task:
+def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     """The data, the loss, the optimizer with its clock, and the score on the last tenth of the text.
 
     Of a long text, the score is that of pieces spread over the last tenth: an evaluation takes seconds.
     """
+    training.check_batch(options.batch)
     text = read(options.text)
     characters = "".join(sorted(set(text)))
     net = config(options)
+    if training.dtype != "float32":
+        net = dataclasses.replace(net, dtype=training.dtype)
     ids = encode(text, characters)
     train_ids, held_out = np.split(ids, [len(ids) - len(ids) // 10])
     t = options.context
@@ -201,9 +208,9 @@ def prepare(options: Options) -> Task:
         windows = windows[np.linspace(0, pieces - 1, MEASURED // t).astype(int)]
         called += f" (on {len(windows):,} of {pieces:,} pieces)"
 
-    def loss(params: Any, batch: Batch, key: Any) -> Any:
+    def loss(params: Any, ids: Any, key: Any) -> Any:
         del key
-        measured = score(params, batch.ids)
+        measured = score(params, ids)
         return measured["loss"].mean(), {"accuracy": measured["accuracy"].mean()}
 
     def score(params: Any, ids: Any) -> Any:
@@ -211,49 +218,68 @@ def prepare(options: Options) -> Task:
         logits, labels = transformer.apply(params, ids[:, :-1], net), ids[:, 1:]
         return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
 
-    def batches() -> Iterator[Batch]:
-        starts = train.batches(np.arange(len(train_ids) - t), options.batch, seed=options.seed)
-        began = time.monotonic()
-        for number, start in enumerate(starts):
-            elapsed = (time.monotonic() - began) / (60 * options.minutes)
-            done = elapsed if options.steps is None else number / options.steps
-            if done >= 1:
-                return
-            yield Batch(train_ids[start[:, None] + np.arange(t + 1)], schedule(number, done))
+    minutes = training.minutes or (None if options.steps else MINUTES)
 
-    optimizer = optax.inject_hyperparams(optax.adamw, static_args="mask", hyperparam_dtype=jnp.float32)(
-        learning_rate=0.0,  # set before each step
+    def batches() -> Any:
+        pieces = train.batches(
+            np.arange(len(train_ids) - t),
+            options.batch,
+            seed=options.seed,
+            transform=lambda start, _: train_ids[start[:, None] + np.arange(t + 1)],
+        )
+
+        def rated(ids: np.ndarray, number: int) -> Batch:
+            done = number / options.steps if options.steps else timed.done
+            return Batch(ids, schedule(number, done, training))
+
+        rates = train.mapped(pieces, rated)
+        timed = _training.Timed(rates, minutes, time.monotonic)
+        return timed
+
+    chosen = optimizer(
+        training.optimizer,
+        0.0,  # set before each step
+        transformer.specs(net),
         weight_decay=options.weight_decay,
-        mask=decay_mask(transformer.specs(net)),
+        clip=training.clip,
     )
-    inner = train.make_step(loss, optimizer)
+    inner = _training.make_step(loss, chosen, training)
 
     def step(state: train.State, batch: Batch) -> Any:
         rate = jnp.float32(options.learning_rate * batch.rate)
         hyperparams = state.opt_state.hyperparams | {"learning_rate": rate}
         opt_state = state.opt_state._replace(hyperparams=hyperparams)
-        return inner(state._replace(opt_state=opt_state), batch)
+        return inner(state._replace(opt_state=opt_state), batch.ids)
 
-    step.loss = loss  # pyright: ignore[reportFunctionMemberAccess]
+    vars(step)["loss"] = lambda params, batch, key: loss(params, batch.ids, key)
+    vars(step)["max_skipped"] = inner.max_skipped
+
+    def finish(params: Any, folder: Path) -> None:
+        prompt = decode(held_out[:t].tolist(), characters)
+        more = generate(Saved("chars", net, params, facts), prompt, tokens=SAMPLE, temperature=0.8)
+        (folder / "sample.txt").write_text(prompt + more, encoding="utf-8")
+
+    facts = {
+        "source": MANUAL if options.text is None else str(options.text),
+        "train": len(train_ids),
+        "validation": len(held_out),
+        "measured": len(windows) * t,
+        "characters": characters,
+        "sha256": fingerprint(np.frombuffer(text.encode(), np.uint8)),
+    }
     return Task(
         config=net,
-        optimizer=optimizer,
+        optimizer=chosen,
         step=step,
         batches=batches,
         steps=options.steps,
-        evaluate=lambda state: train.evaluate(score, state.params, train.in_order(windows, 64)),
+        evaluate=lambda state: train.evaluate(score, _training.weights(state), train.in_order(windows, 64)),
         every=200,
         held_out=called,
         unit="character",
-        data={
-            "source": MANUAL if options.text is None else str(options.text),
-            "train": len(train_ids),
-            "validation": len(held_out),
-            "measured": len(windows) * t,
-            "characters": characters,
-            "sha256": fingerprint(np.frombuffer(text.encode(), np.uint8)),
-        },
+        data=facts,
         tokens=options.batch * t,
+        finish=finish,
     )
 
 

@@ -6,21 +6,22 @@ Handwritten Digits", UCI Machine Learning Repository, 1998 (its test set).
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float, Int
 
 from funcnet import train
 from funcnet.nets import convnet
-from funcnet.nets.spec import decay_mask
 from funcnet.ops.loss import cross_entropy
-from funcnet.tasks import _images, _plots
+from funcnet.tasks import _images, _plots, _training
+from funcnet.tasks._optimizer import optimizer
 from funcnet.tasks._task import EPOCHS, SEEDS, Prediction, Saved, Task, check_range, correct, fingerprint
+from funcnet.tasks._training import Training
 
 NET = convnet
 CLASSES = tuple("0123456789")
@@ -33,8 +34,7 @@ class Options:
     Attributes:
         epochs: times through the 1,437 training images.
         batch: images in a step.
-        learning_rate: of AdamW, at its highest: it rises over the first tenth of the steps and then falls
-            to 0 along a cosine.
+        learning_rate: at its highest: it rises over the first steps and then falls to 0.
         weight_decay: of kernels and matrices, in units of the learning rate.
         seed: of the first parameters, the order of the images, their shifts and dropout. The 360 test images
             are the same for every seed.
@@ -55,6 +55,9 @@ class Options:
             weight_decay=(0, math.inf),
             seed=SEEDS,
         )
+
+
+_DEFAULT = Training()
 
 
 class Split(NamedTuple):
@@ -87,21 +90,23 @@ def example(config: convnet.Config) -> Float[np.ndarray, "1 h w c"]:
     return np.zeros((1, *config.image), np.float32)
 
 
-def prepare(options: Options) -> Task:
+def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     """The data, the loss on shifted images with dropout, the optimizer, and the score on the test images."""
+    training.check_batch(options.batch)
     train_set, test_set = data()
-    net = config(options)
+    net, cast = config(options), _training.cast(training)
 
     def loss(params: Any, batch: Split, key: Any) -> Any:
         images, labels = map(jnp.asarray, batch)
         key_shift, key_dropout = jax.random.split(key)
-        logits = convnet.apply(params, _images.shifted(key_shift, images, by=1), net, key=key_dropout)
+        images = cast(_images.shifted(key_shift, images, by=1))
+        logits = convnet.apply(cast(params), images, net, key=key_dropout)
         right = correct(logits, labels)
         return cross_entropy.apply(logits, labels).mean(), {"accuracy": right.mean()}
 
     def score(params: Any, batch: Split) -> Any:
         images, labels = map(jnp.asarray, batch)
-        logits = convnet.apply(params, images, net)
+        logits = convnet.apply(cast(params), cast(images), net)
         return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
 
     def finish(params: Any, folder: Path) -> None:
@@ -110,16 +115,25 @@ def prepare(options: Options) -> Task:
 
     steps_in_epoch = len(train_set.labels) // options.batch
     steps = options.epochs * steps_in_epoch
-    rate = optax.schedules.warmup_cosine_decay_schedule(0.0, options.learning_rate, steps // 10, steps)
-    mask = decay_mask(convnet.specs(net))
-    optimizer = optax.adamw(rate, weight_decay=options.weight_decay, mask=mask)
+    chosen = optimizer(
+        training.optimizer,
+        _training.by_steps(training, options.learning_rate, steps),
+        convnet.specs(net),
+        weight_decay=options.weight_decay,
+        clip=training.clip,
+    )
+
+    def batches() -> Any:
+        every = train.batches(train_set, options.batch, seed=options.seed, epochs=options.epochs)
+        return _training.Timed(every, training.minutes, time.monotonic)
+
     return Task(
         config=net,
-        optimizer=optimizer,
-        step=train.make_step(loss, optimizer),
-        batches=lambda: train.batches(train_set, options.batch, seed=options.seed, epochs=options.epochs),
+        optimizer=chosen,
+        step=_training.make_step(loss, chosen, training),
+        batches=batches,
         steps=steps,
-        evaluate=lambda state: train.evaluate(score, state.params, train.in_order(test_set, 360)),
+        evaluate=lambda state: train.evaluate(score, _training.weights(state), train.in_order(test_set, 360)),
         every=2 * steps_in_epoch,
         held_out="test",
         unit="image",

@@ -6,21 +6,22 @@ Learning Algorithms", 2017. Debian's package dataset-fashion-mnist installs its 
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float, Int, UInt8
 
 from funcnet import train
 from funcnet.errors import FileFormatError
 from funcnet.nets import convnet
-from funcnet.nets.spec import decay_mask
 from funcnet.ops.loss import cross_entropy
-from funcnet.tasks import _idx, _images
+from funcnet.tasks import _idx, _images, _plots, _training
+from funcnet.tasks._optimizer import optimizer
 from funcnet.tasks._task import EPOCHS, SEEDS, Prediction, Saved, Task, check_range, correct, fingerprint
+from funcnet.tasks._training import Training
 
 NET = convnet
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -36,8 +37,7 @@ class Options:
             package dataset-fashion-mnist puts them.
         epochs: times through the 60,000 training images.
         batch: images in a step.
-        learning_rate: of AdamW, at its highest: it rises over the first tenth of the steps and then falls
-            to 0 along a cosine.
+        learning_rate: at its highest: it rises over the first steps and then falls to 0.
         weight_decay: of kernels and matrices, in units of the learning rate.
         seed: of the first parameters, the order of the images and dropout.
     """
@@ -58,6 +58,9 @@ class Options:
             weight_decay=(0, math.inf),
             seed=SEEDS,
         )
+
+
+_DEFAULT = Training()
 
 
 class Split(NamedTuple):
@@ -105,38 +108,53 @@ def example(config: convnet.Config) -> Float[np.ndarray, "1 h w c"]:
     return np.zeros((1, *config.image), np.float32)
 
 
-def prepare(options: Options) -> Task:
+def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     """The data, the loss with dropout, the optimizer, and the score on the test images."""
+    training.check_batch(options.batch)
     train_set, test_set = data(options.data)
     check_range(options, batch=(1, len(train_set.labels)))
-    net = config(options)
+    net, cast = config(options), _training.cast(training)
 
     def scaled(images: Any) -> Any:  # on the device: bytes travel faster than floats
         return jnp.asarray(images, jnp.float32)[..., None] / 255
 
     def loss(params: Any, batch: Split, key: Any) -> Any:
         images, labels = scaled(batch.images), jnp.asarray(batch.labels)
-        logits = convnet.apply(params, images, net, key=key)
+        logits = convnet.apply(cast(params), cast(images), net, key=key)
         right = correct(logits, labels)
         return cross_entropy.apply(logits, labels).mean(), {"accuracy": right.mean()}
 
     def score(params: Any, batch: Split) -> Any:
         images, labels = scaled(batch.images), jnp.asarray(batch.labels)
-        logits = convnet.apply(params, images, net)
+        logits = convnet.apply(cast(params), cast(images), net)
         return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
+
+    def finish(params: Any, folder: Path) -> None:
+        images = test_set.images.astype(np.float32) / 255
+        guess = _images.classify(params, images[..., None], net).argmax(-1)
+        _plots.mistakes(folder / "mistakes.png", images, test_set.labels, guess, CLASSES)
 
     steps_in_epoch = len(train_set.labels) // options.batch
     steps = options.epochs * steps_in_epoch
-    rate = optax.schedules.warmup_cosine_decay_schedule(0.0, options.learning_rate, steps // 10, steps)
-    mask = decay_mask(convnet.specs(net))
-    optimizer = optax.adamw(rate, weight_decay=options.weight_decay, mask=mask)
+    chosen = optimizer(
+        training.optimizer,
+        _training.by_steps(training, options.learning_rate, steps),
+        convnet.specs(net),
+        weight_decay=options.weight_decay,
+        clip=training.clip,
+    )
+
+    def batches() -> Any:
+        every = train.batches(train_set, options.batch, seed=options.seed, epochs=options.epochs)
+        return _training.Timed(every, training.minutes, time.monotonic)
+
     return Task(
         config=net,
-        optimizer=optimizer,
-        step=train.make_step(loss, optimizer),
-        batches=lambda: train.batches(train_set, options.batch, seed=options.seed, epochs=options.epochs),
+        optimizer=chosen,
+        step=_training.make_step(loss, chosen, training),
+        batches=batches,
         steps=steps,
-        evaluate=lambda state: train.evaluate(score, state.params, train.in_order(test_set, 500)),
+        evaluate=lambda state: train.evaluate(score, _training.weights(state), train.in_order(test_set, 500)),
         every=steps_in_epoch,
         held_out="test",
         unit="image",
@@ -146,6 +164,7 @@ def prepare(options: Options) -> Task:
             "test": len(test_set.labels),
             "sha256": fingerprint(*train_set, *test_set),
         },
+        finish=finish,
     )
 
 

@@ -161,7 +161,8 @@ class _Column:
 
     def numbers(self) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Rows and values, of those that are numbers."""
-        rows = np.array(range(self.first, self.first + len(self.values)) if self.rows is None else self.rows)
+        rows = range(self.first, self.first + len(self.values)) if self.rows is None else self.rows
+        rows = np.array(rows, np.int64)
         if isinstance(self.values, array):
             return rows, np.array(self.values, float)
         pairs = zip(rows, self.values, strict=True)

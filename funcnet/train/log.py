@@ -223,14 +223,16 @@ def _shown(write: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def line(record: Record) -> str:
-    """A record in one line: the step, the loss, the other numbers, the speeds.
+    """A record in one line: the step, the loss, the other numbers (but those of single blocks), the speeds.
 
     >>> line({"step": 20, "loss": 0.25, "accuracy": 0.9375, "steps_per_second": 312.5, "seconds": 1.0})
     'step 20  loss 0.25  accuracy 0.9375  312 steps/s'
     """
-    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    numbers = {
+        name: value for name, value in record.items() if isinstance(value, int | float) and "_norm." not in name
+    }
     step = numbers.pop("step")
-    for name in ("seconds", "waiting"):
+    for name in ("seconds", "waiting", "param_norm", "update_norm"):
         numbers.pop(name, None)
     speeds = {name: numbers.pop(name) for name in list(numbers) if name.endswith("_per_second")}
     parts = [f"{name} {value:.4g}" for name, value in numbers.items()]

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -177,7 +178,7 @@ def fit(
         position = getattr(iterator, "position", None)
         return {
             "position": None if position is None else position(),
-            "log": None if metrics_at is None else (str(metrics_at), metrics_at.stat().st_size),
+            "log": _size_of(metrics_at),
             "seconds": records.seconds(),
             "record": history[-1] if len(history) else {},
         }
@@ -508,6 +509,13 @@ def _check_arguments(
         _check.function("train.fit", "evaluate", evaluate, "evaluate(state), or None")
     if stop is not None:
         _check.function("train.fit", "stop", stop, "stop(history), or None")
+
+
+def _size_of(path: Path | None) -> tuple[str, int] | None:
+    """A log and its bytes, if there is one: someone may have tidied up."""
+    with suppress(FileNotFoundError):
+        return None if path is None else (str(path), path.stat().st_size)
+    return None
 
 
 def _rates(rates: Any) -> dict[str, float]:

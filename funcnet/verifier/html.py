@@ -1,4 +1,7 @@
-"""A report as one HTML page: no script, no network, light and dark, fit for a phone and for paper."""
+"""A report as one HTML page: no script, no network, light and dark, fit for a phone and for paper.
+
+The frame and the style are those of every page that funcnet writes (`cli/_page.py` has the others).
+"""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +11,7 @@ import numpy as np
 
 from funcnet.verifier.finding import KINDS, Finding, Row
 
-__all__ = ["page"]
+__all__ = ["frame", "gradients", "page", "section"]
 
 CELLS = 48  # of a heat map, at most, along either side
 STEPS = 7  # of colour between the allowed error and 1
@@ -20,14 +23,14 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'{policy}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
 <main>
 {body}
-</main>
+</main>{end}
 </body>
 </html>
 """
@@ -111,18 +114,36 @@ def page(
     """
     parts = [
         _header(verdict, ok, rows),
-        _section("Findings", *map(_finding, findings)),
-        _section("Gradients", _table(rows) if rows else ""),
-        _section("Where the errors are", _maps(rows)),
-        _section("Formulas", *(f"<h3>{escape(k)}</h3>\n<pre>{escape(v)}</pre>" for k, v in sources.items())),
-        _section("Notes", _notes(notes)),
+        section("Findings", *map(_finding, findings)),
+        section("Gradients", gradients(rows) if rows else ""),
+        section("Where the errors are", _maps(rows)),
+        section("Formulas", *(f"<h3>{escape(k)}</h3>\n<pre>{escape(v)}</pre>" for k, v in sources.items())),
+        section("Notes", _notes(notes)),
     ]
+    return frame(verdict, *parts)
+
+
+def frame(title: str, *parts: str, style: str = "", policy: str = "", end: str = "") -> str:
+    """A whole page.
+
+    Args:
+        title: plain text.
+        parts: HTML, from above to below; empty ones are left out.
+        style: CSS beside that of all pages.
+        policy: what the page may do besides having a style: ``; img-src data:``.
+        end: HTML below what is shown: scripts.
+    """
     return _PAGE.format(
-        title=escape(f"{verdict} · funcnet"), style=_STYLE, body="\n".join(filter(None, parts))
+        title=escape(f"{title} · funcnet"),
+        style=_STYLE + style,
+        policy=policy,
+        body="\n".join(filter(None, parts)),
+        end=end,
     )
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
+    """A part of a page below its heading, both HTML; nothing if there is nothing in it."""
     inside = "\n".join(filter(None, parts))
     return f"<section>\n<h2>{title}</h2>\n{inside}\n</section>" if inside else ""
 
@@ -142,7 +163,8 @@ def _mood(ok: bool) -> str:
     return "right" if ok else "wrong"
 
 
-def _table(rows: tuple[Row, ...]) -> str:
+def gradients(rows: tuple[Row, ...]) -> str:
+    """The table of gradients, as HTML."""
     several = len({row.operation for row in rows}) > 1
     counted = any(row.count > 1 for row in rows)
     columns = [

@@ -45,14 +45,18 @@ def test_help_of_a_task_explains_its_options(capsys, task):
     code, out, err = call(capsys, "train", task, "--help")
     assert (code, err) == (0, "")
     module = getattr(funcnet.tasks, task)
-    for name in module.Options.__dataclass_fields__:
+    names = [*module.Options.__dataclass_fields__, *module.Training.__dataclass_fields__, "resume"]
+    for name in names:
         assert f"--{name.replace('_', '-')} " in out
     assert "--out DIR" in out
-    assert out.count("default:") == len(module.Options.__dataclass_fields__) + 1
+    assert out.count("default:") == len(names) + 1
+    assert "{adamw,sgd,lion,adafactor,muon}" in out
+    assert "{cosine,wsd,linear,constant}" in out
+    assert "{float32,bfloat16,float16}" in out
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("command", ["predict", "generate", "summary", "verify", "doctor"])
+@pytest.mark.parametrize("command", ["predict", "generate", "compare", "summary", "verify", "doctor"])
 def test_help_of_a_command(capsys, command):
     code, out, err = call(capsys, command, "--help")
     assert (code, err) == (0, "")
@@ -61,10 +65,11 @@ def test_help_of_a_command(capsys, command):
 
 def test_wrong_commands(capsys):
     assert refused(capsys) == (
-        "funcnet: which command: there are train, predict, generate, summary, verify, doctor (funcnet --help)"
+        "funcnet: which command: there are train, predict, generate, compare, summary, verify, doctor "
+        "(funcnet --help)"
     )
     assert refused(capsys, "trian") == (
-        "funcnet: no command 'trian': there are train, predict, generate, summary, verify, doctor "
+        "funcnet: no command 'trian': there are train, predict, generate, compare, summary, verify, doctor "
         "(funcnet --help)"
     )
     assert refused(capsys, "train", "digit") == (
@@ -97,6 +102,21 @@ def test_wrong_commands(capsys):
         ("train chars --seed 4294967297", "seed is 4294967297; expected 0 to 4294967295"),
         ("train digits --batch 2000", "batch is 2000; expected 1 to 1437"),
         ("train digits --learning-rate nan", "learning_rate is nan; expected 0 to 1"),
+        ("train digits --minutes 0", "minutes is 0.0; expected 0.01 or more"),
+        ("train digits --optimizer adam", "invalid choice 'adam'"),
+        ("train digits --schedule cos", "invalid choice 'cos'"),
+        ("train digits --dtype float64", "invalid choice 'float64'"),
+        ("train digits --warmup -1", "warmup is -1; expected 0 to 2147483647"),
+        ("train digits --clip 0", "clip is 0.0; expected 1e-30 or more"),
+        ("train digits --accumulate 0", "accumulate is 0; expected 1 or more"),
+        ("train digits --accumulate 3", "accumulate is 3, which does not divide a batch of 64"),
+        ("train chars --accumulate 3", "accumulate is 3, which does not divide a batch of 8"),
+        ("train digits --average 1", "average is 1.0; expected 0 to 0.99999"),
+        ("train digits --checkpoint-every 0", "checkpoint_every is 0; expected 1 to 2147483647"),
+        (
+            "train digits --resume",
+            "--resume goes on in a run folder: --out DIR (funcnet train digits --help)",
+        ),
         ("train fashion --data nowhere", "nowhere/train-images-idx3-ubyte.gz is not there"),
         ("train chars --text nowhere", "No such file or directory: 'nowhere'"),
         ("predict", "missing from funcnet predict: RUN FILE (funcnet predict --help)"),

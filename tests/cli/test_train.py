@@ -29,9 +29,12 @@ from funcnet.errors import ShapeError
 from funcnet.nets import convnet, transformer
 from funcnet.tasks import TASKS, _plots, chars, digits, fashion
 from funcnet.tasks._task import Task
+from funcnet.tasks._training import Training
 from tests.tasks.test_recipes import fashion_files
 
-FILES = {"config.json", "curves.png", "metrics.jsonl", "params.safetensors"}
+FILES = {
+    "checkpoints", "config.json", "curves.png", "metrics.jsonl", "params.safetensors", "report.html"
+}  # fmt: skip
 SMALL = {
     digits: convnet.Config((8, 8, 1), channels=(2,), hidden=3, dropout=0.3),
     fashion: convnet.Config((28, 28, 1), channels=(2,), hidden=3),
@@ -58,9 +61,8 @@ def records(folder):
 def test_digits_with_every_formula_verified(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "config", lambda options: SMALL[digits])
     folder = tmp_path / "run"
-    assert (
-        main(["train", "digits", "--epochs", "2", "--batch", "300", "--seed", "3", "--out", str(folder)]) == 0
-    )
+    args = ["train", "digits", "--epochs", "2", "--batch", "300", "--seed", "3", "--average", "0.9"]
+    assert main([*args, "--out", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out, "no colours into a file"
     for text in ("jaxlib", "guard", "stages.0.0.w", "conv", "linear", "cross_entropy", "verified in"):
@@ -78,6 +80,7 @@ def test_digits_with_every_formula_verified(capsys, monkeypatch, tmp_path):
         "weight_decay": 0.05,
         "seed": 3,
     }
+    assert config["training"] == {**dataclasses.asdict(Training()), "average": 0.9}
     assert config["versions"]["jax"] == jax.__version__
     assert len(config["data"]["sha256"]) == 64
     assert [record["step"] for record in records(folder)] == list(range(1, 9))
@@ -161,11 +164,33 @@ def test_a_wrong_formula_stops_the_command(small, capsys, monkeypatch):
     assert list(Path("run").iterdir()) == [], "the folder can be used again"
 
 
+class Numbers:
+    """0, 1, ... with a place to go on from."""
+
+    def __init__(self, n):
+        self.n, self.i = n, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.i == self.n:
+            raise StopIteration
+        self.i += 1
+        return self.i - 1
+
+    def get_state(self):
+        return {"i": self.i}
+
+    def set_state(self, state):
+        self.i = state["i"]
+
+
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     """A task of eight steps that compute nothing; its parts can be replaced: `quick(evaluate=...)`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "check", lambda *_: True)
+    monkeypatch.setattr(command, "check", lambda *_: verifier.Report(()))
     monkeypatch.setattr(command, "rates", lambda *_: {})
     monkeypatch.setattr(_plots, "curves", lambda path, *_, **__: path.touch())
 
@@ -176,7 +201,7 @@ def quick(monkeypatch, tmp_path):
         config=SMALL[digits],
         optimizer=optax.sgd(0.1),
         step=step,
-        batches=lambda: iter(range(8)),
+        batches=lambda: fn.train.stateful(Numbers(8)),
         steps=8,
         evaluate=lambda state: {"loss": 1.0, "accuracy": 0.5},
         every=4,
@@ -186,9 +211,9 @@ def quick(monkeypatch, tmp_path):
         finish=lambda params, folder: (folder / "mistakes.png").touch(),
     )
 
-    def run(**parts):
-        monkeypatch.setattr(digits, "prepare", lambda options: task._replace(**parts))
-        return main(["train", "digits", "--out", "run"])
+    def run(*args, **parts):
+        monkeypatch.setattr(digits, "prepare", lambda options, training: task._replace(**parts))
+        return main(["train", "digits", "--out", "run", *args])
 
     run.task = task
     return run
@@ -196,7 +221,7 @@ def quick(monkeypatch, tmp_path):
 
 def held(step):
     """What is said of the parameters that were saved."""
-    assert {path.name for path in Path("run").iterdir()} >= FILES
+    assert {path.name for path in Path("run").iterdir()} >= FILES - {"checkpoints"}
     assert fn.load("run/params.safetensors").keys() == {"stages", "hidden", "head"}
     return f"run holds the parameters after step {step}, and the curves so far\n"
 
@@ -218,38 +243,28 @@ def test_a_run_without_trouble(quick, capsys):
     assert {path.name for path in Path("run").iterdir()} == FILES | {"mistakes.png"}
 
 
-def test_a_loss_that_is_not_finite(quick, capsys):
-    def step(state, batch):
-        state, metrics = quick.task.step(state, batch)
-        return state, {**metrics, "loss": np.where(state.step == 3, np.nan, 1.0)}
+def test_steps_that_are_not_finite(quick, capsys):
+    """As a guarded step goes: the second fault in a row is the last thing that happens."""
 
+    def step(state, batch):
+        if state.faults == 2:
+            return state, {"loss": np.nan, "accuracy": 0.5, "skipped": 2}
+        state, metrics = quick.task.step(state, batch)
+        if state.step < 3:
+            return state, {**metrics, "skipped": 0}
+        state = state._replace(faults=state.faults + 1)
+        return state, {**metrics, "loss": np.nan, "skipped": state.faults}
+
+    step.max_skipped = 2
     assert quick(step=step) == 3
     out = capsys.readouterr().out
-    kept = int(out.split()[-6].rstrip(","))  # 0, or more where the steps took a second
-    assert kept < 3
-    assert out.endswith("stopped: the loss of step 3 is nan\n" + held(kept))
-    assert len(records(Path("run"))) == 2
-
-
-def test_a_last_step_that_leaves_a_nan(quick, capsys):
-    def step(state, batch):
-        state, metrics = quick.task.step(state, batch)
-        spoilt = jax.tree.map(lambda leaf: leaf * np.where(state.step == 8, np.nan, 1.0), state.params)
-        return state._replace(params=spoilt), metrics
-
-    assert quick(step=step) == 3
-    out = capsys.readouterr().out
-    kept = int(out.split()[-6].rstrip(","))
-    assert kept < 8
-    assert out.endswith("stopped: state.params['head']['b'] after step 8 is nan\n" + held(kept))
-    params = fn.load("run/params.safetensors")
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert out.endswith("stopped: 2 steps in a row were not finite, step 4 the last of them\n" + held(4))
+    assert "ended: 2 steps in a row were not finite" in Path("run/report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
     ("part", "number", "step"),
     [
-        ("batches", signal.SIGTERM, 0),
         ("step", signal.SIGINT, 1),
         ("evaluate", signal.SIGINT, 4),
         ("evaluate", signal.SIGHUP, 4),
@@ -278,10 +293,13 @@ def test_a_signal_after_training(quick, capsys, monkeypatch, name):
     assert capsys.readouterr().out.endswith(held(8))
 
 
-@pytest.mark.parametrize("function", ["check", "rates"])
+@pytest.mark.parametrize("function", ["check", "rates", "batches"])
 def test_a_signal_before_training(quick, capsys, monkeypatch, function):
-    monkeypatch.setattr(command, function, signalling(getattr(command, function), signal.SIGTERM))
-    assert quick() == 143
+    if function == "batches":
+        assert quick(batches=signalling(quick.task.batches, signal.SIGTERM)) == 143
+    else:
+        monkeypatch.setattr(command, function, signalling(getattr(command, function), signal.SIGTERM))
+        assert quick() == 143
     assert capsys.readouterr().err == "funcnet train: interrupted\n"
     assert list(Path("run").iterdir()) == [], "the folder can be used again"
 
@@ -325,7 +343,143 @@ def test_a_reader_that_goes_away(quick, capsys, monkeypatch, interrupted):
         assert capsys.readouterr().err == held(1)
     else:
         assert quick() == 1
-        assert capsys.readouterr().err == f"funcnet train: {held(2)}"
+        assert capsys.readouterr().err == f"funcnet train: {held(4)}"
+
+
+def steps_of(folder):
+    return sorted(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
+
+
+def test_a_run_goes_on_where_it_was_interrupted(quick, capsys):
+    assert quick("--checkpoint-every", "3", step=at_step(quick.task.step, 5, signal.SIGTERM)) == 143
+    before = Path("run/config.json").read_bytes()
+    assert steps_of(Path("run")) == [3, 4, 5], "every 3, the best, and the last"
+    assert quick("--resume", "--checkpoint-every", "4") == 0, "which changes no number"
+    out = capsys.readouterr().out
+    assert "\ngoing on after step 5, from run/checkpoints\n" in out
+    assert [record["step"] for record in records(Path("run"))] == list(range(1, 9))
+    assert Path("run/config.json").read_bytes() == before
+    assert {path.name for path in Path("run").iterdir()} == FILES | {"mistakes.png"}
+    assert quick("--resume", step=None) == 0, "nothing is computed"
+    said = "this run is done; run holds its parameters, after step 8\ntest accuracy 50.00%, loss 1.0000 nats"
+    assert said in capsys.readouterr().out
+
+
+def at_step(step, number, signal_number):
+    def call(state, batch):
+        state, metrics = step(state, batch)
+        if state.step == number:
+            signal.raise_signal(signal_number)
+        return state, metrics
+
+    call.max_skipped = None
+    return call
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(quick, capsys):
+    assert quick(evaluate=lambda state: 1 / 0) == 70
+    shutil.rmtree("run/checkpoints")
+    assert quick("--resume") == 0
+    assert "run holds no checkpoint yet: the run begins anew" in capsys.readouterr().out
+    assert [record["step"] for record in records(Path("run"))] == list(range(1, 9))
+
+
+def test_a_run_that_was_killed_before_its_parameters_were_saved(quick, capsys):
+    assert quick() == 0
+    Path("run/params.safetensors").unlink()
+    assert quick("--resume", step=None) == 0
+    assert held(8) is not None
+    assert "test accuracy 50.00%" in capsys.readouterr().out
+
+
+def test_to_resume_in_an_empty_folder_is_to_begin(quick, capsys):
+    assert quick("--resume") == 0
+    assert "\nrun is empty: the run begins\n" in capsys.readouterr().out
+    assert Path("run/params.safetensors").exists()
+
+
+def test_what_cannot_be_resumed(quick, capsys):
+    Path("other").mkdir()
+    Path("other/notes.txt").touch()
+    assert main(["train", "digits", "--out", "other", "--resume"]) == 2
+    assert "other is no run folder: it has no config.json" in capsys.readouterr().err
+    assert quick() == 0
+    capsys.readouterr()
+    assert quick() == 2, "not without --resume"
+    assert "the folder run is not empty" in capsys.readouterr().err
+    assert quick("--resume", "--epochs", "3", "--clip", "0.5", "--optimizer", "lion") == 2
+    assert capsys.readouterr().err == (
+        "funcnet train: run holds a run with other options: options.epochs was 40, now 3; "
+        "training.optimizer was 'adamw', now 'lion'; training.clip was None, now 0.5; "
+        "hint give the options that the run was begun with, or another folder\n"
+    )
+    assert quick("--resume", data={"sha256": "other"}) == 2
+    assert "data.sha256 was None, now 'other'" in capsys.readouterr().err
+    assert len(records(Path("run"))) == 8, "nothing is changed"
+
+
+def test_another_version_is_told(quick, capsys):
+    assert quick(step=at_step(quick.task.step, 2, signal.SIGINT)) == 130
+    path = Path("run/config.json")
+    path.write_text(path.read_text("utf-8").replace(f'"jax": "{jax.__version__}"', '"jax": "0.1"'), "utf-8")
+    assert quick("--resume") == 0
+    assert (
+        f"note: the run began with jax '0.1', and goes on with '{jax.__version__}'" in capsys.readouterr().out
+    )
+
+
+def test_the_average_is_what_is_saved(quick):
+    def step(state, batch):
+        grown = jax.tree.map(lambda leaf: leaf + 1, state.params)
+        state, metrics = quick.task.step(state, batch)
+        return state._replace(params=grown, average=jax.tree.map(lambda a: a + 0.25, state.average)), metrics
+
+    assert quick("--average", "0.5", step=step) == 0
+    bias = fn.load("run/params.safetensors")["head"]["b"]
+    np.testing.assert_array_equal(bias, np.full(10, 8 * 0.25))
+
+
+def test_float16_brings_a_loss_scale(quick):
+    scales = []
+
+    def step(state, batch):
+        scales.append(state.loss_scale and float(state.loss_scale.scale))
+        return quick.task.step(state, batch)
+
+    assert quick("--dtype", "float16", step=step) == 0
+    assert set(scales) == {2.0**15}
+
+
+def test_files_for_tensorboard(quick, capsys, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    assert quick("--tensorboard") == 0
+    (file,) = Path("run/tensorboard").iterdir()
+    content = file.read_bytes()
+    for name in (b"loss", b"eval/loss", b"eval/accuracy", b"steps_per_second"):
+        assert name in content
+    assert content.count(b"eval/loss") == 2
+    assert quick("--resume") == 0, "which changes no number"
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    shutil.rmtree("run")
+    capsys.readouterr()
+    assert quick("--tensorboard") == 2
+    assert capsys.readouterr().err == (
+        "funcnet train: tensorboardX is not installed; hint pip install 'funcnet[train]'\n"
+    )
+    assert not Path("run").exists()
+
+
+def test_the_page_is_there_while_the_run_goes_on(quick):
+    pages = []
+
+    def evaluate(state):
+        pages.append(Path("run/report.html").read_text("utf-8"))
+        return quick.task.evaluate(state)
+
+    assert quick(evaluate=evaluate) == 0
+    pages.append(Path("run/report.html").read_text("utf-8"))
+    assert ['"reload":10' in page for page in pages] == [True, True, False]
+    assert [re.search(r"<h1>(Step \d)", page)[1] for page in pages] == ["Step 0", "Step 4", "Step 8"]
 
 
 def full(*_, **__):
@@ -348,7 +502,9 @@ def test_parameters_that_cannot_be_saved(quick, capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "funcnet train: the parameters after step 8 could not be saved: [Errno 28] No space left on device\n"
     )
-    assert {path.name for path in Path("run").iterdir()} == {"config.json", "metrics.jsonl"}
+    assert {path.name for path in Path("run").iterdir()} == {
+        "checkpoints", "config.json", "metrics.jsonl", "report.html"
+    }  # fmt: skip
 
 
 def test_the_log_does_not_take_the_place_of_the_parameters(quick, monkeypatch):
@@ -377,15 +533,18 @@ def test_curves_that_cannot_be_drawn(quick, capsys, monkeypatch):
     assert fn.load("run/params.safetensors")
 
 
+@pytest.mark.filterwarnings("ignore:train.fit. training goes on, but")
 def test_a_folder_that_is_tidied_away(quick):
     assert (
         quick(evaluate=lambda state: shutil.rmtree("run", ignore_errors=True) or quick.task.evaluate(state))
         == 0
     )
     assert {path.name for path in Path("run").iterdir()} == {
+        "checkpoints",
         "params.safetensors",
         "curves.png",
         "mistakes.png",
+        "report.html",
     }
 
 
@@ -464,12 +623,12 @@ def test_a_disk_that_fills_up(tmp_path):
     assert err.count("cannot be written, and training goes on without") == 1
     (held,) = re.findall(r"the parameters after step (\d+)", out)
     assert records(folder)[-1]["step"] < int(held)
-    assert {path.name for path in folder.iterdir()} == FILES - {"curves.png"}
+    assert {path.name for path in folder.iterdir()} - {"report.html"} == FILES - {"curves.png", "report.html"}
 
 
 def test_every_task_is_documented():
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text("utf-8")
     for name in TASKS:
         assert f"funcnet train {name}" in page
-        for option in getattr(fn.tasks, name).Options.__dataclass_fields__:
+        for option in [*getattr(fn.tasks, name).Options.__dataclass_fields__, *Training.__dataclass_fields__]:
             assert f"`--{option.replace('_', '-')}`" in page

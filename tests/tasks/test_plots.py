@@ -51,8 +51,8 @@ def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
 def test_the_running_mean():
     values = np.random.default_rng(0).random(130)
     expected = [values[max(0, i - 1) : i + 1].mean() for i in range(130)]  # 130 // 50 = 2 steps
-    np.testing.assert_allclose(_plots._running_mean(values), expected)
-    np.testing.assert_allclose(_plots._running_mean(values[:7]), values[:7])
+    np.testing.assert_allclose(_plots.running_mean(values), expected)
+    np.testing.assert_allclose(_plots.running_mean(values[:7]), values[:7])
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 9, 50])

@@ -4,8 +4,6 @@ import dataclasses
 import html.parser
 import math
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -13,9 +11,9 @@ import pytest
 from funcnet.verifier import html as module
 from funcnet.verifier.finding import KINDS, Finding, Row
 from funcnet.verifier.report import Report
+from tests.browser import needs_browser, shown
 
 HOSTILE = """</title></pre><script>alert("1")</script><img src='x' onerror=alert(1)>&amp;"""
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def row(argument, errors, **changes):
@@ -135,18 +133,11 @@ def test_colours():
     assert module._level(2.0, 1.5) == "e7"
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path")
+@needs_browser
 def test_a_browser_shows_it(tmp_path):
     finding = Finding(HOSTILE, "sign", "dw has the opposite sign")
     report = dataclasses.replace(REPORT, findings=(*REPORT.findings, finding))
-    (tmp_path / "page.html").write_text(report.to_html(), "utf-8")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        f"--dump-dom --user-data-dir={tmp_path / 'profile'}"
-    )
-    command = [str(BROWSER), *flags.split(), (tmp_path / "page.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, encoding="utf-8")
-    read = Reader(done.stdout)
+    read = shown(tmp_path, report.to_html())
     assert f"{REPORT.verdict} · funcnet" in read.text
     assert "dw has the opposite sign" in read.text
     assert HOSTILE in read.text
