@@ -26,9 +26,9 @@ MEMORY = {
     "a quarter of the batch and one gradient": ("quarter and gradient", "accumulate=4"),
 }
 NOTE = (
-    "Ratios are to the first column. Targets on the GPT: guard 1.01, watch 1.02, average 1.02; on the smallest "
-    "model guard 1.35. The guard's check is a product of each gradient, times 0, with ones; the update is a "
-    "branch. An average reads and writes the params once more."
+    "Ratios are to the first column. Targets on the GPT: guard 1.01, watch 1.02, average 1.02; on the "
+    "smallest model guard 1.35. The guard's check is a product of each gradient, times 0, with ones; the "
+    "update is a branch. An average reads and writes the params once more."
 )
 
 

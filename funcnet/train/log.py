@@ -229,7 +229,9 @@ def line(record: Record) -> str:
     'step 20  loss 0.25  accuracy 0.9375  312 steps/s'
     """
     numbers = {
-        name: value for name, value in record.items() if isinstance(value, int | float) and "_norm." not in name
+        name: value
+        for name, value in record.items()
+        if isinstance(value, int | float) and "_norm." not in name
     }
     step = numbers.pop("step")
     for name in ("seconds", "waiting", "param_norm", "update_norm"):

@@ -1,72 +1,32 @@
 """The loop: training over batches."""
 
 import itertools
-import math
 import os
 import sys
 import time
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import Signals
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from funcnet import signature
 from funcnet._signals import Stop, signals
-from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
-from funcnet.train import _check, gradient
+from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.train import _check
 from funcnet.train.checkpoints import Checkpoints
+from funcnet.train.faults import NonFiniteError, non_finite, refused, spoilt, thawed
 from funcnet.train.history import History, Record
 from funcnet.train.log import RESERVED, Log, logs, metrics_path, terminal
 from funcnet.train.metric import reading, scalar
+from funcnet.train.records import Records, evaluated
 from funcnet.train.state import State, step_key
 
-# Metrics are read so many steps behind, and at most so many seconds: the device never waits for the host.
-_BEHIND, _SECONDS_BEHIND = 64, 0.5
 _END = object()
-
-
-class NonFiniteError(FuncnetError, ArithmeticError):
-    """A loss or a gradient, or what the last step left, was infinite or not a number.
-
-    Attributes:
-        step: the number of the step, the first being 1.
-        batch: its batch.
-        state: with a guarded step exactly what that step left: all but the counts is as before the first
-            fault. With another one the newest, which the fault may have spoilt.
-        history: the records up to the fault.
-        loss: that of the step, or None.
-    """
-
-    def __init__(self, problem: str, *, step: int, batch: PyTree, path: str = "loss", **details: str):
-        super().__init__(problem, path=path, **details)
-        self.step, self.batch = step, batch
-        self.state: State | None = None
-        self.history = History()
-        self.loss: Callable[..., Any] | None = None
-
-    def explain(self) -> Any:
-        """The first operation that made a NaN or an infinity of finite numbers, or None.
-
-        Runs loss and gradient again, equation by equation, on the batch and the state at hand.
-        """
-        from funcnet.nonfinite import find_nan
-
-        if self.loss is None or self.state is None:
-            return None
-        state = self.state._replace(step=jnp.asarray(self.step - 1, jnp.int32))  # what the step drew
-
-        def value(params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
-            return gradient.value(self.loss, params, model_state, batch, step_key(state))
-
-        return find_nan(jax.value_and_grad(value), state.params, state.model_state, self.batch)
 
 
 def fit(
@@ -161,15 +121,15 @@ def fit(
     count = _count(steps, until, first)
     every = None if every is None else _check.whole("train.fit", "every", every, 1)
     rates, limit = _rates(rates), _seconds(minutes)
-    state = _thawed(step, state)
-    if spoilt := _spoilt(state):
-        raise _refused(*spoilt)
+    state = thawed(step, state)
+    if found := spoilt(state):
+        raise refused(*found)
     resumed = None if checkpoints is None else checkpoints.begin(state)
     history = History() if resumed is None else resumed.history
     earlier, size = (0.0, None) if resumed is None else (resumed.seconds, resumed.log_bytes)
     iterator = iter(batches)
     metrics_at = next((metrics_path(sink) for sink in sinks if not callable(sink)), None)
-    records: _Records | None = None
+    records: Records | None = None
     whole = True  # no step is under way: the state and the position in the data are of one moment
 
     def kept() -> dict[str, Any]:
@@ -190,10 +150,11 @@ def fit(
             signals() as signal,
             signal.held(),
         ):
-            records = _Records(step, history, write, show, rates, first, earlier)
+            records = Records(step, history, write, show, rates, first, earlier)
 
             def measured() -> Record:
                 """The evaluation, as it is recorded; nothing, if a signal ends it."""
+                assert evaluate is not None
                 values = {} if signal.number else signal.attempt(evaluate, state, otherwise={})
                 return {f"eval_{name}": v for name, v in reading("train.fit", "evaluate", values).items()}
 
@@ -217,32 +178,32 @@ def fit(
                 if done == first + 1:
                     jax.block_until_ready(metrics)
                     say(f"first step after {records.restart(done):.1f} s: values checked, step compiled")
-                evaluated = evaluate is not None and every is not None and done % every == 0
-                if evaluated:
+                at = evaluate is not None and every is not None and done % every == 0
+                if at:
                     records.read(evaluation=measured)
                     records.restart(done)
                 elif stop is not None and evaluate is None:
                     records.read()
-                if stop is not None and (evaluated or evaluate is None) and stop(history):
+                if stop is not None and (at or evaluate is None) and stop(history):
                     ended = "stop"
-                if checkpoints is not None and checkpoints.due(done, history[-1] if evaluated else None):
+                if checkpoints is not None and checkpoints.due(done, history[-1] if at else None):
                     records.read()
                     checkpoints.save(state, **kept())
                 if checkpoints is not None:
                     records.note(checkpoints.error())
                 if ended or signal.number:
                     break
-            spoilt = _spoilt(state)  # a NaN in the last gradient: no loss came of it that would show it
+            found = spoilt(state)  # a NaN in the last gradient: no loss came of it that would show it
             if ended is None:
                 over = limit is not None and records.seconds() >= limit and done - first != count
                 ended = "minutes" if over else "steps" if done - first == count else "data"
             if signal.number:
                 ended = Signals(signal.number).name
-            last = evaluate is not None and not spoilt and ended in ("steps", "data", "stop")
+            last = evaluate is not None and not found and ended in ("steps", "data", "stop")
             records.read(evaluation=measured if last and records.waiting else None)
-            if spoilt:
-                raise _non_finite(done, *spoilt, batch)
-            if last and done > first and not _evaluated(history):
+            if found:
+                raise non_finite(done, *found, batch)
+            if last and done > first and not evaluated(history):
                 records.amend(measured())
             ended = Signals(signal.number).name if signal.number else ended
             if signal.number:
@@ -272,134 +233,8 @@ def fit(
     return state, history
 
 
-class _Step(NamedTuple):
-    """A step whose metrics are not read yet."""
-
-    number: int
-    batch: PyTree
-    metrics: Any
-    bad: int  # records that could not be read, up to here
-    mark: tuple[int, float]  # the step and the time from which on the speed is measured
-    waited: float  # seconds since then in which there was no batch
-
-
-class _Records:
-    """The records of a run, and the steps whose metrics are still to be read.
-
-    Attributes:
-        waited: the seconds since the last restart in which there was no batch.
-    """
-
-    def __init__(
-        self,
-        step: Any,
-        history: History,
-        write: Callable[..., None],
-        show: Callable[[Sequence[Record]], None],
-        rates: Mapping[str, float],
-        first: int,
-        earlier: float,
-    ) -> None:
-        self._history, self._write, self._show, self._rates = history, write, show, rates
-        self._most = getattr(step, "max_skipped", None) or math.inf
-        self._pending: deque[_Step] = deque()
-        self._began = time.perf_counter()
-        self._start = self._began - earlier
-        self._fault: tuple[int, _Step] | None = None
-        self._failed: str | None = None
-        self.restart(first)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there are steps to be read."""
-        return bool(self._pending)
-
-    def seconds(self) -> float:
-        """Since the start of the run."""
-        return time.perf_counter() - self._start
-
-    def restart(self, number: int) -> float:
-        """Measure the speed from this step on; returns the seconds since the start of this part."""
-        self._mark = number, time.perf_counter()
-        self._read_at, self.waited = self._mark[1], 0.0
-        return self._mark[1] - self._began
-
-    def add(self, number: int, batch: PyTree, metrics: Any, bad: int) -> None:
-        """A step was started. Those that are over by now are read: none but the newest is under way."""
-        self._pending.append(_Step(number, batch, metrics, bad, self._mark, self.waited))
-        if len(self._pending) >= _BEHIND:
-            self.read(keep=_BEHIND // 2)
-        elif time.perf_counter() - self._read_at > _SECONDS_BEHIND:
-            self.read(keep=1)
-
-    def note(self, failed: str | None) -> None:
-        """A checkpoint could not be written, if this is no None: a warning says so, and the next record."""
-        if failed is not None:
-            self._failed = failed
-            warnings.warn(f"train.fit: training goes on, but {failed}", stacklevel=3)
-
-    def read(self, keep: int = 0, evaluation: Callable[[], Record] | None = None) -> None:
-        """Wait for all steps but `keep`, and write them down, the last one with an evaluation.
-
-        Raises:
-            NonFiniteError: one of them was not finite, or once too often.
-        """
-        read = [self._pending.popleft() for _ in range(len(self._pending) - keep)]
-        values = [_values(step.metrics) for step in read]
-        before, now = self._read_at, time.perf_counter()
-        records: list[Record] = []
-        try:
-            for i, (step, value) in enumerate(zip(read, values, strict=True), 1):
-                # One look at the clock for all that came by: between two looks they lie evenly.
-                records.append(self._record(step, value, before + (now - before) * i / len(read)))
-                self._look(step, records[-1])
-            if records and evaluation is not None:
-                records[-1] = _joined(records[-1], evaluation())
-        finally:
-            for record in records:
-                self._history.append(record)
-            if records:
-                self._write(records)
-                self._show(records)
-            self._read_at = time.perf_counter()
-
-    def amend(self, entries: Record) -> None:
-        """Write the last record again, with more in it."""
-        if entries:
-            self._history.amend(entries)
-            self._write([self._history[-1]], True)
-            self._show([self._history[-1]])
-
-    def _record(self, step: _Step, values: Record, now: float) -> Record:
-        skipped = values.pop("skipped", 0)
-        if not skipped and not math.isfinite(values["loss"]):
-            raise _non_finite(step.number, "loss", values["loss"], step.batch)
-        since, seconds = step.mark[0], max(now - step.mark[1], 1e-9)
-        speed = (step.number - since) / seconds
-        more = {"skipped": int(skipped), "rescaled": int(values.pop("rescaled", 0)), "bad_records": step.bad}
-        record = _joined(
-            {"step": step.number, "loss": values.pop("loss")},
-            values,
-            {"steps_per_second": speed, **{name: amount * speed for name, amount in self._rates.items()}},
-            {"waiting": min(step.waited / seconds, 1.0), "seconds": now - self._start},
-            {name: value for name, value in more.items() if value},
-        )
-        if self._failed is not None:
-            record["checkpoint_error"], self._failed = self._failed, None
-        return record
-
-    def _look(self, step: _Step, record: Record) -> None:
-        """End the training once the step does nothing any more: its count of faults does not grow."""
-        skipped = record.get("skipped", 0)
-        before, self._fault = self._fault, (skipped, step) if skipped else None
-        if before is not None and skipped == before[0]:
-            raise _too_many(before[1].number, skipped, before[1].batch)
-        if skipped >= self._most:
-            raise _too_many(step.number, skipped, step.batch)
-
-
 def _next(
-    iterator: Iterator[PyTree], count: int | None, limit: float | None, records: _Records, signal: Stop
+    iterator: Iterator[PyTree], count: int | None, limit: float | None, records: Records, signal: Stop
 ) -> Iterator[PyTree]:
     """The batches, up to a signal, the limit of seconds or the count; how long they let wait is noted."""
     for _ in itertools.count() if count is None else range(count):
@@ -416,11 +251,7 @@ def _next(
 def _owed(history: History, first: int, every: int | None, count: int | None) -> bool:
     """Whether the last step before this part should have been followed by an evaluation, and was not."""
     due = count == 0 or (every is not None and first % every == 0)
-    return due and len(history) > 0 and history[-1]["step"] == first and not _evaluated(history)
-
-
-def _evaluated(history: History) -> bool:
-    return any(name.startswith("eval_") for name in history[-1])
+    return due and len(history) > 0 and history[-1]["step"] == first and not evaluated(history)
 
 
 def _carry(error: BaseException, state: State, history: History) -> None:
@@ -473,14 +304,6 @@ def _seconds(minutes: Any) -> float | None:
             f"train.fit: minutes is {minutes}.", path="minutes", expected="0 or more", actual=str(minutes)
         )
     return 60.0 * float(minutes)
-
-
-def _thawed(step: Any, state: State) -> State:
-    """The state; with its faults forgotten where there were so many that no step would do anything."""
-    most = getattr(step, "max_skipped", None)
-    if most is None or state.faults is None or int(state.faults) < most:
-        return state
-    return state._replace(faults=jnp.zeros_like(state.faults))
 
 
 def _check_arguments(
@@ -552,35 +375,6 @@ def _pair(result: Any) -> tuple[State, Any]:
     )
 
 
-def _values(metrics: Any) -> Record:
-    """The metrics of a step as Python's numbers, with the loss among them."""
-    values = reading("train.fit", "step", metrics)
-    loss = values.get("loss")
-    if not isinstance(loss, float | int):
-        raise StructureError(
-            "train.fit: the step gives no loss.",
-            path='metrics["loss"]',
-            expected='a scalar under the name "loss"',
-            actual=", ".join(values) if loss is None else describe(metrics["loss"]),
-        )
-    return values
-
-
-def _joined(*parts: Record) -> Record:
-    """One record of several, in which no name comes twice."""
-    record: Record = {}
-    for part in parts:
-        for name in part.keys() & record.keys():
-            raise ValueRangeError(
-                f'train.fit: two things to be recorded have the name "{name}".',
-                path=name,
-                expected=f"names other than {', '.join(record)}",
-                actual=", ".join(part),
-            )
-        record |= part
-    return record
-
-
 def _check_values(step: Any, state: State, batch: PyTree) -> None:
     """Run the loss once, not jitted: operations check values, such as labels, wherever they can see them."""
     loss = getattr(step, "loss", None)
@@ -596,55 +390,4 @@ def _refuse_empty(batch: PyTree, number: int) -> None:
         path="batch",
         expected="one example or more",
         actual=", ".join(map(describe, jax.tree.leaves(batch))),
-    )
-
-
-def _spoilt(state: State) -> tuple[str, str] | None:
-    """The first leaf with a NaN or an infinity, and which of the two it has.
-
-    Some begin with an infinity, and that is right: of the model state, such as a running minimum, only a NaN
-    counts; and of the optimizer's, a number by itself does not, such as the best loss so far.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        name = f"state{jax.tree_util.keystr(path)}"
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or np.isfinite(np.asarray(leaf)).all():
-            continue
-        kind = "nan" if np.isnan(np.asarray(leaf)).any() else "inf"
-        at_will = name.startswith("state.opt_state") and not leaf.shape
-        if not at_will and (kind == "nan" or not name.startswith("state.model_state")):
-            return name, kind
-    return None
-
-
-def _refused(path: str, kind: str) -> ValueRangeError:
-    """The error of a state that is not finite when it is given."""
-    return ValueRangeError(
-        f"train.fit: {path} is not finite already.", path=path, expected="finite numbers", actual=kind
-    )
-
-
-def _non_finite(number: int, path: str, value: float | str, batch: PyTree) -> NonFiniteError:
-    """The error of step `number`."""
-    where = f"the loss of step {number}" if path == "loss" else f"{path} after step {number}"
-    return NonFiniteError(
-        f"train.fit: {where} is {value}.",
-        path=path,
-        step=number,
-        batch=batch,
-        expected="a finite loss" if path == "loss" else "finite numbers",
-        actual=str(value),
-        hint="error.explain() names the operation; with guard=True in make_step such a step changes nothing",
-    )
-
-
-def _too_many(number: int, skipped: int, batch: PyTree) -> NonFiniteError:
-    """The error of a guarded step that was skipped once too often."""
-    return NonFiniteError(
-        f"train.fit: {skipped} steps in a row were not finite, step {number} the last of them.",
-        path="gradient",
-        step=number,
-        batch=batch,
-        expected="a finite loss and gradient",
-        actual="nan or inf",
-        hint="error.state is the state before them; error.explain() names the operation",
     )

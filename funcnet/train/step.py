@@ -199,6 +199,7 @@ def _guarded(
     state: State, result: Gradient, updated: Callable[[], tuple[State, dict[str, Array]]], limit: int
 ) -> tuple[State, dict[str, Array], dict[str, Array]]:
     """The next state, whatever the gradients are; the norms of the update; the metrics of the guard."""
+    assert state.faults is not None  # _check_state
     finite = _finite([result.value]), _finite(jax.tree.leaves(result.grads))
     silent = jnp.zeros((), bool) if result.weight is None else result.weight == 0
     frozen = state.faults >= limit

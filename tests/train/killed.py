@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,13 @@ def train(folder: Path, log: Any) -> str:
     return resumed.digest(state, folder)
 
 
+def slow(tell: int, record: Any) -> None:
+    """A log that says that a step was taken, and leaves time to kill."""
+    del record
+    os.write(tell, b".")
+    time.sleep(0.01)
+
+
 def main(folder: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     reached = []
@@ -49,7 +57,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
         begun, tell = os.pipe()
         child = os.fork()
         if not child:
-            train(folder, lambda record: (os.write(tell, b"."), time.sleep(0.01)))
+            train(folder, partial(slow, tell))
             os._exit(0)
         os.close(tell)
         # Some die while they start and compile, most in the middle of steps and writes.

@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
-from funcnet.train import loop
+from funcnet.train import loop, records
 from funcnet.train.history import History
 from funcnet.train.log import RESERVED
 
@@ -128,8 +128,9 @@ def test_metrics_are_read_late(monkeypatch, seconds):
         events.append(f"step {number}")
         return state._replace(step=state.step + 1), {"loss": Metric(number)}
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr(loop, "_BEHIND", 4)
+    for module in (loop, records):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(records, "_BEHIND", 4)
     fit(step=step, steps=6)
     if seconds:  # slow steps: one behind
         assert " ".join(events).startswith("step 1 step 2 read 1 step 3 read 2 step 4 read 3")
@@ -169,7 +170,8 @@ def test_the_speed_is_that_since_the_last_evaluation(monkeypatch):
         now += 100.0
         return {}
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    for module in (loop, records):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     _, history = fit(step, steps=8, evaluate=evaluate, every=3)
     # The speed counts from the end of step 1, which compiles, and then from each evaluation.
     speeds = [record["steps_per_second"] for record in history]
@@ -401,7 +403,7 @@ def test_a_guarded_step_is_skipped_and_the_run_goes_on(tmp_path, at):
 @pytest.mark.parametrize("most", [1, 3])
 @pytest.mark.parametrize("behind", [1, 64])
 def test_so_many_skipped_in_a_row_end_the_run_exactly(monkeypatch, most, behind):
-    monkeypatch.setattr(loop, "_BEHIND", behind)
+    monkeypatch.setattr(records, "_BEHIND", behind)
     step = fn.train.make_step(loss, OPTIMIZER, max_skipped=most)
     good = by_hand(3)[0][-1]
 
@@ -835,7 +837,8 @@ def test_minutes_end_a_run_without_an_evaluation(monkeypatch):
         now += 20.0
         return state._replace(step=state.step + 1), {"loss": 1.0}
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    for module in (loop, records):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     state, history = fit(step, minutes=1, evaluate=lambda state: {"x": 1.0})
     assert (int(state.step), history.ended) == (3, "minutes")
     assert "eval_x" not in history[-1]
@@ -892,7 +895,8 @@ def test_the_share_of_time_without_a_batch(monkeypatch):
         now += 1.0
         return state._replace(step=state.step + 1), {"loss": 1.0}
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    for module in (loop, records):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     _, history = fit(step, batches=wait(), steps=4)
     assert history[-1]["waiting"] == pytest.approx(0.75)
 
