@@ -161,7 +161,8 @@ def by_funcnet(model: Gpt | Resnet, dtype: str) -> Cases:
         gradients = jax.value_and_grad(objective, has_aux=state is not None)
 
         def step() -> Callable[[], Any]:
-            update = fn.train.make_step(lambda *args: objective(*args[:-1]), optimizer)  # without the key
+            bare = lambda *args: objective(*args[:-1])  # without the key
+            update = fn.train.make_step(bare, optimizer, guard=False)
             now = fn.train.init(params(), optimizer, key=jax.random.key(0), model_state=state)
             return ours.repeated(update, now, batch)
 

@@ -260,7 +260,7 @@ def _parts(model: Mlp) -> tuple[Any, Any, Any]:
     params, batch = jax.tree.map(jnp.asarray, (model.weights(), model.data()))
     optimizer = optax.adam(model.rate)
     state = fn.train.init(params, optimizer, key=jax.random.key(0))
-    return fn.train.make_step(loss, optimizer), state, batch
+    return fn.train.make_step(loss, optimizer, guard=False), state, batch
 
 
 if __name__ == "__main__":

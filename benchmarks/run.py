@@ -60,7 +60,7 @@ def run(scale: Scale) -> list[Table]:
 def _memory(worker: harness.Worker, case: str, first: str, second: str) -> dict[str, object]:
     sizes = [worker.ask("memory", way, case) for way in (first, second)]
     measures = [Measure(size, size, size, size / sizes[0], unit="B") for size in sizes]
-    return {"step of": f"{case}: {second}", "against": f"{first}: {measures[0]}", "memory": measures[1]}
+    return {"step of": f"{case}: {second}", "beside": first, "its memory": measures[0], "memory": measures[1]}
 
 
 # ---- the process where they live --------------------------------------------------------------------------

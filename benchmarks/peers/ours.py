@@ -67,7 +67,7 @@ def _program(model: Model, **options: Any) -> tuple[Any, Any, Any]:
     else:
         loss = _loss(_forward(model, **options), fn.mse if isinstance(model, Encoder) else fn.cross_entropy)
     state = fn.train.init(params, optimizer, key=jax.random.key(0), model_state=model_state)
-    return fn.train.make_step(loss, optimizer), state, data
+    return fn.train.make_step(loss, optimizer, guard=False), state, data  # as the peers: `run` has the guard
 
 
 def _loss(forward: Callable[[Any, Any], Any], of_each: Any) -> Callable[..., Any]:

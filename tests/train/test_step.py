@@ -9,6 +9,7 @@ import pytest
 
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError
+from funcnet.train.log import RESERVED
 
 KEY = jax.random.key(7)
 X = jax.random.normal(jax.random.key(0), (8, 3))
@@ -204,8 +205,8 @@ ERRORS = {
     "loss as metric": (
         lambda p, b, k: (loss(p, b, k), {"accuracy": 1.0, "loss": 2.0}),
         StructureError,
-        """train.make_step: the loss returned a metric named "loss", which training records itself.
-  expected  names other than loss, step, steps_per_second, seconds, skipped, rescaled, loss_scale, waiting
+        f"""train.make_step: the loss returned a metric named "loss", which training records itself.
+  expected  names other than {", ".join(RESERVED)}
   got       accuracy, loss""",
     ),
 }
