@@ -426,7 +426,10 @@ def _evaluate(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def _value(var: Any, values: dict[Any, Any]) -> Any:
-    return jnp.asarray(var.val, dtype=var.aval.dtype) if isinstance(var, jex.Literal) else values[var]
+    if not isinstance(var, jex.Literal):
+        return values[var]
+    aval: Any = var.aval
+    return jnp.asarray(var.val, dtype=aval.dtype)
 
 
 def _is_key(value: Any) -> bool:

@@ -616,9 +616,26 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
     return {
         "train.init": (
             fn.train.init,
-            {"params": params, "optimizer": optimizer, "key": KEY, "model_state": None},
+            {
+                "params": params,
+                "optimizer": optimizer,
+                "key": KEY,
+                "model_state": None,
+                "average": 0.5,
+                "loss_scale": 2.0,
+            },
         ),
-        "train.make_step": (fn.train.make_step, {"loss": loss, "optimizer": optimizer}),
+        "train.make_step": (
+            fn.train.make_step,
+            {
+                "loss": loss,
+                "optimizer": optimizer,
+                "accumulate": 2,
+                "watch": True,
+                "guard": True,
+                "max_skipped": 3,
+            },
+        ),
         "train.batches": (
             first(fn.train.batches),
             {

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 
-from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe, shorten
 from funcnet.train import _check
 from funcnet.train import optimizer as optimizers
 from funcnet.train.metric import scalar, wide
@@ -152,12 +152,10 @@ def step_key(state: State) -> Key[Array, ""]:
 def _number(path: str, value: Any, expected: str, least: float, below: float) -> float:
     """A number of an option, if it lies from `least` to less than `below`."""
     scalar("train.init", path, value)
-    number = float(value)
-    if not least <= number < below:
-        raise ValueRangeError(
-            f"train.init: {path} is {number:g}.", path=path, expected=expected, actual=f"{number:g}"
-        )
-    return number
+    if not least <= value < below:
+        text = shorten(value)
+        raise ValueRangeError(f"train.init: {path} is {text}.", path=path, expected=expected, actual=text)
+    return float(value)
 
 
 def _is_array(leaf: Any) -> bool:

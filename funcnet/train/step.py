@@ -116,7 +116,9 @@ def make_step(
         updated = partial(_updated, transformation, state, result, elsewhere, watch)
         metrics = {"loss": result.value, **result.metrics}
         if guard:
-            new, norms, said = _guarded(state, result, updated, limit)
+            norms = _norms("update_norm", state.params) if watch else {}
+            unchanged = {name: jnp.zeros_like(norm) for name, norm in norms.items()}
+            new, norms, said = _guarded(state, result, updated, unchanged, limit)
             metrics |= said
             if result.weight is not None:  # what says nothing is no fault, and must not look like one
                 nothing = (result.weight == 0) & ~jnp.isfinite(result.value)
@@ -173,7 +175,10 @@ def _updated(
     new = _like(state, new)
     if state.decay is not None:
         new = new._replace(average=jax.tree.map(partial(_nearer, state.decay), state.average, new.params))
-    return new, _norms("update_norm", updates) if watch else {}
+    if not watch:
+        return new, {}
+    alike = jax.tree.map(lambda update, param: update.astype(wide(param).dtype), updates, params)
+    return new, _norms("update_norm", alike)
 
 
 def _nearer(decay: Array, average: Array, param: Array) -> Array:
@@ -196,13 +201,25 @@ def _unless(nothing: Any, new: State, old: State) -> State:
 
 
 def _guarded(
-    state: State, result: Gradient, updated: Callable[[], tuple[State, dict[str, Array]]], limit: int
+    state: State,
+    result: Gradient,
+    updated: Callable[[], tuple[State, dict[str, Array]]],
+    unchanged: dict[str, Array],
+    limit: int,
 ) -> tuple[State, dict[str, Array], dict[str, Array]]:
-    """The next state, whatever the gradients are; the norms of the update; the metrics of the guard."""
-    assert state.faults is not None  # _check_state
+    """The next state, whatever the gradients are; the norms of the update; the metrics of the guard.
+
+    Args:
+        state: the one before.
+        result: what the batch says.
+        updated: gives the state after an update, and norms.
+        unchanged: the norms where there is none.
+        limit: as many faults in a row are too many.
+    """
+    faults: Any = state.faults
     finite = _finite([result.value]), _finite(jax.tree.leaves(result.grads))
     silent = jnp.zeros((), bool) if result.weight is None else result.weight == 0
-    frozen = state.faults >= limit
+    frozen = faults >= limit
     good = finite[0] & finite[1] & ~frozen
     fault = ~(finite[0] & finite[1]) & ~silent & ~frozen
     rescaled = jnp.zeros((), bool)
@@ -216,14 +233,12 @@ def _guarded(
         return _without_counts(new), norms
 
     def keep() -> tuple[State, dict[str, Array]]:
-        _, norms = jax.eval_shape(updated)
-        zeros = {name: jnp.zeros(norm.shape, norm.dtype) for name, norm in norms.items()}
         if result.weight is None:
-            return kept, zeros
+            return kept, unchanged
         # The batch had no weight, but the model has seen it.
         seen = _like(state, state._replace(model_state=result.model_state)).model_state
         model_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), seen, state.model_state)
-        return kept._replace(model_state=model_state), zeros
+        return kept._replace(model_state=model_state), unchanged
 
     new, norms = jax.lax.cond(good & ~silent, change, keep)
     still = frozen | silent | rescaled
@@ -233,9 +248,9 @@ def _guarded(
         opt_state=new.opt_state,
         model_state=new.model_state,
         average=new.average,
-        faults=jnp.where(still, state.faults, jnp.where(fault, state.faults + 1, 0)),
+        faults=jnp.where(still, faults, jnp.where(fault, faults + 1, 0)),
     )
-    said = {"skipped": jnp.where(fault | frozen, new.faults, 0)}
+    said = {"skipped": jnp.where(fault, faults + 1, jnp.where(frozen, faults, 0))}
     if state.loss_scale is not None:
         new = new._replace(loss_scale=_adapted(state.loss_scale, rescaled, fault, silent | frozen))
         said |= {"loss_scale": state.loss_scale.scale, "rescaled": rescaled}

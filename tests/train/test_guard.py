@@ -47,17 +47,16 @@ def same(a, b):
 STEP = fn.train.make_step(loss, OPTIMIZER, max_skipped=3)
 
 
-def once(state, kind):
-    return STEP(jax.tree.map(np.array, state), np.int32(kind))  # host arrays are not donated
+def once(state, kind, step=STEP):
+    return step(jax.tree.map(np.array, state), np.int32(kind))  # host arrays are not donated
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(0, 4), max_size=8))
-def test_what_comes_of_any_sequence_of_steps(kinds):
+def holds(kinds, step=STEP):
+    """What a guard with max_skipped=3 promises of any sequence of steps."""
     state, faults, updates = start(average=0.5), 0, 0
     for kind in kinds:
         frozen = faults >= 3
-        new, metrics = once(state, kind)
+        new, metrics = once(state, kind, step)
         fault = kind in (NAN_LOSS, NAN_GRADIENT, INF_GRADIENT)
         if frozen:
             assert same(new, state), "at the limit nothing changes"
@@ -77,6 +76,27 @@ def test_what_comes_of_any_sequence_of_steps(kinds):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
         state = new
     assert state.opt_state[0].count == updates, "the optimizer counts its updates only"
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=8))
+def test_what_comes_of_any_sequence_of_steps(kinds):
+    holds(kinds)
+
+
+BROKEN = {
+    "sees nothing": ("_finite", lambda leaves: jnp.ones((), bool)),
+    "sees the loss only": ("_total", lambda leaf: leaf * 0 if leaf.ndim == 0 else jnp.zeros(())),
+    "takes an infinity for a number": ("_total", lambda leaf: jnp.where(jnp.isnan(leaf), leaf, 0).sum()),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_guard_is_found(monkeypatch, how):
+    monkeypatch.setattr(step, *BROKEN[how])
+    broken = fn.train.make_step(loss, OPTIMIZER, max_skipped=3)
+    with pytest.raises(AssertionError):
+        holds([GOOD, INF_GRADIENT, NAN_GRADIENT, NAN_LOSS, GOOD], broken)
 
 
 def test_without_the_guard_they_go_through():
@@ -280,9 +300,9 @@ test_errors = golden(
         (
             begun(average=1.0),
             ValueRangeError,
-            """train.init: average is 1.
+            """train.init: average is 1.0.
   expected  0 or more, and less than 1
-  got       1""",
+  got       1.0""",
         ),
         (
             begun(average=float("nan")),
