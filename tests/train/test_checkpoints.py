@@ -485,8 +485,8 @@ def test_no_damage_loads(folder):
 
 
 @pytest.mark.slow
-def test_none_of_two_hundred_and_more_damages_loads(folder):
-    assert wrongly_loaded(folder, 2000) == 0
+def test_none_of_four_hundred_damages_loads(folder):
+    assert wrongly_loaded(folder, 400) == 0
 
 
 def reseal(folder: str, change: Any) -> None:
