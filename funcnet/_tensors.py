@@ -86,6 +86,8 @@ def place(parts: tuple[str, ...]) -> str:
 
 def children(node: Any) -> list[tuple[Any, str, Any]] | None:
     """What is directly below `node`: its entry of a path, that as a part of a name, and it. None: a leaf."""
+    if isinstance(node, jax.Array | np.ndarray):  # most are, and to ask JAX takes ten times as long
+        return None
     found = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
     if found and not found[0][0]:  # an empty path: the node is itself a leaf
         return None

@@ -1,5 +1,6 @@
 """What a run must not lose, on the disk: written while it goes on, found again whatever happened to it."""
 
+import errno
 import json
 import math
 import os
@@ -271,9 +272,10 @@ class Checkpoints:
             return True
         if self._best is None or record is None or (value := _number(record.get(self._best[0]))) is None:
             return False
+        writing = self._writing  # read first: it may be on the disk a moment later
         records = {step: index.record for step, index in self._complete().items()}
-        if self._writing is not None:
-            records[self._writing[0]] = self._writing[1]
+        if writing is not None:
+            records[writing[0]] = writing[1]
         best = self._best_of(records)
         return best is None or self._beats(value, records[best])
 
@@ -298,7 +300,7 @@ class Checkpoints:
             record: the step's.
         """
         self._wait()
-        self._clock = time.monotonic()
+        self._clock, self._failure = time.monotonic(), None
         key = _key(state, position, log, record)
         try:
             leaves, nodes = self._named(state)
@@ -696,6 +698,11 @@ def _locked(folder: str) -> Iterator[None]:
             raise BlockingIOError(
                 error.errno, f"another process is writing a checkpoint to {folder}"
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise  # those say that this disk has no locks
         yield
     finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the file open, too
         os.close(descriptor)
