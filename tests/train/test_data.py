@@ -293,6 +293,15 @@ def test_reading_is_a_function_of_the_place_alone():
         assert as_lists([next(taken)]) == whole[k : k + 1]
 
 
+def test_an_epoch_is_shuffled_once(monkeypatch):
+    made, shuffle = [], fn.train.data._order
+    monkeypatch.setattr(
+        fn.train.data, "_order", lambda n, seed, epoch: made.append(epoch) or shuffle(n, seed, epoch)
+    )
+    list(batches(np.arange(6), 1, seed=0, epochs=2))
+    assert made == [0, 1]
+
+
 def test_a_transform_draws_by_seed_epoch_and_place():
     def noise(seed):
         draw = lambda batch, rng: rng.integers(2**62, size=3)

@@ -1,4 +1,5 @@
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -246,6 +247,37 @@ def test_fit_takes_what_is_on_the_device():
         losses.append([record["loss"] for record in history])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+@pytest.mark.filterwarnings("ignore:train.tokens. batch")
+def test_a_run_goes_on_where_it_stopped(tmp_path):
+    """What is read ahead, drawn, left out and numbered, over the edge of an epoch, through checkpoints."""
+    ids = np.arange(40, dtype=np.uint32)
+    ids[13] = 2**31  # its window is left out
+    np.save(tmp_path / "ids.npy", ids)
+    optimizer = optax.sgd(0.1)
+    step = fn.train.make_step(lambda params, batch: jnp.mean((batch - params) ** 2), optimizer)
+
+    def run(folder, *until):
+        for end in until:
+            noisy = lambda batch, rng: batch / 40 + rng.normal(size=batch.shape)
+            data = fn.train.tokens(
+                tmp_path / "ids.npy", 4, 2, seed=0, drop_remainder=False, transform=noisy, skip_bad=9
+            )
+            data = prefetch(mapped(data, lambda batch, number: batch * (1 + number)), 3)
+            state = fn.train.init(jnp.zeros(()), optimizer, key=jax.random.key(0))
+            checkpoints = fn.train.Checkpoints(tmp_path / folder)
+            state, _ = checkpoints.restore(state, data)
+            state, _ = fn.train.fit(
+                step, state, data, until=end, checkpoints=checkpoints, log=tmp_path / folder, progress=False
+            )
+            data.close()
+        lines = map(json.loads, (tmp_path / folder / "metrics.jsonl").read_text().splitlines())
+        return float(state.params), [(line["step"], line["loss"], line.get("bad_records")) for line in lines]
+
+    whole = run("whole", 8)
+    assert run("parts", 1, 2, 6, 8) == whole
+    assert [bad for _, _, bad in whole[1]][-1] == 1
 
 
 # --- mapped -----------------------------------------------------------------------------------------------
