@@ -228,9 +228,8 @@ def line(record: Record) -> str:
     >>> line({"step": 20, "loss": 0.25, "accuracy": 0.9375, "steps_per_second": 312.5, "seconds": 1.0})
     'step 20  loss 0.25  accuracy 0.9375  312 steps/s'
     """
-    numbers = {
-        name: value for name, value in record.items() if isinstance(value, int | float) and "_norm." not in name
-    }
+    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in numbers.items() if "_norm." not in name}
     step = numbers.pop("step")
     for name in ("seconds", "waiting", "param_norm", "update_norm"):
         numbers.pop(name, None)

@@ -361,7 +361,7 @@ def test_a_run_goes_on_where_it_was_interrupted(quick, capsys):
     before = Path("run/config.json").read_bytes()
     assert steps_of(Path("run")) == [3, 4, 5], "every 3, the best, and the last"
     assert quick("--resume", "--checkpoint-every", "4", step=step) == 0, "which changes no number"
-    assert (fn.load("run/params.safetensors")["head"]["b"] == 707).all(), "the eighth step, of the eighth batch"
+    assert (fn.load("run/params.safetensors")["head"]["b"] == 707).all(), "batch 7 came at step 7"
     out = capsys.readouterr().out
     assert "\ngoing on after step 5, from run/checkpoints\n" in out
     assert [record["step"] for record in records(Path("run"))] == list(range(1, 9))
