@@ -51,6 +51,7 @@ def small(monkeypatch, tmp_path):
     whole = chars.config
     few = lambda options: dataclasses.replace(whole(options), layers=2, heads=2, d=4, d_hidden=6)
     monkeypatch.setattr(chars, "config", few)
+    monkeypatch.setattr(chars, "SAMPLE", 4)
     monkeypatch.setattr(verifier, "verify_model", lambda *_, **__: verifier.Report(()))
 
 
@@ -351,10 +352,16 @@ def steps_of(folder):
 
 
 def test_a_run_goes_on_where_it_was_interrupted(quick, capsys):
-    assert quick("--checkpoint-every", "3", step=at_step(quick.task.step, 5, signal.SIGTERM)) == 143
+    def step(state, batch):
+        params = jax.tree.map(lambda leaf: leaf * 0 + state.step * 100 + batch, state.params)
+        state, metrics = quick.task.step(state, batch)
+        return state._replace(params=params), metrics
+
+    assert quick("--checkpoint-every", "3", step=at_step(step, 5, signal.SIGTERM)) == 143
     before = Path("run/config.json").read_bytes()
     assert steps_of(Path("run")) == [3, 4, 5], "every 3, the best, and the last"
-    assert quick("--resume", "--checkpoint-every", "4") == 0, "which changes no number"
+    assert quick("--resume", "--checkpoint-every", "4", step=step) == 0, "which changes no number"
+    assert (fn.load("run/params.safetensors")["head"]["b"] == 707).all(), "batch 7 came at step 7"
     out = capsys.readouterr().out
     assert "\ngoing on after step 5, from run/checkpoints\n" in out
     assert [record["step"] for record in records(Path("run"))] == list(range(1, 9))
@@ -372,7 +379,8 @@ def at_step(step, number, signal_number):
             signal.raise_signal(signal_number)
         return state, metrics
 
-    call.max_skipped = None
+    call.max_skipped = getattr(step, "max_skipped", None)
+    call.loss = getattr(step, "loss", None)
     return call
 
 
@@ -632,3 +640,70 @@ def test_every_task_is_documented():
         assert f"funcnet train {name}" in page
         for option in [*getattr(fn.tasks, name).Options.__dataclass_fields__, *Training.__dataclass_fields__]:
             assert f"`--{option.replace('_', '-')}`" in page
+
+
+CHARS = """
+import dataclasses, sys
+from funcnet import verifier
+from funcnet.cli import main
+from funcnet.tasks import chars
+whole = chars.config
+chars.config = lambda options: dataclasses.replace(whole(options), layers=2, heads=2, d=8, d_hidden=12)
+chars.SAMPLE = 4
+verifier.verify_model = lambda *_, **__: verifier.Report(())
+task = "train chars --text text --steps 600 --batch 2 --context 8 --average 0.9 --checkpoint-every 25"
+sys.exit(main([*task.split(), *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_three_times_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("a short text, again and again; " * 40, "utf-8")
+    command = [sys.executable, "-c", CHARS, "--out"]
+    assert subprocess.run([*command, "whole"], capture_output=True).returncode == 0
+    for beyond in (1, 200, 400):
+        with subprocess.Popen([*command, "killed", "--resume"], stdout=subprocess.DEVNULL) as process:
+            while max(steps_of(Path("killed")), default=0) < beyond:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.kill()
+    done = subprocess.run([*command, "killed", "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout
+    same = [Path(folder, "params.safetensors").read_bytes() for folder in ("whole", "killed")]
+    assert same[0] == same[1]
+    times = ("seconds", "steps_per_second", "tokens_per_second", "waiting")
+    lines = [
+        [
+            {name: value for name, value in record.items() if name not in times}
+            for record in records(Path(folder))
+        ]
+        for folder in ("whole", "killed")
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_ends_as_one_that_was_not(small):
+    Path("text").write_text("a short text, again and again; " * 20, "utf-8")
+    args = ["train", "chars", "--text", "text", "--steps", "6", "--batch", "2", "--context", "8"]
+    args += ["--average", "0.9"]
+    assert main([*args, "--out", "whole"]) == 0
+    prepare = chars.prepare
+
+    def interrupted(options, training):
+        task = prepare(options, training)
+        return task._replace(step=at_step(task.step, 4, signal.SIGINT), finish=None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chars, "prepare", interrupted)
+        assert main([*args, "--out", "run"]) == 130
+    assert main([*args, "--out", "run", "--resume"]) == 0
+    assert Path("run/params.safetensors").read_bytes() == Path("whole/params.safetensors").read_bytes()
+    for ours, theirs in zip(records(Path("run")), records(Path("whole")), strict=True):
+        assert {name: ours[name] for name in ("step", "loss")} == {
+            name: theirs[name] for name in ("step", "loss")
+        }
+        assert ours["learning_rate"] == theirs["learning_rate"]
+    assert Path("run/sample.txt").read_bytes() == Path("whole/sample.txt").read_bytes()

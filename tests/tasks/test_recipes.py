@@ -11,6 +11,7 @@ import funcnet as fn
 from funcnet.errors import FileFormatError, ValueRangeError
 from funcnet.nets import convnet
 from funcnet.tasks import digits, fashion
+from funcnet.tasks._training import Training
 
 
 def fashion_files(folder, train=40, test=20, seed=0):
@@ -98,6 +99,29 @@ def test_a_batch_larger_than_the_data(tmp_path):
         fashion.prepare(fashion.Options(data=fashion_files(tmp_path), batch=41))
     with pytest.raises(ValueRangeError, match="batch is 1438"):
         digits.Options(batch=1438)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_digits_in_half_precision(monkeypatch, dtype):
+    small = convnet.Config((8, 8, 1), channels=(2,), hidden=3)
+    monkeypatch.setattr(digits, "config", lambda options: small)
+    task = digits.prepare(digits.Options(batch=4), Training(dtype=dtype))
+    params = convnet.init(jax.random.key(0), small)
+    program = str(jax.make_jaxpr(task.step.loss)(params, next(task.batches()), jax.random.key(0)))
+    short = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+    assert f":{short}[4,10] = " in program, "the logits"
+    assert (
+        jax.eval_shape(task.step.loss, params, next(task.batches()), jax.random.key(0))[0].dtype == "float32"
+    )
+
+
+@pytest.mark.parametrize("module", [digits, fashion])
+def test_a_time_for_images(module, tmp_path):
+    data = {"data": fashion_files(tmp_path), "batch": 4} if module is fashion else {}
+    task = module.prepare(module.Options(**data), Training(minutes=2.0))
+    batches = task.batches()
+    next(batches)
+    assert 0 < batches.done < 0.5
 
 
 @pytest.mark.parametrize("module", [digits, fashion])
