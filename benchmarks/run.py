@@ -1,4 +1,4 @@
-"""What a run adds to a bare step: the guard, norms, an average, parts of a batch.
+"""What a run adds to a bare step: the guard, norms, an average, parts of a batch; records and checkpoints.
 
 A GPT, where steps take long, and the smallest model of `overhead`, where nothing is small beside one. The
 first candidate is the program without any of it, `make_step(..., guard=False)`.
@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.harness import SMOKE, WHOLE, Entrant, Measure, Process, Scale, Table
 from benchmarks.models import ALL, Gpt, Mlp
+from benchmarks.studies import checkpoints
 
 HERE = Process("benchmarks.run")
 GPT, SMALLER_GPT, TINY_GPT = (
@@ -37,6 +38,7 @@ def run(scale: Scale) -> list[Table]:
     parts = harness.race(PARTS, [gpt], scale)
     with harness.running([HERE]) as workers:
         memory = [_memory(workers[HERE], gpt, *pair) for pair in MEMORY]
+        history = workers[HERE].ask("history", 10_000 if scale == SMOKE else 1_000_000)
     return [
         Table("One step", [{"step of": case, **row} for case, row in rows.items()], NOTE),
         Table(
@@ -51,6 +53,13 @@ def run(scale: Scale) -> list[Table]:
             "As XLA plans it. Targets: the guard 1.00 of the bare step; four parts 1.05 of the temporary "
             "memory of a quarter of the batch and one gradient.",
         ),
+        Table(
+            "The history of a run",
+            [history],
+            "Records of five numbers each, as fit makes them, added one by one. Target: 50 MB for a million, "
+            "the last as fast as the first. (What fit costs per step is in `overhead`.)",
+        ),
+        *checkpoints.run(scale),
     ]
 
 
@@ -104,6 +113,33 @@ def memory(way: str, case: str) -> int:
     return plan.temp_size_in_bytes + gradient
 
 
+def history(records: int) -> dict[str, object]:
+    """The memory of a history, and the time to add to it."""
+    import resource
+    import time
+    from itertools import pairwise
+
+    from funcnet.train import History
+
+    made, tenth = History(), records // 10
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clock = [time.perf_counter()]
+    for step in range(1, records + 1):
+        made.append(
+            {"step": step, "loss": 0.5, "steps_per_second": 3e3, "waiting": 0.1, "seconds": step / 3e3}
+        )
+        if step % tenth == 0:
+            clock.append(time.perf_counter())
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) * 1024
+    micro = [1e6 * (after - before) / tenth for before, after in pairwise(clock)]
+    return {
+        "records": f"{records:,}",
+        "memory, MB": round(grown / 1e6, 1),
+        "a record of the first tenth, µs": round(micro[0], 2),
+        "of the last": round(micro[-1], 2),
+    }
+
+
 def _parts(case: str) -> tuple[Any, Any, Any, Any]:
     """Loss, optimizer, state and batch of a model."""
     import optax
@@ -152,4 +188,4 @@ def _by_hand(loss: Any, optimizer: Any, state: Any, batch: Any) -> Callable[[], 
 
 
 if __name__ == "__main__":
-    harness.serve(make, check=lambda loss: [float(loss)], others={"memory": memory})
+    harness.serve(make, check=lambda loss: [float(loss)], others={"memory": memory, "history": history})
