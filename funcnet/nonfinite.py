@@ -394,7 +394,13 @@ def _iterations(eqn: Any, operands: Sequence[Any]) -> Iterator[tuple[int, Any, l
             yield number, body, [*fixed, *carry], list(range(tests, len(operands)))
             carry, number = list(_compiled(body)(*fixed, *carry)), number + 1
         return
-    consts, carries, body = params["num_consts"], params["num_carry"], params["jaxpr"]
+    # How many are constants and carries is called otherwise in each version of JAX; what has one axis more
+    # outside of the body than in it is neither.
+    body = params["jaxpr"]
+    ranks = lambda variables: [np.ndim(var.aval) for var in variables]
+    same = lambda outer, inner: map(int.__eq__, ranks(outer), ranks(inner))
+    carries = sum(same(eqn.outvars, body.jaxpr.outvars))
+    consts = sum(same(eqn.invars, body.jaxpr.invars)) - carries
     fixed, carry = list(operands[:consts]), list(operands[consts : consts + carries])
     numbers = range(params["length"])
     for number in reversed(numbers) if params["reverse"] else numbers:
