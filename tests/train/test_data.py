@@ -72,9 +72,9 @@ def test_the_order_is_the_same_in_every_process_and_version():
 
 
 def test_shuffling_is_uniform():
-    # Every example comes first equally often: 6 examples, 3000 seeds, 500 expected each, sigma 20.4.
-    first = [next(batches(np.arange(6), 6, seed=seed, epochs=1))[0] for seed in range(3000)]
-    assert np.all(np.abs(np.bincount(first, minlength=6) - 500) < 5 * 20.4)
+    # Every example comes first equally often: 6 examples, 900 seeds, 150 expected each, sigma 11.2.
+    first = [next(batches(np.arange(6), 6, seed=seed, epochs=1))[0] for seed in range(900)]
+    assert np.all(np.abs(np.bincount(first, minlength=6) - 150) < 5 * 11.2)
 
 
 def test_pytrees_keep_their_rows_together_and_their_types():
@@ -230,7 +230,7 @@ def examples(n):
     return {"x": 1000 * np.arange(n), "y": np.arange(n, dtype=np.float32)}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     n=st.integers(1, 12),
     size=st.integers(1, 5),

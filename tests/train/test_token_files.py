@@ -37,11 +37,11 @@ def windows(ids, context):
 
 
 def test_the_order_is_a_permutation_of_every_small_number():
-    for n in range(1, 300):
+    for n in range(1, 200):
         assert sorted(permuted(np.arange(n), n, _keys(n, 0)).tolist()) == list(range(n))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(n=st.integers(300, 2**50), seed=st.integers(0, 2**70), epoch=st.integers(0, 2**31), data=st.data())
 def test_no_two_places_of_a_large_number_are_one(n, seed, epoch, data):
     begin = data.draw(st.integers(0, n - 300))
@@ -62,9 +62,9 @@ def test_a_round_that_is_no_bijection_would_be_found(monkeypatch):
 
 
 def test_all_orders_are_about_equally_frequent():
-    # 6 orders of 3, 600 seeds: 100 expected of each, sigma 9.1.
-    orders = [tuple(permuted(np.arange(3), 3, _keys(seed, 5)).tolist()) for seed in range(600)]
-    assert all(abs(orders.count(order) - 100) < 5 * 9.1 for order in permutations(range(3)))
+    # 6 orders of 3, 300 seeds: 50 expected of each, sigma 6.5.
+    orders = [tuple(permuted(np.arange(3), 3, _keys(seed, 5)).tolist()) for seed in range(300)]
+    assert all(abs(orders.count(order) - 50) < 5 * 6.5 for order in permutations(range(3)))
 
 
 def test_neighbours_part():
@@ -76,7 +76,7 @@ def test_neighbours_part():
 # --- batches ----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     lengths=st.lists(st.integers(4, 20), min_size=1, max_size=3),
     size=st.integers(1, 4),

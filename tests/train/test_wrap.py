@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count, islice
 
@@ -141,6 +142,27 @@ def test_an_error_of_an_iterator_without_a_position():
     assert next(taken, None) is None
 
 
+def test_nothing_is_read_behind_an_error():
+    class Once(Iterator):
+        """Cannot read number 1, and goes on; it has no position to return to."""
+
+        numbers, errors = -1, [OSError("torn page")]
+
+        def __next__(self):
+            self.numbers += 1
+            if self.numbers == 1 and self.errors:
+                raise self.errors.pop()
+            if self.numbers == 40:
+                raise StopIteration
+            return np.array(self.numbers)
+
+    taken = prefetch(Once(), 30, put=False)
+    assert int(next(taken)) == 0
+    with pytest.raises(OSError, match="torn page"):
+        next(taken)
+    assert [int(batch) for batch in taken] == [*range(2, 40)]
+
+
 @AHEAD
 def test_what_cannot_be_put_is_not_lost(ahead):
     broken = True
@@ -210,6 +232,29 @@ def test_no_thread_is_left():
     assert threads() <= before
 
 
+def test_what_nobody_waits_for_is_not_read():
+    reading, gate, read = threading.Event(), threading.Event(), []
+
+    def source():
+        for number in count():
+            read.append(number)
+            if number == 1:
+                reading.set()
+                gate.wait()
+            yield np.array(number)
+
+    before = threads()
+    taken = prefetch(source(), 8)
+    next(taken)
+    reading.wait()
+    (mine,) = threads() - before
+    del taken
+    gc.collect()
+    gate.set()
+    mine.join(60)
+    assert read == [0, 1]
+
+
 def test_a_program_ends_that_left_one_in_the_middle():
     program = (
         "import itertools, numpy as np; from funcnet.train import prefetch\n"
@@ -234,19 +279,6 @@ def test_without_a_position_there_is_none():
         assert taken.skipped == 0
         with pytest.raises(AttributeError, match=r"a list_iterator has no position\(\) and seek\(\)"):
             taken.position()
-
-
-def test_fit_takes_what_is_on_the_device():
-    optimizer = optax.sgd(0.5)
-    loss = lambda params, batch: jnp.mean((batch - params) ** 2)
-    losses = []
-    for source in (plain(), prefetch(plain(), 2)):
-        taken = mapped(source, lambda batch, number: jnp.asarray(batch, jnp.float64))
-        state = fn.train.init(jnp.zeros(()), optimizer, key=jax.random.key(0))
-        _, history = fn.train.fit(fn.train.make_step(loss, optimizer), state, taken, progress=False)
-        losses.append([record["loss"] for record in history])
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 4
 
 
 @pytest.mark.filterwarnings("ignore:train.tokens. batch")
