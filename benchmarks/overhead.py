@@ -90,8 +90,8 @@ def run(scale: Scale) -> list[Table]:
             of_loops,
             scale,
             "fit reads the metrics of every step, at most 64 steps behind, and, where a folder is given, "
-            "writes a line of metrics.jsonl for each. Before its first step it runs the loss once without jit. "
-            "No step has a guard. Targets: 1.10, and 1.15 written down.",
+            "writes a line of metrics.jsonl for each. Before its first step it runs the loss once without "
+            "jit. No step has a guard. Targets: 1.10, and 1.15 written down.",
         ),
         table(
             "What one step hands over",

@@ -192,7 +192,7 @@ def test_compare_exits_with_1_if_anything_got_slower(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["conf"], 'benchmarks: there is no "conf"; there are: overhead, depth, conv, '),
+        (["conf"], 'benchmarks: there is no "conf"; there are: overhead, run, depth, conv, '),
         (["--threads", "999"], "benchmarks: --threads 999: this machine has "),
         (["--threads", "0"], "benchmarks: --threads 0: this machine has "),
     ],
