@@ -45,3 +45,26 @@ def test_killed_fifty_times(tmp_path):
     reached = result["reached"]
     assert reached == sorted(reached), "a checkpoint was lost"
     assert len(set(reached)) > 10, "it was killed before it had done anything"
+
+
+SCHEDULED = """
+import os, signal, socket
+import jax
+with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0)  # takes SIGTERM for itself
+import funcnet as fn
+from tests.train import resumed
+def kill(record):
+    if record["step"] == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+state = resumed.start()
+state, history = fn.train.fit(resumed.STEP, state, resumed.data(), steps=500, log=kill, stop=lambda h: False)
+print(history.ended, int(state.step))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_also_where_jax_has_a_notifier_of_its_own():
+    assert python("-c", SCHEDULED).splitlines()[-1] == "SIGTERM 5"
