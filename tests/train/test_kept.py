@@ -13,7 +13,7 @@ import pytest
 
 import funcnet as fn
 from funcnet.train import Checkpoints, _pieces, loop, records
-from tests.train.test_loop import STEP, X, Y, data, interrupting, same, start
+from tests.train.test_loop import OPTIMIZER, STEP, X, Y, data, interrupting, loss, same, start
 
 
 def fit(folder, step=STEP, batches=None, resume=True, keep_at=100, made=None, **options):
