@@ -84,7 +84,7 @@ def make(way: str, case: str) -> Callable[[], Any]:
         case "without" | "with a checkpoint":
             return lambda: train(way != "without")
     save()
-    made._wait()
+    made.wait()
     written = Path(folder, f"step-{int(state.step)}")
     return (lambda: _hashed(written)) if way == "read and hash" else (lambda: made.restore(state)[0])
 
@@ -109,7 +109,7 @@ def memory(case: str) -> dict[str, float]:
         watcher.start()
         for number in range(2):
             made.save(state, position=None, log=None, seconds=0.0, record={"number": number})
-        made._wait()
+        made.wait()
         done.set()
         watcher.join()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20

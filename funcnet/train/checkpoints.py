@@ -154,7 +154,7 @@ class Checkpoints:
                 one of other data than `batches`.
             DTypeError: an argument is not what it should be.
         """
-        self._wait()
+        self.wait()
         where = "train.Checkpoints.restore"
         if not isinstance(state, State):
             raise DTypeError(
@@ -299,7 +299,7 @@ class Checkpoints:
             seconds: that the run has taken.
             record: the step's.
         """
-        self._wait()
+        self.wait()
         self._clock, self._failure = time.monotonic(), None
         key = _key(state, position, log, record)
         try:
@@ -353,12 +353,12 @@ class Checkpoints:
         Raises:
             OSError: it could not be written. Its attribute `state` is the state.
         """
-        self._wait()
+        self.wait()
         key = _key(state, position, log, record)
         if self._written == key:
             return
         self.save(state, position=position, log=log, seconds=seconds, record=record)
-        self._wait()
+        self.wait()
         if self._written != key:
             cause, self._unread = self._failure, None
             problem = f"train.Checkpoints: the last checkpoint, of step {key[0]}, is not written: {cause}"
@@ -368,7 +368,8 @@ class Checkpoints:
             vars(error)["state"] = state
             raise error from cause
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """For loops: until no write is under way."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -267,7 +267,10 @@ def _save_at_last(
     error: BaseException, checkpoints: Checkpoints, state: State, kept: Callable[[], dict[str, Any]]
 ) -> None:
     """Keep a run that an error ends; not where a number was not finite, or one was told to end at once."""
-    if isinstance(error, NonFiniteError) or not isinstance(error, Exception):
+    if not isinstance(error, Exception):
+        return
+    if isinstance(error, NonFiniteError):
+        checkpoints.wait()
         return
     try:
         checkpoints.finish(state, **kept())

@@ -629,7 +629,7 @@ def deaths(folder: str, write: Any, check: Any) -> int:
             patch.setattr(threading, "excepthook", lambda _: None)
             mortal = Mortal(patch, moment)
             write(made)
-            made._wait()
+            made.wait()
         check(mortal.dead)
         if not mortal.dead:
             return moment
@@ -683,7 +683,7 @@ def test_an_error_of_the_disk_loses_nothing_and_the_next_write_tries_again(folde
 
         patch.setattr(os, name, fail)
         save(made, make(3, seed=3), finish=False)
-        made._wait()
+        made.wait()
         text = made.error() or ""
         assert text.startswith("the checkpoint of step 3 is not written: [Errno ")
         assert os.strerror(code) in text
@@ -743,7 +743,7 @@ def test_what_is_read_back_wrong_is_not_written(folder, monkeypatch):
 
         patch.setattr(_pieces, "write_file", lying)
         save(made, make(2), finish=False)
-        made._wait()
+        made.wait()
         assert "is damaged" in (made.error() or "")
     assert tree(folder) == ["step-1"]
 
@@ -829,7 +829,7 @@ def test_one_write_at_a_time_and_the_next_waits_for_it(folder, monkeypatch):
 def test_finish_writes_nothing_twice(folder, monkeypatch):
     made = Checkpoints(folder)
     save(made, make(3), finish=False, record={"loss": 1.0})
-    made._wait()
+    made.wait()
     before = os.stat(f"{folder}/step-3").st_ino
     save(made, make(3), record={"loss": 1.0})
     assert os.stat(f"{folder}/step-3").st_ino == before
@@ -905,7 +905,7 @@ def test_which_stay_by_a_model(folder, seed, monkeypatch):
         left[0] = rng.choice([0, 0, 0, 1, 2, 3])  # not the last, when it has its name
         fails = left[0] > 0
         save(made, tiny(step, step), finish=False, record=record)
-        made._wait()
+        made.wait()
         assert (made.error() is None) == (not fails)
         if not fails:
             disk[step] = value
@@ -938,7 +938,7 @@ def test_the_best_counts_while_it_is_written(folder, monkeypatch):
     assert not made.due(2, {"eval_loss": 0.6})
     assert made.due(2, {"eval_loss": 0.4})
     go.set()
-    made._wait()
+    made.wait()
 
 
 def test_one_that_cannot_be_deleted_is_no_lost_checkpoint(folder, monkeypatch):
