@@ -792,7 +792,7 @@ def test_two_writers_do_not_meet(folder, monkeypatch):
     save(made, make(1))
     with checkpoints._locked(folder):
         save(other, make(2), finish=False)
-        other._wait()
+        other.wait()
         assert "another process is writing a checkpoint to" in (other.error() or "")
     save(other, make(2))
     assert made.steps() == [1, 2]
