@@ -6,7 +6,8 @@ import operator
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -41,22 +42,24 @@ class History(Sequence[Record]):
         self.ended: str | None = None
         self._length = 0
         self._columns: dict[str, _Column] = {}
-        for record in records:
-            self.append(record)
+        self.extend(records)
+
+    def extend(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add the records of the next steps."""
+        for names, alike in groupby(records, tuple):
+            rows = list(alike)
+            first, self._length = self._length, self._length + len(rows)
+            for name in names:
+                self._column(name, first).extend(first, [row[name] for row in rows])
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add the record of the next step."""
-        self._length += 1
-        self.amend(record)
+        self.extend([record])
 
     def amend(self, entries: Mapping[str, Any]) -> None:
         """Add to the last record what it does not have yet."""
-        row = self._length - 1
         for name, value in entries.items():
-            column = self._columns.get(name)
-            if column is None:
-                column = self._columns[name] = _Column(row)
-            column.append(row, value)
+            self._column(name, self._length - 1).extend(self._length - 1, [value])
 
     def column(self, name: str) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """The steps at which a number was recorded, and its values; both empty if it never was.
@@ -68,6 +71,12 @@ class History(Sequence[Record]):
         rows, values = self._columns[name].numbers()
         steps = self._columns["step"].numbers()[1] if "step" in self._columns else np.arange(self._length) + 1
         return steps[rows].astype(np.int64), values
+
+    def _column(self, name: str, first: int) -> "_Column":
+        column = self._columns.get(name)
+        if column is None:
+            column = self._columns[name] = _Column(first)
+        return column
 
     def names(self) -> list[str]:
         """What was recorded, in the order of its first appearance."""
@@ -138,9 +147,11 @@ class _Column:
         self.rows: array[int] | None = None
         self.values: Any = None
 
-    def append(self, row: int, value: Any) -> None:
-        kind = _KINDS.get(type(value))
-        if kind == "q" and not -(2**63) <= value < 2**63:
+    def extend(self, row: int, values: list[Any]) -> None:
+        """Add the values of consecutive rows."""
+        kinds = {_KINDS.get(type(value)) for value in values}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if kind == "q" and not all(-(2**63) <= value < 2**63 for value in values):
             kind = None
         if self.values is None:
             self.values = array(kind) if kind else []
@@ -149,8 +160,8 @@ class _Column:
         if self.rows is None and row != self.first + len(self.values):
             self.rows = array("q", range(self.first, self.first + len(self.values)))
         if self.rows is not None:
-            self.rows.append(row)
-        self.values.append(value)
+            self.rows.extend(range(row, row + len(values)))
+        self.values.extend(values)
 
     def at(self, row: int) -> Any:
         if self.rows is None:

@@ -139,11 +139,14 @@ def metrics_path(folder: str | os.PathLike[str]) -> Path:
     return Path(folder) / "metrics.jsonl"
 
 
+_ENCODE = json.JSONEncoder(allow_nan=False).encode  # json.dumps makes a new one at each call
+
+
 def _line(record: Record) -> bytes:
     try:
-        text = json.dumps(record, allow_nan=False)
+        text = _ENCODE(record)
     except ValueError:  # rare, and to look for them takes longer than to write
-        text = json.dumps(_finite(record), allow_nan=False)
+        text = _ENCODE(_finite(record))
     return f"{text}\n".encode()
 
 

@@ -11,7 +11,6 @@ from signal import Signals
 from typing import Any, SupportsIndex
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from funcnet import signature
@@ -386,7 +385,10 @@ def _check_values(step: Any, state: State, batch: PyTree) -> None:
 
 
 def _refuse_empty(batch: PyTree, number: int) -> None:
-    if not any(np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(batch)):
+    for leaf in jax.tree.leaves(batch):
+        if getattr(leaf, "shape", ())[:1] == (0,):
+            break
+    else:
         return
     raise ShapeError(
         f"train.fit: the batch of step {number} is empty.",

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import PyTree
 
 from funcnet.errors import StructureError, ValueRangeError, describe
@@ -93,19 +94,20 @@ class Records:
             NonFiniteError: one of them was not finite, or once too often.
         """
         read = [self._pending.popleft() for _ in range(len(self._pending) - keep)]
-        values = [_values(step.metrics) for step in read]
+        if not read:
+            return
+        jax.block_until_ready(read[-1].metrics)
         before, now = self._read_at, time.perf_counter()
         records: list[Record] = []
         try:
-            for i, (step, value) in enumerate(zip(read, values, strict=True), 1):
+            for i, step in enumerate(read, 1):
                 # One look at the clock for all that came by: between two looks they lie evenly.
-                records.append(self._record(step, value, before + (now - before) * i / len(read)))
+                records.append(self._record(step, before + (now - before) * i / len(read)))
                 self._look(step, records[-1])
-            if records and evaluation is not None:
+            if evaluation is not None:
                 records[-1] = _joined(records[-1], evaluation())
         finally:
-            for record in records:
-                self._history.append(record)
+            self._history.extend(records)
             if records:
                 self._write(records)
                 self._show(records)
@@ -118,20 +120,24 @@ class Records:
             self._write([self._history[-1]], True)
             self._show([self._history[-1]])
 
-    def _record(self, step: _Step, values: Record, now: float) -> Record:
-        skipped = values.pop("skipped", 0)
-        if not skipped and not math.isfinite(values["loss"]):
-            raise non_finite(step.number, "loss", values["loss"], step.batch)
+    def _record(self, step: _Step, now: float) -> Record:
+        values = _values(step.metrics)
+        loss, skipped, rescaled = values.pop("loss"), values.pop("skipped", 0), values.pop("rescaled", 0)
+        if not skipped and not math.isfinite(loss):
+            raise non_finite(step.number, "loss", loss, step.batch)
         since, seconds = step.mark[0], max(now - step.mark[1], 1e-9)
         speed = (step.number - since) / seconds
-        more = {"skipped": int(skipped), "rescaled": int(values.pop("rescaled", 0)), "bad_records": step.bad}
-        record = _joined(
-            {"step": step.number, "loss": values.pop("loss")},
-            values,
-            {"steps_per_second": speed, **{name: amount * speed for name, amount in self._rates.items()}},
-            {"waiting": min(step.waited / seconds, 1.0), "seconds": now - self._start},
-            {name: value for name, value in more.items() if value},
-        )
+        speeds = {"steps_per_second": speed}
+        for name, amount in self._rates.items():
+            speeds[name] = amount * speed
+        times = {"waiting": min(step.waited / seconds, 1.0), "seconds": now - self._start}
+        record = _joined({"step": step.number, "loss": loss}, values, speeds, times)
+        if skipped:
+            record["skipped"] = int(skipped)
+        if rescaled:
+            record["rescaled"] = int(rescaled)
+        if step.bad:
+            record["bad_records"] = step.bad
         if self._failed is not None:
             record["checkpoint_error"], self._failed = self._failed, None
         return record
@@ -169,12 +175,15 @@ def _joined(*parts: Record) -> Record:
     """One record of several, in which no name comes twice."""
     record: Record = {}
     for part in parts:
-        for name in part.keys() & record.keys():
+        before = len(record)
+        whole = record | part
+        if len(whole) < before + len(part):
+            name = next(name for name in part if name in record)
             raise ValueRangeError(
                 f'train.fit: two things to be recorded have the name "{name}".',
                 path=name,
                 expected=f"names other than {', '.join(record)}",
                 actual=", ".join(part),
             )
-        record |= part
+        record = whole
     return record
