@@ -7,16 +7,10 @@ from hypothesis import strategies as st
 
 from funcnet.train import History
 
-NUMBERS = st.one_of(
-    st.integers(-(2**70), 2**70),
-    st.floats(allow_nan=False),
-    st.booleans(),
-    st.lists(st.floats(0, 1), max_size=2),
-)
-RECORDS = st.lists(
-    st.dictionaries(st.sampled_from(["loss", "accuracy", "eval_loss", "skipped", "table"]), NUMBERS),
-    max_size=12,
-)
+NAMES = st.sampled_from(["loss", "accuracy", "eval_loss", "skipped", "table"])
+LISTS = st.lists(st.floats(0, 1), max_size=2)
+VALUES = st.one_of(st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.booleans(), LISTS)
+RECORDS = st.lists(st.dictionaries(NAMES, VALUES), max_size=12)
 
 
 def alike(a, b):
