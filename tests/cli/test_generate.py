@@ -138,6 +138,7 @@ def pretrained(tmp_path):
     return tmp_path, tokenizer, params
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_goes_on_until_its_own_end(pretrained, capsys):
     folder, tokenizer, params = pretrained
     options = ("--prompt", "an é", "--tokens", "40", "--temperature", "0")

@@ -88,6 +88,7 @@ def test_digits_with_every_formula_verified(capsys, monkeypatch, tmp_path):
     assert imread(folder / "curves.png").shape == (480, 1200, 4)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_applied_and_shown(small, capsys, tmp_path):
     assert main(["train", "digits", "--epochs", "1", "--batch", "700", "--out", "run"]) == 0
     _, test = digits.data()
@@ -122,6 +123,7 @@ def test_fashion_in_the_default_folder(small, capsys, tmp_path):
     assert "pullover" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_chars(small, capsys):
     Path("text").write_text("a short text, again and again; " * 20, "utf-8")
     args = ["--text", "text", "--steps", "3", "--batch", "2", "--context", "8", "--out", "run"]

@@ -103,6 +103,7 @@ def test_nothing_is_broadcast_leaks_or_is_drawn_twice(net, config, apply, of):
         jax.eval_shape(gradient(apply), drawn(net, config), sized(of, b=2, t=5), jax.random.key(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "config", "apply", "of"), NETS.values(), ids=NETS)
 def test_batch_and_length_may_be_symbols(net, config, apply, of):
     b, t = jax.export.symbolic_shape("b, t")
@@ -113,6 +114,7 @@ def test_batch_and_length_may_be_symbols(net, config, apply, of):
         jax.export.export(jax.jit(apply), platforms=["cpu", "cuda"])(*args)
 
 
+@pytest.mark.slow
 def test_a_step_and_a_decoded_token_broadcast_nothing():
     config = _decoder()
     loss = lambda params, ids, key: fn.cross_entropy.apply(

@@ -63,6 +63,7 @@ def test_every_form_of_a_prompt(unchecked):
     assert fn.generate(PARAMS, arrays, CONFIG, max_new_tokens=np.int64(5)).tolist() == want
 
 
+@pytest.mark.slow
 def test_it_fills_the_context_to_its_end():
     assert len(fn.generate(PARAMS, [1, 2, 3], CONFIG, max_new_tokens=CONTEXT - 3)) == CONTEXT - 3
 
@@ -99,6 +100,7 @@ def test_the_same_key_draws_the_same_tokens():
     assert draw(1, top_k=1) == fn.generate(PARAMS, PROMPTS, CONFIG, max_new_tokens=12).tolist()
 
 
+@pytest.mark.slow
 def test_each_sequence_draws_as_it_would_alone():
     """Several with one key: the first with it, the i-th with `fold_in(key, i)`; or each with its own."""
     key = jax.random.key(5)

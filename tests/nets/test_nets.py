@@ -206,6 +206,7 @@ def in_torch(params, state, x):
     return x.mean((2, 3)) @ params["head"]["w"] + params["head"]["b"]
 
 
+@pytest.mark.slow
 def test_resnet_pads_alike_where_lengths_are_odd():
     for size, equal in ((17, True), (16, False)):
         config = dataclasses.replace(BOTTLENECKS, image=(size, size, 2))

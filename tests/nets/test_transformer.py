@@ -158,6 +158,7 @@ def test_logits_are_those_of_hidden_and_head():
         np.testing.assert_allclose(*both(drawn(config), ids_of(config, 2, 7)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_heads_of_classes_and_none(unchecked):
     ids = ids_of(SMALL, 2, 7)
     params = transformer.init(key(), SMALL)
@@ -206,6 +207,7 @@ def test_pieces_have_the_logits_of_the_whole(name):
     np.testing.assert_allclose(logits, whole, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_pieces_of_different_lengths():
     params, ids = drawn(LLAMA), ids_of(LLAMA, 3, 9)
     cache = transformer.init_cache(LLAMA, 3, 9, dtype=params["tokens"]["w"].dtype)

@@ -209,6 +209,7 @@ def test_the_mean_loss_takes_piece_by_piece(params, n):
     assert chars.mean_loss(params, ids, CONFIG) == pytest.approx(total / (n - 1), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_text_goes_on_by_its_own_past(params):
     saved = Saved("chars", CONFIG, params, {"characters": "abcdefg"})
 
@@ -238,6 +239,7 @@ def test_a_prompt_that_cannot_be_gone_on_from(params):
         chars.generate(saved._replace(data={}), "abc", tokens=3, temperature=1.0)
 
 
+@pytest.mark.slow
 def test_a_prediction(params, written):
     saved = Saved("chars", CONFIG, params, {"characters": "abcdefg"})
     prediction = chars.predict(saved, written)
