@@ -143,7 +143,7 @@ def thinned(values: Float[np.ndarray, " n"], points: int) -> Int[np.ndarray, " m
     """Which of many values are drawn: of each stretch the lowest and the highest, and both ends.
 
     >>> thinned(np.array([0.0, 9.0, 1.0, 2.0, 3.0, -5.0, 4.0, 4.0, 4.0, 4.0]), 6)
-    array([0, 1, 2, 5, 6, 9])
+    array([0, 1, 5, 6, 9])
     """
     n = len(values)
     if n <= points:

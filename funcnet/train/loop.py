@@ -105,6 +105,7 @@ def fit(
     KeyboardInterrupt and SystemExit too, carries in its attributes `state` and `history` what the training
     had come to (no `state` where a step was broken off, which had taken its memory).
 
+    >>> import jax.numpy as jnp
     >>> import optax
     >>> from funcnet.train import batches, init, make_step
     >>> loss = lambda params, batch, key: jnp.mean((batch - params) ** 2)
