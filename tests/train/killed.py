@@ -63,7 +63,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
         # Some die while they start and compile, most in the middle of steps and writes.
         if len(reached) % 5:
             assert os.read(begun, 1), "it failed"
-        time.sleep(draw.uniform(0, 0.4))
+        time.sleep(draw.uniform(0, 0.8))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         os.close(begun)
