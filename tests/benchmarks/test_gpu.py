@@ -1,6 +1,7 @@
 """The benchmark of a GPU: both frameworks train the same model; without one, it says so."""
 
 import dataclasses
+import warnings
 
 import jax
 import numpy as np
@@ -15,13 +16,14 @@ RESNET = Resnet((4, 6), (1, 2), (16, 18, 3), batch=5, classes=7, bottleneck=True
 
 @pytest.fixture
 def torch():
-    """On one thread: on more, PyTorch 2.13's oneDNN corrupts the heap in the backward of a small convolution
-    whose batch the threads cannot share evenly (RESNET without bottlenecks: in every run)."""
+    """Without oneDNN: PyTorch 2.13's corrupts the heap in the backward of a small convolution, with AVX-512
+    where the threads cannot share the batch evenly, with AVX2 always (RESNET without bottlenecks)."""
     torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with warnings.catch_warnings():  # of Intel's GPUs
+        warnings.simplefilter("ignore", UserWarning)
+        before = torch.backends.mkldnn.set_flags(False)
     yield torch
-    torch.set_num_threads(threads)
+    torch.backends.mkldnn.set_flags(before[0])
 
 
 def count(model):
