@@ -22,6 +22,8 @@ IDIOM = (
 )
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+if "AVX512" not in torch.backends.cpu.get_cpu_capability():  # there oneDNN 2.13 computes wrong gradients
+    torch.backends.mkldnn.set_flags(False)
 
 
 def train(model: Model) -> Callable[[], Any]:
