@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.train import RecordError, batches, in_order, prefetch
-from tests.train.resume import as_lists, resumes
+from tests.train.positions import as_lists, resumes
 
 
 @settings(deadline=None)

@@ -13,7 +13,7 @@ from funcnet.errors import DTypeError, ValueRangeError
 from funcnet.train import prefetch, stateful
 from funcnet.train.stateful import _plain, _restored
 from tests.errors import golden
-from tests.train.resume import as_lists, resumes
+from tests.train.positions import as_lists, resumes
 
 
 class Count:

@@ -13,7 +13,7 @@ import funcnet as fn
 from funcnet.errors import DTypeError, FileFormatError, ShapeError, StructureError, ValueRangeError
 from funcnet.train import RecordError, prefetch, tokens, write_tokens
 from funcnet.train.token_files import _keys, permuted
-from tests.train.resume import as_lists, resumes
+from tests.train.positions import as_lists, resumes
 
 
 @pytest.fixture

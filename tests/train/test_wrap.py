@@ -18,7 +18,7 @@ import funcnet as fn
 from funcnet.errors import DTypeError, ValueRangeError
 from funcnet.train import batches, mapped, prefetch
 from tests.errors import golden
-from tests.train.resume import as_lists, resumes
+from tests.train.positions import as_lists, resumes
 
 
 def plain(epochs=2, **options):
