@@ -334,6 +334,7 @@ def _news() -> Callable[[dict[str, Any]], dict[str, Any]]:
 def _page_log(run: Prepared, before: "History") -> Callable[[dict[str, Any]], None]:
     """A log that writes report.html: after each evaluation, and where there is none, now and then."""
     from funcnet.train import History
+    from funcnet.train.log import evaluated
 
     history, news, written = History(before), _news(), time.monotonic()
 
@@ -344,8 +345,7 @@ def _page_log(run: Prepared, before: "History") -> Callable[[dict[str, Any]], No
             history.append(record)
         else:
             history.amend(new)
-        evaluated = any(name.startswith("eval_") for name in new)
-        if evaluated or time.monotonic() - written > _SECONDS_BETWEEN_PAGES:
+        if evaluated(new) or time.monotonic() - written > _SECONDS_BETWEEN_PAGES:
             _write_page(run, history, None)
             written = time.monotonic()
 

@@ -247,7 +247,7 @@ class Checkpoints:
             ValueRangeError: the folder has checkpoints of later steps, which a run that does not go on from
                 one of them would delete.
         """
-        _pieces.survey("train.Checkpoints", state)
+        self._named(state)
         step, resumed = int(state.step), self._resumed
         self._resumed = None
         self._clock = time.monotonic()

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from funcnet.errors import DTypeError, FuncnetError, ValueRangeError, describe, shorten
-from funcnet.train._check import function, whole
+from funcnet.train._check import flag, function, whole
 
 Position = dict[str, Any]
 Transform = Callable[[PyTree, np.random.Generator], PyTree]
@@ -148,13 +148,7 @@ def over(
         None if epochs is None else whole(where, "epochs", epochs, 0),
     )
     skip_bad = whole(where, "skip_bad", skip_bad, 0)
-    if not isinstance(drop_remainder, bool | np.bool_):
-        raise DTypeError(
-            f"{where}: drop_remainder is neither True nor False.",
-            path="drop_remainder",
-            expected="True or False",
-            actual=describe(drop_remainder),
-        )
+    drop_remainder = flag(where, "drop_remainder", drop_remainder)
     if transform is not None:
         function(where, "transform", transform, "transform(batch, rng), or None")
     if size > n and drop_remainder:
@@ -168,7 +162,7 @@ def over(
 
     # No functions in functions here: the tests check annotations, and would compile the checks at every call.
     read = partial(_read, take, transform, n, size, seed)
-    whose = partial(_identity, identity, n=n, size=size, seed=seed, drop_remainder=bool(drop_remainder))
+    whose = partial(_identity, identity, n=n, size=size, seed=seed, drop_remainder=drop_remainder)
     per_epoch = n // size if drop_remainder else -(-n // size)
     return Cursor(where, read, per_epoch, whose, epochs, skip_bad)
 

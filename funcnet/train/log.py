@@ -202,7 +202,7 @@ def terminal(
                 new = sum(record["step"] > last for record in records)
                 last = records[-1]["step"]
                 bar.update(task, advance=new, description=line(records[-1]))
-                for record in filter(_evaluated, records):
+                for record in filter(evaluated, records):
                     say(line(record))
 
             yield update, say
@@ -214,7 +214,7 @@ def terminal(
             nonlocal shown
             waited = time.monotonic() - shown >= _SECONDS_BETWEEN_LINES
             for record in records:
-                if _evaluated(record) or waited:
+                if evaluated(record) or waited:
                     shown, waited = time.monotonic(), False
                     say(line(record))
 
@@ -246,7 +246,8 @@ def line(record: Record) -> str:
     return "  ".join([f"step {step}", *parts])
 
 
-def _evaluated(record: Record) -> bool:
+def evaluated(record: Record) -> bool:
+    """Whether a record has an evaluation."""
     return any(name.startswith("eval_") for name in record)
 
 

@@ -18,11 +18,12 @@ from funcnet._signals import Stop, signals
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.train import _check
 from funcnet.train.checkpoints import Checkpoints
+from funcnet.train.cursor import place
 from funcnet.train.faults import NonFiniteError, non_finite, refused, spoilt, thawed
 from funcnet.train.history import History, Record
-from funcnet.train.log import RESERVED, Log, logs, metrics_path, terminal
+from funcnet.train.log import RESERVED, Log, evaluated, logs, metrics_path, terminal
 from funcnet.train.metric import reading, scalar
-from funcnet.train.records import Records, evaluated
+from funcnet.train.records import Records
 from funcnet.train.state import State, step_key
 
 _END = object()
@@ -135,9 +136,8 @@ def fit(
     def kept() -> dict[str, Any]:
         """What a checkpoint holds beside the state."""
         assert records is not None
-        position = getattr(iterator, "position", None)
         return {
-            "position": None if position is None else position(),
+            "position": place(iterator),
             "log": _size_of(metrics_at),
             "seconds": records.seconds(),
             "record": history[-1] if len(history) else {},
@@ -197,16 +197,14 @@ def fit(
             if ended is None:
                 over = limit is not None and records.seconds() >= limit and done - first != count
                 ended = "minutes" if over else "steps" if done - first == count else "data"
-            if signal.number:
-                ended = Signals(signal.number).name
-            last = evaluate is not None and not found and ended in ("steps", "data", "stop")
+            last = evaluate is not None and not found and not signal.number and ended != "minutes"
             records.read(evaluation=measured if last and records.waiting else None)
             if found:
                 raise non_finite(done, *found, batch)
-            if last and done > first and not evaluated(history):
+            if last and done > first and not evaluated(history[-1]):
                 records.amend(measured())
-            ended = Signals(signal.number).name if signal.number else ended
             if signal.number:
+                ended = Signals(signal.number).name
                 say(f"interrupted: the state after step {done} is returned")
             elif done == first and ended == "data":
                 raise ValueRangeError(
@@ -251,7 +249,7 @@ def _next(
 def _owed(history: History, first: int, every: int | None, count: int | None) -> bool:
     """Whether the last step before this part should have been followed by an evaluation, and was not."""
     due = count == 0 or (every is not None and first % every == 0)
-    return due and len(history) > 0 and history[-1]["step"] == first and not evaluated(history)
+    return due and len(history) > 0 and history[-1]["step"] == first and not evaluated(history[-1])
 
 
 def _carry(error: BaseException, state: State, history: History) -> None:

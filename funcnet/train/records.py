@@ -15,7 +15,7 @@ from funcnet.train.faults import non_finite, too_many
 from funcnet.train.history import History, Record
 from funcnet.train.metric import reading
 
-__all__ = ["Records", "evaluated"]
+__all__ = ["Records"]
 
 # Metrics are read so many steps behind, and at most so many seconds: the device never waits for the host.
 _BEHIND, _SECONDS_BEHIND = 64, 0.5
@@ -150,11 +150,6 @@ class Records:
             raise too_many(before[1].number, skipped, before[1].batch)
         if skipped >= self._most:
             raise too_many(step.number, skipped, step.batch)
-
-
-def evaluated(history: History) -> bool:
-    """Whether the last record has an evaluation."""
-    return any(name.startswith("eval_") for name in history[-1])
 
 
 def _values(metrics: Any) -> Record:

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from funcnet.errors import DTypeError, describe
+from funcnet.errors import describe
+from funcnet.train._check import flag, iterable, whole
 from funcnet.train._check import function as check_function
-from funcnet.train._check import iterable, whole
 from funcnet.train.cursor import Position, agreeing, has_place, place
 
 
@@ -121,14 +121,7 @@ def prefetch(batches: Iterable[PyTree], ahead: SupportsIndex = 2, *, put: bool =
     """
     source = iter(iterable("train.prefetch", batches))
     ahead = whole("train.prefetch", "ahead", ahead, 0)
-    if not isinstance(put, bool | np.bool_):
-        raise DTypeError(
-            "train.prefetch: put is neither True nor False.",
-            path="put",
-            expected="True or False",
-            actual=describe(put),
-        )
-    return Prefetched(source, ahead, bool(put))
+    return Prefetched(source, ahead, flag("train.prefetch", "put", put))
 
 
 class _Read(NamedTuple):
