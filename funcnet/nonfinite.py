@@ -17,12 +17,12 @@ import numpy as np
 
 from funcnet.errors import DTypeError, describe
 
-__all__ = ["Finding", "Input", "find_nan"]
+__all__ = ["CALLS", "Finding", "Input", "find_nan"]
 
 NAN, INF = "nan", "inf"
 _NAMES = {NAN: "NaN", INF: "an infinity"}
 # Primitives that run one inner program over their own inputs, and where it is.
-_CALLS = {
+CALLS = {
     "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
@@ -326,7 +326,7 @@ class _Level:
 
 
 def _is_composite(eqn: Any) -> bool:
-    return eqn.primitive.name in (*_CALLS, "cond", "scan", "while", "hand_linear")
+    return eqn.primitive.name in (*CALLS, "cond", "scan", "while", "hand_linear")
 
 
 def _called(eqn: Any, operands: Sequence[Any]) -> tuple[Any, int]:
@@ -338,7 +338,7 @@ def _called(eqn: Any, operands: Sequence[Any]) -> tuple[Any, int]:
         known = params["known"]
         push = lambda *given: params["linear"].push(list(given[:known]), list(given[known:]))
         return jax.make_jaxpr(push)(*operands), 0
-    inner = params[_CALLS[name]]
+    inner = params[CALLS[name]]
     return inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ()), 0
 
 

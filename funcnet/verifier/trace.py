@@ -17,6 +17,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet.nonfinite import CALLS
+
 __all__ = [
     "CUSTOM",
     "HIDDEN",
@@ -32,16 +34,6 @@ __all__ = [
     "trace",
 ]
 
-_INLINED = {
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 _RESHAPES = ("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze")
 Value = int  # a value of the program, numbered from the inputs on
@@ -157,9 +149,9 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             name = eqn.primitive.name
-            if name in _INLINED:
+            if name in CALLS:
                 custom |= name in CUSTOM
-                inner = eqn.params[_INLINED[name]]
+                inner = eqn.params[CALLS[name]]
                 inner, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
                 results: Sequence[Any] = inline(inner, consts, operands)
             else:
