@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from funcnet.cli._page import Curve, Panel, charts, facts, page, picture, section, table
-from funcnet.tasks._plots import running_mean
+from funcnet.cli._text import duration
+from funcnet.tasks._plots import running_mean, series
 from funcnet.train.history import History
 from funcnet.verifier.html import gradients
 from funcnet.verifier.report import Report
@@ -123,9 +124,7 @@ def _curves(history: History, names: Sequence[str], skip: int = 0) -> list[Curve
 
 
 def _training(history: History, name: str, held_out: str) -> list[Curve]:
-    steps, values = history.column(name)
-    kept = np.isfinite(values)
-    steps, values = steps[kept], values[kept]
+    steps, values = series(history, name)
     return [
         Curve("each step", steps, values, "pale", 0),
         Curve("running mean", steps, running_mean(values), "line", 0),
@@ -171,7 +170,7 @@ def _tiles(run: Run, history: History) -> dict[str, str]:
         "loss scale halved": f"{int((rescaled > 0).sum()):,}" if len(rescaled) else "",
         "bad records": f"{int(bad[-1]):,}" if len(bad) else "",
         "checkpoint": next((str(r["checkpoint_error"]) for r in history[-1:] if "checkpoint_error" in r), ""),
-        "time": "" if seconds is None else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min",
+        "time": "" if seconds is None else duration(seconds),
     }
     return {name: text for name, text in tiles.items() if text}
 

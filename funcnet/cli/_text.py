@@ -4,12 +4,17 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-__all__ = ["heading", "table"]
+__all__ = ["duration", "heading", "table"]
 
 
 def heading(text: str, style: str = "bold") -> None:
     """Print a line in a style of rich."""
     Console(highlight=False, soft_wrap=True).print(text, style=style, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds, or, from two of them on, in minutes."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:

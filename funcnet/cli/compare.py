@@ -1,6 +1,5 @@
 """`funcnet compare RUN RUN ...`: how runs differ, and which of them is best."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import tyro
 
 from funcnet.cli import UsageError
 from funcnet.cli._options import parse
-from funcnet.cli._text import heading, table
+from funcnet.cli._text import duration, heading, table
 
 if TYPE_CHECKING:
     from funcnet.cli._page import Panel
@@ -102,13 +101,12 @@ def _read(folders: Sequence[Path]) -> list[Compared]:
     names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
     runs = []
     for name, folder in zip(names, folders, strict=True):
-        task, _, _ = _run.read_config(folder)
-        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        facts = _run.facts(folder)
         log = folder / "metrics.jsonl"
         history = History.read(log) if log.exists() else History()
         if not len(history):
             raise UsageError(f"{folder} has no steps in its metrics.jsonl yet")
-        runs.append(Compared(name, task, facts, history))
+        runs.append(Compared(name, facts["task"], facts, history))
     if len(tasks := {run.task for run in runs}) > 1:
         raise UsageError(f"these are runs of different tasks: {', '.join(sorted(tasks))}")
     return runs
@@ -132,7 +130,7 @@ def _scores(runs: Sequence[Compared], by: str) -> Table:
             [
                 run.name,
                 f"{int(last['step']):,}",
-                _time(float(last["seconds"])) if "seconds" in last else "",
+                duration(float(last["seconds"])) if "seconds" in last else "",
                 *(_number(_end(run, name)) for name in shown),
                 f"{_number(float(values[best]))} at {int(steps[best]):,}",
                 _number(_end(run, "steps_per_second")),
@@ -159,7 +157,7 @@ def _best(runs: Sequence[Compared], by: str) -> list[str]:
         if not known:
             continue
         i = known[_first_best(np.array([values[i] for i in known]), by)]
-        where = form.format(common) if form else _time(common)
+        where = form.format(common) if form else duration(common)
         others = ", ".join(f"{run.name} {_number(value)}" for run, value in zip(runs, values, strict=True))
         lines.append(f"best at {where}: {runs[i].name} ({others})")
     return lines
@@ -209,10 +207,6 @@ def _end(run: Compared, name: str) -> float:
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else ""
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def _panels(runs: Sequence[Compared], by: str) -> "list[Panel]":

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from funcnet.train.history import History
 
-__all__ = ["compared", "curves", "mistakes", "running_mean"]
+__all__ = ["compared", "curves", "mistakes", "running_mean", "series"]
 
 _TRAIN, _HELD_OUT = "#4477aa", "#cc6677"  # told apart by colour-blind eyes, too
 _RUNS = (_TRAIN, _HELD_OUT, "#228833", "#a08a00", "#2a9fc9", "#aa3377", "#7d7d7d")
@@ -32,10 +32,10 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=11)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        steps, values = _series(records, name)
+        steps, values = series(records, name)
         axes.plot(steps, values, color=_TRAIN, alpha=0.25, linewidth=0.8)
         axes.plot(steps, running_mean(values), color=_TRAIN, linewidth=1.6, label="training, running mean")
-        steps, scores = _series(records, f"eval_{name}")
+        steps, scores = series(records, f"eval_{name}")
         final = [f"{score:.2%}" if name == "accuracy" else f"{score:.4f}" for score in scores[-1:]]
         label = f"{held_out}, {final[0]} at the end" if final else held_out
         axes.plot(steps, scores, color=_HELD_OUT, marker="o", markersize=3.5, linewidth=1.2, label=label)
@@ -47,7 +47,7 @@ def curves(path: Path, records: Sequence[Mapping[str, Any]], *, title: str, held
     loss.set(ylabel="nats", yscale="log")
     loss.yaxis.set_major_formatter("{x:g}")
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _, values = _series(records, "accuracy")
+    _, values = series(records, "accuracy")
     later = running_mean(values)[len(values) // 10 :]  # the first tenth may leave the picture
     if len(later):
         accuracy.set_ylim(max(0, later.min() - 0.05), min(1.01, accuracy.get_ylim()[1]))
@@ -69,7 +69,7 @@ def compared(path: Path, histories: Mapping[str, History], *, title: str) -> Non
     names = ("loss", "accuracy", "eval_loss", "eval_accuracy")
     for axes, name in zip(figure.subplots(2, 2).flat, names, strict=True):
         for i, (run, history) in enumerate(histories.items()):
-            steps, values = _series(history, name)
+            steps, values = series(history, name)
             held_out = name.startswith("eval_")
             look: dict[str, Any] = {"marker": "o", "markersize": 3} if held_out else {}
             look |= {"color": _RUNS[i % len(_RUNS)], "linestyle": "-" if i < len(_RUNS) else "--"}
@@ -120,13 +120,12 @@ def _save(figure: Any, path: Path) -> None:
         raise
 
 
-def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one metric, where it is finite."""
-    if isinstance(records, History):
-        steps, values = records.column(name)
-        return steps[np.isfinite(values)], values[np.isfinite(values)]
-    pairs = [(r["step"], r[name]) for r in records if math.isfinite(r.get(name, math.nan))]
-    return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], float)
+    history = records if isinstance(records, History) else History(list(map(dict, records)))
+    steps, values = history.column(name)
+    kept = np.isfinite(values)
+    return steps[kept], values[kept]
 
 
 def running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

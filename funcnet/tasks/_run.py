@@ -28,7 +28,18 @@ from funcnet.errors import FileFormatError, ValueRangeError, shorten
 from funcnet.nets import transformer
 from funcnet.tasks._task import Saved
 
-__all__ = ["begun", "create", "described", "flat", "identity", "read", "read_config", "same", "write_config"]
+__all__ = [
+    "begun",
+    "create",
+    "described",
+    "facts",
+    "flat",
+    "identity",
+    "read",
+    "read_config",
+    "same",
+    "write_config",
+]
 
 _VERSION = 1
 _LATER = {transformer.Config: ("head", "classes", "stop")}  # fields that the first files do not have
@@ -111,8 +122,7 @@ def same(folder: Path, now: Mapping[str, Any]) -> list[str]:
         ValueRangeError: anything else differs; all that does is listed.
         FileFormatError, OSError: from `read_config`.
     """
-    read_config(folder)
-    before = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    before = flat(facts(folder))
     after = flat(now)
     pairs = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
     differ = {name: (was, now) for name, (was, now) in pairs.items() if was != now}
@@ -165,15 +175,36 @@ def read_config(folder: Path) -> tuple[str, Any, dict[str, Any]]:
         FileFormatError: it is not what `write_config` writes.
         OSError: it cannot be read.
     """
+    return _understood(folder, _content(folder))
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """All that config.json says.
+
+    Raises:
+        FileFormatError, OSError: as `read_config`.
+    """
+    content = _content(folder)
+    _understood(folder, content)
+    return content
+
+
+def _content(folder: Path) -> Any:
+    """What config.json holds."""
     path = folder / "config.json"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no run folder: there is no such folder")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder} is no run folder: it has no config.json") from error
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: this is no JSON: {error}.", path=str(path)) from error
+
+
+def _understood(folder: Path, content: Any) -> tuple[str, Any, dict[str, Any]]:
+    """The parts of it, if it is what `write_config` writes."""
+    path = folder / "config.json"
     match content:
         case {"version": int(version)} if version > _VERSION:
             raise FileFormatError(

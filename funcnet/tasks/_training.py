@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -16,7 +17,17 @@ from funcnet.errors import ValueRangeError
 from funcnet.tasks import _optimizer
 from funcnet.tasks._task import STEPS, check_range
 
-__all__ = ["LOSS_SCALE", "Timed", "Training", "by_steps", "cast", "make_step", "weights"]
+__all__ = [
+    "LOSS_SCALE",
+    "Timed",
+    "Training",
+    "batches",
+    "by_steps",
+    "cast",
+    "make_step",
+    "optimizer",
+    "weights",
+]
 
 LOSS_SCALE = 2.0**15  # of float16, in the beginning
 
@@ -87,6 +98,15 @@ def by_steps(training: Training, rate: float, steps: int) -> Callable[[Any], Any
     return schedule
 
 
+def optimizer(
+    training: Training, rate: float | Callable[[Any], Any], specs: Any, weight_decay: float
+) -> optax.GradientTransformation:
+    """The optimizer of a run; see `_optimizer.optimizer`."""
+    return _optimizer.optimizer(
+        training.optimizer, rate, specs, weight_decay=weight_decay, clip=training.clip
+    )
+
+
 def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation, training: Training) -> Any:
     """The step of a run, which measures norms and the learning rate."""
     return train.make_step(loss, optimizer, accumulate=training.accumulate, watch=True)
@@ -102,6 +122,12 @@ def cast(training: Training) -> Callable[[PyTree], PyTree]:
 def weights(state: train.State) -> PyTree:
     """What is scored and saved: the average of the parameters, if there is one."""
     return state.params if state.average is None else state.average
+
+
+def batches(training: Training, examples: PyTree, options: Any) -> "Timed":
+    """The examples of a task, shuffled, for its epochs or its time."""
+    every = train.batches(examples, options.batch, seed=options.seed, epochs=options.epochs)
+    return Timed(every, training.minutes, time.monotonic)
 
 
 class Timed:

@@ -24,7 +24,7 @@ from funcnet.nets import transformer
 from funcnet.nets.generate import generate as next_tokens
 from funcnet.ops.loss import cross_entropy
 from funcnet.tasks import _training
-from funcnet.tasks._optimizer import optimizer, share
+from funcnet.tasks._optimizer import share
 from funcnet.tasks._task import SEEDS, STEPS, Prediction, Saved, Task, check_range, correct, fingerprint
 from funcnet.tasks._training import Training
 
@@ -236,13 +236,8 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         timed = _training.Timed(rates, minutes, time.monotonic)
         return timed
 
-    chosen = optimizer(
-        training.optimizer,
-        0.0,  # set before each step
-        transformer.specs(net),
-        weight_decay=options.weight_decay,
-        clip=training.clip,
-    )
+    # The rate is set before each step.
+    chosen = _training.optimizer(training, 0.0, transformer.specs(net), options.weight_decay)
     inner = _training.make_step(loss, chosen, training)
 
     def step(state: train.State, batch: Batch) -> Any:

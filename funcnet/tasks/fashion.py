@@ -6,7 +6,6 @@ Learning Algorithms", 2017. Debian's package dataset-fashion-mnist installs its 
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from funcnet.errors import FileFormatError
 from funcnet.nets import convnet
 from funcnet.ops.loss import cross_entropy
 from funcnet.tasks import _idx, _images, _plots, _training
-from funcnet.tasks._optimizer import optimizer
 from funcnet.tasks._task import EPOCHS, SEEDS, Prediction, Saved, Task, check_range, correct, fingerprint
 from funcnet.tasks._training import Training
 
@@ -136,23 +134,13 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
 
     steps_in_epoch = len(train_set.labels) // options.batch
     steps = options.epochs * steps_in_epoch
-    chosen = optimizer(
-        training.optimizer,
-        _training.by_steps(training, options.learning_rate, steps),
-        convnet.specs(net),
-        weight_decay=options.weight_decay,
-        clip=training.clip,
-    )
-
-    def batches() -> Any:
-        every = train.batches(train_set, options.batch, seed=options.seed, epochs=options.epochs)
-        return _training.Timed(every, training.minutes, time.monotonic)
-
+    rate = _training.by_steps(training, options.learning_rate, steps)
+    chosen = _training.optimizer(training, rate, convnet.specs(net), options.weight_decay)
     return Task(
         config=net,
         optimizer=chosen,
         step=_training.make_step(loss, chosen, training),
-        batches=batches,
+        batches=lambda: _training.batches(training, train_set, options),
         steps=steps,
         evaluate=lambda state: train.evaluate(score, _training.weights(state), train.in_order(test_set, 500)),
         every=steps_in_epoch,
