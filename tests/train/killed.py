@@ -54,19 +54,20 @@ def main(folder: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     reached = []
     while len(reached) < kills:
-        begun, tell = os.pipe()
+        told, tell = os.pipe()
         child = os.fork()
         if not child:
             train(folder, partial(slow, tell))
             os._exit(0)
         os.close(tell)
-        # Some die while they start and compile, most in the middle of steps and writes.
-        if len(reached) % 5:
-            assert os.read(begun, 1), "it failed"
-        time.sleep(draw.uniform(0, 0.8))
+        # Some die while they start and compile, most in the middle of steps and writes. The wait is counted in
+        # steps, not in seconds: however slow the machine is, each run gets further than the one before it.
+        for _ in range(draw.randint(4, 20) if len(reached) % 5 else 0):
+            assert os.read(told, 1), "it failed"
+        time.sleep(draw.uniform(0, 0.1))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        os.close(begun)
+        os.close(told)
         assert os.WIFSIGNALED(status), "the run was over before it was killed, or failed"
         reached.append(max(Checkpoints(folder / "checkpoints").steps(), default=0))
     print(json.dumps({"digest": train(folder, lambda record: None), "reached": reached}))

@@ -44,7 +44,7 @@ def test_killed_fifty_times(tmp_path):
     assert result["digest"] == whole
     reached = result["reached"]
     assert reached == sorted(reached), "a checkpoint was lost"
-    assert len(set(reached)) > 5, "it was killed before it had done anything"
+    assert len(set(reached)) > 25, "it was killed before it had done anything"
 
 
 SCHEDULED = """
