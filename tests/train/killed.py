@@ -60,8 +60,8 @@ def main(folder: Path, kills: int, seed: int) -> None:
             train(folder, partial(slow, tell))
             os._exit(0)
         os.close(tell)
-        # Some die while they start and compile, most in the middle of steps and writes. The wait is counted in
-        # steps, not in seconds: however slow the machine is, each run gets further than the one before it.
+        # Some die while they start and compile, most in the middle of steps and writes. The wait is counted
+        # in steps, not in seconds: however slow the machine is, each run gets further than the one before.
         for _ in range(draw.randint(4, 20) if len(reached) % 5 else 0):
             assert os.read(told, 1), "it failed"
         time.sleep(draw.uniform(0, 0.1))
