@@ -158,7 +158,9 @@ def _best(runs: Sequence[Compared], by: str) -> list[str]:
             continue
         i = known[_first_best(np.array([values[i] for i in known]), by)]
         where = form.format(common) if form else duration(common)
-        others = ", ".join(f"{run.name} {_number(value)}" for run, value in zip(runs, values, strict=True))
+        others = ", ".join(
+            f"{run.name} {_number(value) or 'none yet'}" for run, value in zip(runs, values, strict=True)
+        )
         lines.append(f"best at {where}: {runs[i].name} ({others})")
     return lines
 

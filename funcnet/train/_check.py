@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from funcnet.errors import DTypeError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 
 __all__ = ["alive", "flag", "function", "here", "iterable", "own", "shown", "whole"]
 
@@ -101,16 +101,34 @@ def here(where: str, path: str, tree: PyTree) -> None:
     alive(where, path, tree)
 
 
-def own(where: str, batch: PyTree) -> PyTree:
+def own(where: str, batch: PyTree, step: int | None = None) -> PyTree:
     """The batch with its NumPy arrays copied, since whoever made it may fill the same buffers again.
 
     (A computation may read them, without a copy, long after its call has returned.)
 
+    Args:
+        where: who asks.
+        batch: any tree of arrays.
+        step: its number, if it must not be empty.
+
     Raises:
         DTypeError: a leaf is no array of numbers.
+        ShapeError: there is no example in it.
     """
     leaves, tree = jax.tree.flatten(batch)
-    if all(type(leaf) in _AS_IT_IS for leaf in leaves):
+    if step is not None:
+        for leaf in leaves:
+            if getattr(leaf, "shape", ())[:1] == (0,):
+                raise ShapeError(
+                    f"{where}: the batch of step {step} is empty.",
+                    path="batch",
+                    expected="one example or more",
+                    actual=", ".join(map(describe, leaves)),
+                )
+    for leaf in leaves:
+        if type(leaf) not in _AS_IT_IS:
+            break
+    else:
         return batch
     owned = [_own(leaf) for leaf in leaves]
     for place, leaf in enumerate(owned):

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from funcnet import signature
 from funcnet._signals import Stop, signals
-from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.errors import DTypeError, StructureError, ValueRangeError, describe
 from funcnet.train import _check
 from funcnet.train.checkpoints import Checkpoints
 from funcnet.train.cursor import place
@@ -166,8 +166,7 @@ def fit(
                 ended = "stop" if stop is not None and stop(history) else None
             for batch in () if ended else _next(iterator, count, limit, records, signal):
                 whole = False
-                batch = _check.own("train.fit", batch)
-                _refuse_empty(batch, done + 1)
+                batch = _check.own("train.fit", batch, done + 1)
                 if done == first:
                     signal.attempt(_check_values, step, state, batch)
                     if signal.number:
@@ -381,17 +380,3 @@ def _check_values(step: Any, state: State, batch: PyTree) -> None:
     loss = getattr(step, "loss", None)
     if loss is not None:
         signature.call("train.fit", loss, state.params, state.model_state, batch, step_key(state))
-
-
-def _refuse_empty(batch: PyTree, number: int) -> None:
-    for leaf in jax.tree.leaves(batch):
-        if getattr(leaf, "shape", ())[:1] == (0,):
-            break
-    else:
-        return
-    raise ShapeError(
-        f"train.fit: the batch of step {number} is empty.",
-        path="batch",
-        expected="one example or more",
-        actual=", ".join(map(describe, jax.tree.leaves(batch))),
-    )

@@ -170,15 +170,20 @@ def _joined(*parts: Record) -> Record:
     """One record of several, in which no name comes twice."""
     record: Record = {}
     for part in parts:
-        before = len(record)
-        whole = record | part
-        if len(whole) < before + len(part):
-            name = next(name for name in part if name in record)
+        record.update(part)
+    if len(record) < sum(map(len, parts)):
+        _refuse_twice(parts)
+    return record
+
+
+def _refuse_twice(parts: Sequence[Record]) -> None:
+    record: Record = {}
+    for part in parts:
+        for name in part.keys() & record.keys():
             raise ValueRangeError(
                 f'train.fit: two things to be recorded have the name "{name}".',
                 path=name,
                 expected=f"names other than {', '.join(record)}",
                 actual=", ".join(part),
             )
-        record = whole
-    return record
+        record |= part

@@ -62,7 +62,7 @@ def test_a_table_what_differs_and_the_best(two, capsys):
         "options.learning_rate  0.1    0.2\n"
         "\n"
         "best at 4 steps: slow (quick 0.5, slow 0.25)\n"
-        "best at 1 s: quick (quick 0.5, slow )\n"
+        "best at 1 s: quick (quick 0.5, slow none yet)\n"
     )
 
 
