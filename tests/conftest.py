@@ -81,6 +81,14 @@ def bounded_memory():
 
 
 @pytest.fixture
+def compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Processes that a test starts find what the first of them compiled, which must not be killed."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    for least in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES"):
+        monkeypatch.setenv(f"JAX_PERSISTENT_CACHE_MIN_{least}", "0")
+
+
+@pytest.fixture
 def unchecked():
     """Annotations are not checked: funcnet's own errors speak, as they do for users."""
     import jaxtyping

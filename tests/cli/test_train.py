@@ -659,6 +659,7 @@ sys.exit(main([*task.split(), *sys.argv[1:]]))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 def test_a_run_that_is_killed_three_times_ends_as_one_that_was_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text").write_text("a short text, again and again; " * 40, "utf-8")

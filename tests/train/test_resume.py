@@ -11,8 +11,8 @@ import pytest
 from tests.train import resumed
 
 
-def python(*args, **more):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0", **more}
+def python(*args):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
     done = subprocess.run(
         [sys.executable, *args],
         env=env,
@@ -37,15 +37,11 @@ def test_every_step_can_be_gone_on_from(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 def test_killed_fifty_times(tmp_path):
     code = "from pathlib import Path; from tests.train.killed import train; print(train(Path({!r}), print))"
-    # Compiled once, by the run that is not killed: else two thirds of each start are compiling.
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    compiled |= {
-        f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")
-    }
-    whole = python("-c", code.format(str(tmp_path / "whole")), **compiled).splitlines()[-1]
-    told = python("-m", "tests.train.killed", str(tmp_path / "run"), "50", "0", **compiled)
+    whole = python("-c", code.format(str(tmp_path / "whole"))).splitlines()[-1]
+    told = python("-m", "tests.train.killed", str(tmp_path / "run"), "50", "0")
     result = json.loads(told.splitlines()[-1])
     assert result["digest"] == whole
     reached = result["reached"]

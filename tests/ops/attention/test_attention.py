@@ -206,7 +206,7 @@ def test_every_combination_of_options(call):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(calls())
 def test_many_combinations_of_options(call):
     test_every_combination_of_options.hypothesis.inner_test(call)
