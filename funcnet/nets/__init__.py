@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from funcnet.nets import convnet, encoder, generate, mlp, resnet, spec, stack, transformer, vit
+    from funcnet.nets import convnet, encoder, generate, mlp, resnet, stack, transformer, vit
 
-__all__ = ["convnet", "encoder", "generate", "mlp", "resnet", "spec", "stack", "transformer", "vit"]
+__all__ = ["convnet", "encoder", "generate", "mlp", "resnet", "stack", "transformer", "vit"]
 
 
 def __getattr__(name: str) -> Any:
