@@ -30,7 +30,7 @@ NETS = {
         ),
         2,
     ),
-    "encoder": (encoder, encoder.Config(11, context=3, layers=3, heads=3, d=12), 2),
+    "encoder": (encoder, encoder.Config(11, 3, 3, 3, 12, head="masked", pooler=False), 2),
     "vit": (vit, vit.Config((2, 4, 3), patch=(2, 4), layers=3, heads=3, d=12, classes=5), 2),
     "resnet": (resnet, resnet.Config((2, 1, 3), channels=(4, 6), blocks=(1, 1), classes=5), 2),
     "convnet": (convnet, convnet.Config((4, 2, 3), channels=(4,), hidden=7, classes=5), 8),
@@ -63,7 +63,7 @@ def gradient(net, config, t):
 
     def outputs(params):
         if net is resnet:
-            return resnet.apply(params, x, config, state=resnet.init_state(config))[0]
+            return resnet.apply(params, resnet.init_state(config), x, config, train=False)[0]
         y = net.apply(params, x, config)
         return encoder.logits(params, y, config) if net is encoder else y
 

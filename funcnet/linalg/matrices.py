@@ -5,13 +5,15 @@ stack come first, then in, then out, each in the order in which they stand.
 """
 
 import math
+from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.spec import Spec
 
-__all__ = ["as_matrices", "from_matrices", "sizes"]
+__all__ = ["as_matrices", "from_matrices", "sizes", "wide_dtype"]
 
 
 def as_matrices(w: Shaped[Array, "..."], spec: Spec) -> Shaped[Array, "s i o"]:
@@ -63,6 +65,11 @@ def sizes(spec: Spec) -> tuple[int, int, int]:
         math.prod(n for n, role in zip(shape, roles, strict=True) if role == letter) for letter in "sio"
     )
     return stack, rows, columns
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """What matrices of this dtype are iterated on in: float32 or wider."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def _order(where: str, spec: Spec) -> tuple[tuple[int, ...], list[int]]:

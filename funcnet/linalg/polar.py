@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from funcnet.errors import ValueRangeError
+from funcnet.linalg.matrices import wide_dtype
 
 __all__ = ["METHODS", "polar"]
 
@@ -50,7 +51,7 @@ def polar(m: Float[Array, "s i o"], *, method: str = "auto") -> Float[Array, "s 
             expected=", ".join(f'"{name}"' for name in METHODS),
             actual=repr(method),
         )
-    wide = m.astype(jnp.promote_types(m.dtype, jnp.float32))
+    wide = m.astype(wide_dtype(m.dtype))
     flat = wide.swapaxes(1, 2) if m.shape[1] > m.shape[2] else wide
     chosen = _fastest(flat.shape) if method == "auto" else method
     result = {"direct": _direct, "gram": _gram, "svd": _svd}[chosen](_within_one(flat))

@@ -52,11 +52,21 @@ class _Product(NamedTuple):
     o: frozenset[_Piece]
 
 
-_DATA = object()  # a value that depends on the data; None: one that depends on neither data nor a leaf's place
+_DATA = (
+    object()
+)  # a value that depends on the data; None: one that depends on neither data nor a leaf's place
 _ELEMENTWISE = "elementwise"
 
 # What a leaf may go through and stay the matrix that it is, as long as no data come in.
-_SAME = {"convert_element_type", "copy", "copy_p", "optimization_barrier", "name", "sharding_constraint", "stop_gradient"}
+_SAME = {
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "optimization_barrier",
+    "name",
+    "sharding_constraint",
+    "stop_gradient",
+}
 _OVER_ELEMENTS = {
     "add", "add_any", "sub", "mul", "div", "max", "min", "neg", "sign", "abs", "exp", "exp2", "log", "log1p",
     "expm1", "tanh", "logistic", "sqrt", "rsqrt", "cbrt", "square", "integer_pow", "pow", "select_n", "sin",
@@ -192,6 +202,10 @@ class _Walk:
             moved = _moved(name, eqn, first)
         if moved is not None:
             return moved
+        if name in ("concatenate", "pad") and any(value is _DATA for value in given):
+            for value in given:
+                self._unclear(value, _ELEMENTWISE)  # laid beside data, as a class token is
+            return [_DATA]
         if name in _OVER_ELEMENTS:
             return [self._over_elements(eqn, given)]
         if name.startswith("reduce_") and not any(value is _DATA for value in given):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from funcnet.linalg.matrices import as_matrices, from_matrices, sizes
+from funcnet.linalg.matrices import as_matrices, from_matrices, sizes, wide_dtype
 from funcnet.linalg.polar import polar
 from funcnet.optim._parts import Rate, by_matrices
 from funcnet.spec import Spec, is_spec
@@ -119,7 +119,7 @@ def scale_by_muon(
     def init(params: Any) -> State:
         second = None
         if decay is not None:
-            columns = lambda leaf: jnp.zeros(sizes(leaf)[::2], jnp.promote_types(leaf.dtype, jnp.float32))
+            columns = lambda leaf: jnp.zeros(sizes(leaf)[::2], wide_dtype(leaf.dtype))
             second = jax.tree.map(columns, specs, is_leaf=is_spec)
         return State(jax.tree.map(jnp.zeros_like, params), second)
 

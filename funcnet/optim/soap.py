@@ -16,12 +16,13 @@ import optax
 from jaxtyping import Array, Float, Integer
 
 from funcnet.linalg import kronecker
-from funcnet.linalg.matrices import as_matrices, from_matrices, sizes
+from funcnet.linalg.matrices import as_matrices, from_matrices, sizes, wide_dtype
 from funcnet.optim._parts import Rate, by_matrices
 from funcnet.spec import Spec, is_spec
 
 __all__ = ["Moments", "Side", "State", "scale_by_factors", "shampoo", "soap"]
 
+_ROUNDING = 16  # times eps of the whole gradient: an element below it is rounding, and must not be made 1
 _DAMPING = 1e-6  # of Shampoo's largest eigenvalue, added to all
 
 
@@ -157,7 +158,10 @@ def scale_by_factors(
             mean = b1 * was.mean + (1 - b1) * rotated
             if elementwise:
                 square = b2 * was.square + (1 - b2) * rotated * rotated
-                step = mean / shares[0] / (jnp.sqrt(square / shares[1]) + eps)
+                least = eps + _ROUNDING * float(jnp.finfo(g.dtype).eps) * jnp.sqrt(
+                    square.sum((1, 2), keepdims=True)
+                )
+                step = mean / shares[0] / (jnp.sqrt(square / shares[1]) + least)
             else:
                 square = b2 * was.square + (1 - b2) * g * g
                 adam = _back(mean, left, right) / shares[0] / (jnp.sqrt(square / shares[1]) + eps)
@@ -183,7 +187,7 @@ def scale_by_factors(
 
 def _start(leaf: Spec, most: int) -> Moments:
     stack, rows, columns = sizes(leaf)
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    wide = wide_dtype(leaf.dtype)
 
     def side(n: int) -> Side | None:
         square = jnp.zeros((stack, n, n), wide)
