@@ -30,7 +30,11 @@ NETS = {
         ),
         2,
     ),
-    "encoder": (encoder, encoder.Config(11, 3, 3, 3, 12, head="masked", pooler=False), 2),
+    "encoder": (
+        encoder,
+        encoder.Config(11, context=3, layers=3, heads=3, d=12, head="masked", pooler=False),
+        2,
+    ),
     "vit": (vit, vit.Config((2, 4, 3), patch=(2, 4), layers=3, heads=3, d=12, classes=5), 2),
     "resnet": (resnet, resnet.Config((2, 1, 3), channels=(4, 6), blocks=(1, 1), classes=5), 2),
     "convnet": (convnet, convnet.Config((4, 2, 3), channels=(4,), hidden=7, classes=5), 8),
@@ -51,24 +55,28 @@ OPERATIONS = {
 def gradient(net, config, t):
     """Of one example at t positions, of a loss that sees every output; drawn at random, tables and all."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda p: jnp.asarray(rng.normal(size=p.shape)), net.init(jax.random.key(0), config)
-    )
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), config))
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape), shapes)
     if net in (transformer, encoder):
-        x = jnp.asarray(rng.integers(0, config.vocabulary, (1, t)))
+        x = rng.integers(0, config.vocabulary, (1, t))
     else:
-        x = jnp.asarray(
-            rng.normal(size=(1, *getattr(config, "image", config.sizes[:1] if net is mlp else ())))
-        )
+        x = rng.normal(size=(1, *(config.sizes[:1] if net is mlp else config.image)))
 
-    def outputs(params):
+    def outputs(params, x):
         if net is resnet:
             return resnet.apply(params, resnet.init_state(config), x, config, train=False)[0]
         y = net.apply(params, x, config)
         return encoder.logits(params, y, config) if net is encoder else y
 
-    y, pullback = jax.vjp(outputs, params)
-    return pullback(jnp.asarray(rng.normal(size=y.shape)))[0]
+    return pulled_back(outputs, params, x, rng)
+
+
+def pulled_back(f, params, x, rng):
+    """The gradient of params for a random cotangent, in one program."""
+    params, x = jax.tree.map(jnp.asarray, (params, x))
+    dy = jnp.asarray(rng.normal(size=jax.eval_shape(f, params, x).shape))
+    grads = jax.jit(lambda params, x, dy: jax.vjp(lambda p: f(p, x), params)[1](dy)[0])(params, x, dy)
+    return jax.tree.map(np.asarray, grads)
 
 
 def ranks(m):
@@ -109,9 +117,7 @@ def test_the_law_of_matrices(name):
 def test_the_law_of_groups(name):
     apply, params, shape, specs = OPERATIONS[name]
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(1, *shape)))
-    y, pullback = jax.vjp(lambda p: apply(p, x), params)
-    grads = pullback(jnp.asarray(rng.normal(size=y.shape)))[0]
+    grads = pulled_back(apply, params, rng.normal(size=(1, *shape)), rng)
     assert kept(grads["w"], specs["w"], shape[0])
     merged, roles = specs["w"].matrix
     wrong = dataclasses.replace(specs["w"], matrix=(merged, roles.replace("s", "i")))
@@ -151,7 +157,8 @@ def test_heads_apart_are_matrices_too():
 def test_there_and_back(name):
     if name in NETS:
         net, config, _ = NETS[name]
-        params, specs = net.init(jax.random.key(0), config), net.specs(config)
+        shapes, specs = jax.eval_shape(lambda: net.init(jax.random.key(0), config)), net.specs(config)
+        params = jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape), shapes)
     else:
         _, params, _, specs = OPERATIONS[name]
     there = lambda spec, leaf: leaf if spec.matrix is None else from_matrices(as_matrices(leaf, spec), spec)

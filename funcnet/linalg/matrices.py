@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Shaped
 
 from funcnet.errors import ShapeError, StructureError, describe
@@ -16,7 +17,7 @@ from funcnet.spec import Spec
 __all__ = ["as_matrices", "from_matrices", "sizes", "wide_dtype"]
 
 
-def as_matrices(w: Shaped[Array, "..."], spec: Spec) -> Shaped[Array, "s i o"]:
+def as_matrices(w: Shaped[Array | np.ndarray, "..."], spec: Spec) -> Shaped[Array | np.ndarray, "s i o"]:
     """The leaf as a stack of matrices, such that each has the gradient Xᵀ dY; a table is one of its own.
 
     Raises:
@@ -39,7 +40,7 @@ def as_matrices(w: Shaped[Array, "..."], spec: Spec) -> Shaped[Array, "s i o"]:
     return w.reshape(shape).transpose(order).reshape(sizes(spec))
 
 
-def from_matrices(m: Shaped[Array, "s i o"], spec: Spec) -> Shaped[Array, "..."]:
+def from_matrices(m: Shaped[Array | np.ndarray, "s i o"], spec: Spec) -> Shaped[Array | np.ndarray, "..."]:
     """The leaf whose matrices these are: the inverse of `as_matrices`.
 
     Raises:

@@ -223,7 +223,7 @@ def test_what_is_rounding_in_the_bases_of_soap_is_no_step():
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_transformer_learns(name):
-    config = transformer.Config(11, context=8, layers=2, heads=2, d=8)
+    config = transformer.Config(11, context=8, layers=1, heads=2, d=4)
     params = transformer.init(jax.random.key(0), config)
     ids = jnp.tile(jnp.arange(8), (2, 1))
 
@@ -239,4 +239,4 @@ def test_a_transformer_learns(name):
     for _ in range(8):
         state, metrics = step(state, ids)
         first = float(metrics["loss"]) if first is None else first
-    assert float(metrics["loss"]) < 0.85 * first
+    assert float(metrics["loss"]) < 0.9 * first
