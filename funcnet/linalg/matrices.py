@@ -8,8 +8,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Shaped
 
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.spec import Spec
@@ -17,7 +16,7 @@ from funcnet.spec import Spec
 __all__ = ["as_matrices", "from_matrices", "sizes", "wide_dtype"]
 
 
-def as_matrices(w: Shaped[Array | np.ndarray, "..."], spec: Spec) -> Shaped[Array | np.ndarray, "s i o"]:
+def as_matrices(w: Shaped[Any, "..."], spec: Spec) -> Shaped[Any, "s i o"]:
     """The leaf as a stack of matrices, such that each has the gradient Xᵀ dY; a table is one of its own.
 
     Raises:
@@ -40,7 +39,7 @@ def as_matrices(w: Shaped[Array | np.ndarray, "..."], spec: Spec) -> Shaped[Arra
     return w.reshape(shape).transpose(order).reshape(sizes(spec))
 
 
-def from_matrices(m: Shaped[Array | np.ndarray, "s i o"], spec: Spec) -> Shaped[Array | np.ndarray, "..."]:
+def from_matrices(m: Shaped[Any, "s i o"], spec: Spec) -> Shaped[Any, "..."]:
     """The leaf whose matrices these are: the inverse of `as_matrices`.
 
     Raises:

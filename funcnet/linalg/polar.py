@@ -80,11 +80,11 @@ def _direct(x: Array) -> Array:
 
 def _gram(x: Array) -> Array:
     """X ← P X and G ← P G P, with G = X Xᵀ and P = a + b G + c G²: the product of all P, then one with X."""
-    g, whole = x @ x.swapaxes(1, 2), None
-    eye = jnp.eye(g.shape[-1], dtype=g.dtype)
+    g = x @ x.swapaxes(1, 2)
+    whole = eye = jnp.eye(g.shape[-1], dtype=g.dtype)
     for i, (a, b, c) in enumerate(_POLYNOMIALS):
         p = a * eye + b * g + c * (g @ g)
-        whole = p if whole is None else p @ whole
+        whole = p @ whole if i else p
         if i + 1 < len(_POLYNOMIALS):
             g = p @ g @ p
     return whole @ x

@@ -1,6 +1,6 @@
 """What the optimizers share: matrices by one rule, everything else by AdamW, one rate for both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -56,7 +56,10 @@ def by_matrices(
         chosen,
         is_leaf=lambda leaf: spec.is_spec(leaf) or masked(leaf),
     )
-    parts = {"matrix": rule(chosen), "rest": optax.scale_by_adam(b1, b2, eps)}
+    parts: dict[Hashable, optax.GradientTransformation] = {
+        "matrix": rule(chosen),
+        "rest": optax.scale_by_adam(b1, b2, eps),
+    }
     chained = optax.chain(
         optax.partition(parts, labels),
         optax.add_decayed_weights(weight_decay, mask=spec.decay_mask(specs)),

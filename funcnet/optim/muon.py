@@ -123,11 +123,11 @@ def scale_by_muon(
             second = jax.tree.map(columns, specs, is_leaf=is_spec)
         return State(jax.tree.map(jnp.zeros_like, params), second)
 
-    def update(grads: Any, state: State, params: Any = None) -> tuple[Any, State]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, State]:
         del params
         mean = lambda old, new: (momentum * old + (1 - momentum) * new).astype(old.dtype)
-        kept = jax.tree.map(mean, state.momentum, grads)
-        ahead = jax.tree.map(mean, kept, grads) if nesterov else kept
+        kept = jax.tree.map(mean, state.momentum, updates)
+        ahead = jax.tree.map(mean, kept, updates) if nesterov else kept
         leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
         factors = _polar_factors(leaves, jax.tree.leaves(ahead), method)
         second = state.second

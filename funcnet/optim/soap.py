@@ -57,7 +57,7 @@ class Moments(NamedTuple):
 class State(NamedTuple):
     """How many updates there were, and the moments of every leaf that is a matrix."""
 
-    count: Integer[Array, ""]
+    steps: Integer[Array, ""]
     moments: Any
 
 
@@ -143,12 +143,12 @@ def scale_by_factors(
         moments = jax.tree.map(lambda leaf: _start(leaf, most), specs, is_leaf=is_spec)
         return State(jnp.zeros((), jnp.int32), moments)
 
-    def update(grads: Any, state: State, params: Any = None) -> tuple[Any, State]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, State]:
         del params
-        first = state.count == 0
+        first = state.steps == 0
         # The bases of the first update are used from the second on; SOAP has no squares in them before.
-        squares = state.count if elementwise else state.count + 1
-        shares = 1 - b1 ** (state.count + 1), 1 - b2 ** jnp.maximum(squares, 1)
+        squares = state.steps if elementwise else state.steps + 1
+        shares = 1 - b1 ** (state.steps + 1), 1 - b2 ** jnp.maximum(squares, 1)
 
         def one(leaf: Spec, grad: Array, was: Moments) -> tuple[Array, Moments]:
             g = as_matrices(grad, leaf).astype(was.mean.dtype)
@@ -169,7 +169,7 @@ def scale_by_factors(
                 step = step * (_length(adam) / jnp.maximum(_length(step), 1e-30))
             step = jnp.where(first, 0, _back(step, left, right))
             kept = jax.lax.cond(
-                state.count % every == 0,
+                state.steps % every == 0,
                 lambda moments: _refresh(moments, first, elementwise),
                 lambda moments: moments,
                 Moments(mean, square, left, right),
@@ -178,9 +178,9 @@ def scale_by_factors(
 
         leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
         moments = tree.flatten_up_to(state.moments)
-        pairs = [one(*each) for each in zip(leaves, jax.tree.leaves(grads), moments, strict=True)]
+        pairs = [one(*each) for each in zip(leaves, jax.tree.leaves(updates), moments, strict=True)]
         steps = tree.unflatten([step for step, _ in pairs])
-        return steps, State(state.count + 1, tree.unflatten([kept for _, kept in pairs]))
+        return steps, State(state.steps + 1, tree.unflatten([kept for _, kept in pairs]))
 
     return optax.GradientTransformation(init, update)
 

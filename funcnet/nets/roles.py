@@ -300,8 +300,8 @@ def _moved(name: str, eqn: Any, value: _Leaf) -> list[Any] | None:
     if name == "transpose":
         return [dataclasses.replace(value, axes=tuple(value.axes[axis] for axis in params["permutation"]))]
     if name in ("reshape", "squeeze", "expand_dims"):
-        axes = _split(tuple(piece for axis in value.axes for piece in axis), shape)
-        return None if axes is None else [dataclasses.replace(value, axes=axes)]
+        laid_out = _split(tuple(piece for axis in value.axes for piece in axis), shape)
+        return None if laid_out is None else [dataclasses.replace(value, axes=laid_out)]
     if name == "broadcast_in_dim":
         axes: list[tuple[_Piece, ...]] = [()] * len(shape)
         for axis, place in zip(value.axes, params["broadcast_dimensions"], strict=True):

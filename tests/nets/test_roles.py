@@ -10,8 +10,7 @@ import pytest
 import funcnet as fn
 from funcnet.errors import StructureError
 from funcnet.linalg import as_matrices
-from funcnet.nets import encoder, resnet, transformer
-from funcnet.nets.matrices import matrices
+from funcnet.nets import encoder, matrices, resnet, transformer
 from funcnet.spec import is_spec
 from tests.test_spec import NETS
 
