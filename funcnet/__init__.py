@@ -14,7 +14,21 @@ from typing import TYPE_CHECKING, Any
 from funcnet import backend as _backend
 
 if TYPE_CHECKING:
-    from funcnet import backend, errors, hub, linalg, nets, ops, rules, store, tasks, train, verifier
+    from funcnet import (
+        backend,
+        errors,
+        hub,
+        linalg,
+        nets,
+        ops,
+        optim,
+        rules,
+        spec,
+        store,
+        tasks,
+        train,
+        verifier,
+    )
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
     from funcnet.ops.attention import alibi, attention, multihead, rope
@@ -41,7 +55,8 @@ _FAMILIES = {
 }  # fmt: skip
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _PACKAGES = (
-    "backend", "errors", "hub", "linalg", "nets", "ops", "rules", "store", "tasks", "train", "verifier",
+    "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "rules", "spec", "store", "tasks", "train",
+    "verifier",
 )  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",

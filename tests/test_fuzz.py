@@ -692,7 +692,7 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "nets.transformer.preset": (net.preset, {"name": "gpt2-124m"}),
         "nets.transformer.specs": (net.specs, {"config": config}),
-        "nets.spec.decay_mask": (fn.nets.spec.decay_mask, {"specs": net.specs(config)}),
+        "spec.decay_mask": (fn.spec.decay_mask, {"specs": net.specs(config)}),
         "nets.vit.patches": (fn.nets.vit.patches, {"images": F(2, 4, 4, 1), "patch": (2, 2)}),
         "nets.encoder.pool": (fn.nets.encoder.pool, {"x": F(2, 3, 4), "mask": jnp.ones((2, 3), bool)}),
     }
@@ -702,7 +702,7 @@ OTHERS = """
     train.init train.make_step train.batches train.in_order train.batches(...).seek train.tokens
     train.write_tokens train.prefetch train.mapped train.stateful save load hub.load hub.save
     hub.read_safetensors hub.write_safetensors nets.transformer.init_cache nets.transformer.preset
-    nets.transformer.specs nets.spec.decay_mask nets.vit.patches nets.encoder.pool
+    nets.transformer.specs spec.decay_mask nets.vit.patches nets.encoder.pool
 """
 
 

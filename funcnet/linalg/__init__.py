@@ -1,6 +1,17 @@
 """The linear algebra of a layer: operators without matrices, spectra, certified norms (docs/linalg.md)."""
 
-from funcnet.linalg import circulant, krylov
+from funcnet.linalg import circulant, kronecker, krylov
+from funcnet.linalg.matrices import as_matrices, from_matrices
 from funcnet.linalg.operator import Interval, Operator
+from funcnet.linalg.polar import polar
 
-__all__ = ["Interval", "Operator", "circulant", "krylov"]
+__all__ = [
+    "Interval",
+    "Operator",
+    "as_matrices",
+    "circulant",
+    "from_matrices",
+    "kronecker",
+    "krylov",
+    "polar",
+]

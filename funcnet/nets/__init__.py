@@ -4,12 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from funcnet.nets import convnet, encoder, generate, mlp, resnet, spec, stack, transformer, vit
+    from funcnet.nets import convnet, encoder, generate, mlp, resnet, roles, stack, transformer, vit
+    from funcnet.nets.roles import matrices
 
-__all__ = ["convnet", "encoder", "generate", "mlp", "resnet", "spec", "stack", "transformer", "vit"]
+__all__ = [
+    "convnet", "encoder", "generate", "matrices", "mlp", "resnet", "roles", "stack", "transformer", "vit",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "matrices":
+        return importlib.import_module("funcnet.nets.roles").matrices
     if name in __all__:
         return importlib.import_module(f"funcnet.nets.{name}")
     raise AttributeError(f"module 'funcnet.nets' has no attribute {name!r}")

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.errors import ShapeError
 from funcnet.nets import _images
-from funcnet.nets.spec import describe
 from funcnet.ops import _check
 from funcnet.ops.conv import conv, max_pool
 from funcnet.ops.dense import linear
@@ -108,9 +107,9 @@ def apply(
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`."""
     _check.config("convnet.specs", config, Config)
-    kernel, matrix = {"w": "h w c_in c_out", "b": "c_out"}, {"w": "d_in d_out", "b": "d_out"}
-    return describe(
-        init,
-        config,
-        {"stages": [[kernel] * config.depth for _ in config.channels], "hidden": matrix, "head": matrix},
-    )
+    params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    return {
+        "stages": [[conv.specs(layer) for layer in stage] for stage in params["stages"]],
+        "hidden": linear.specs(params["hidden"]),
+        "head": linear.specs(params["head"]),
+    }

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
+from funcnet import spec
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
-from funcnet.nets.spec import describe
 from funcnet.ops import _check as checks
 from funcnet.ops._dtype import wide
 from funcnet.ops._shape import align, known
@@ -277,32 +277,30 @@ def _cast(params: dict[str, Any], config: Config) -> dict[str, Any]:
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
     checks.config("encoder.specs", config, Config)
-    norm = {"w": "d", "b": "d"}
-    stacked = {name: f"layers {axes}" for name, axes in norm.items()}
-    block = {
-        "attention": {
-            **{name: {"w": "layers d h e", "b": "layers h e"} for name in "qkv"},
-            "o": {"w": "layers h e d", "b": "layers d"},
-        },
-        "norm1": stacked,
-        "up": {"w": "layers d d_hidden", "b": "layers d_hidden"},
-        "down": {"w": "layers d_hidden d", "b": "layers d"},
-        "norm2": stacked,
+    params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    tables = {"tokens": "v d", "positions": "t d", "types": "types d"}
+    facts = {name: embedding.specs(params[name], axes=axes) for name, axes in tables.items()}
+    facts |= {"norm": layer_norm.specs(params["norm"]), "blocks": stack.specs(_block_specs, params["blocks"])}
+    maps = {"pooler": "d_in d_out", "head": "d classes", "next_sentence": "d classes"}
+    for name in maps.keys() & params.keys():
+        masked = name == "head" and config.head == "masked"
+        facts[name] = _masked_specs(params[name]) if masked else linear.specs(params[name], axes=maps[name])
+    return facts
+
+
+def _masked_specs(head: dict[str, Any]) -> dict[str, Any]:
+    inner = {"linear": linear.specs(head["linear"]), "norm": layer_norm.specs(head["norm"])}
+    return {**inner, "b": spec.of(head["b"], "v")}
+
+
+def _block_specs(block: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "attention": multihead.specs(block["attention"]),
+        "norm1": layer_norm.specs(block["norm1"]),
+        "up": linear.specs(block["up"], axes="d d_hidden"),
+        "down": linear.specs(block["down"], axes="d_hidden d"),
+        "norm2": layer_norm.specs(block["norm2"]),
     }
-    axes: dict[str, Any] = {
-        "tokens": {"w": "v d"},
-        "positions": {"w": "t d"},
-        "types": {"w": "types d"},
-        "norm": norm,
-    }
-    square, classes = {"w": "d_in d_out", "b": "d_out"}, {"w": "d classes", "b": "classes"}
-    if config.pooler:
-        axes["pooler"] = square
-    if config.head is not None:
-        axes["head"] = {"linear": square, "norm": norm, "b": "v"} if config.head == "masked" else classes
-    if config.next_sentence:
-        axes["next_sentence"] = classes
-    return describe(init, config, axes | {"blocks": block})
 
 
 def _check(ids: Any, config: Config, mask: Any, types: Any) -> None:

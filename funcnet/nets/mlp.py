@@ -7,7 +7,6 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.errors import ValueRangeError
-from funcnet.nets.spec import describe
 from funcnet.ops import _check
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
@@ -66,5 +65,5 @@ def apply(params: dict[str, Any], x: Float[Array, "*n d_in"], config: Config) ->
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`."""
     _check.config("mlp.specs", config, Config)
-    layer = {"w": "d_in d_out", "b": "d_out"} if config.bias else {"w": "d_in d_out"}
-    return describe(init, config, {"layers": [layer] * (len(config.sizes) - 1)})
+    params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    return {"layers": [linear.specs(layer) for layer in params["layers"]]}

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.errors import ValueRangeError
 from funcnet.nets import _images
-from funcnet.nets.spec import describe
 from funcnet.ops import _check
 from funcnet.ops.conv import conv, max_pool
 from funcnet.ops.conv._window import Padding
@@ -245,20 +244,11 @@ def apply(
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`."""
     _check.config("resnet.specs", config, Config)
-    kernel, norm = {"w": "h w c_in c_out"}, {"w": "c", "b": "c"}
-
-    def block(sizes: _Block) -> dict[str, Any]:
-        axes: dict[str, Any] = {}
-        for i in range(1, len(sizes.convs) + 1):
-            axes |= {f"conv{i}": kernel, f"norm{i}": norm}
-        return axes | ({"project": kernel, "norm": norm} if sizes.project else {})
-
-    return describe(
-        init,
-        config,
-        {
-            "stem": {"conv": kernel, "norm": norm},
-            "stages": [[block(sizes) for sizes in stage] for stage in _stages(config)],
-            "head": {"w": "d_in d_out", "b": "d_out"},
-        },
-    )
+    params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    part = lambda name, p: (batch_norm if "norm" in name else conv).specs(p)
+    block = lambda layer: {name: part(name, p) for name, p in layer.items()}
+    return {
+        "stem": block(params["stem"]),
+        "stages": [[block(layer) for layer in stage] for stage in params["stages"]],
+        "head": linear.specs(params["head"]),
+    }

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from funcnet import spec
 from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 
-__all__ = ["apply", "init", "unstack"]
+__all__ = ["apply", "init", "specs", "unstack"]
 
 Block = Callable[..., Any]  # (params of one layer, x, *its part of per_layer) -> x
 
@@ -91,6 +92,17 @@ def apply(
         whole = jax.tree.map(lambda v: v.reshape(rounds, period, *v.shape[1:]), whole)
         x, _ = jax.lax.scan(lambda x, group: (run(x, group, True), None), x, whole, unroll=unroll)
     return run(x, rest, False) if rounds * period < layers else x
+
+
+def specs(of_block: Callable[[Any], Any], params: Any) -> Any:
+    """The specs of stacked layers, from those of one.
+
+    Args:
+        of_block: params of one layer -> their specs.
+        params: stacked, as from `init`; arrays, or `jax.ShapeDtypeStruct`s.
+    """
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+    return spec.stacked(of_block(one), jax.tree.leaves(params)[0].shape[0])
 
 
 def unstack(params: Any) -> list[Any]:

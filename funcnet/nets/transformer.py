@@ -22,7 +22,6 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from funcnet.errors import ShapeError, StructureError, ValueRangeError, shorten
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
-from funcnet.nets.spec import describe
 from funcnet.ops import _check
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import alibi, multihead
@@ -514,26 +513,26 @@ def unstack(params: dict[str, Any], config: Config) -> dict[str, Any]:
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
     _check.config("transformer.specs", config, Config)
-    names = {
-        "up": "d d_hidden",
-        "gate": "d d_hidden",
-        "down": "d_hidden d",
-        "q": "d h e",
-        "k": "d h e",
-        "v": "d h e",
-    }
-    names |= {"o": "h e d", "tokens": "v d", "positions": "t d"}
-    names["head"] = "d v" if config.head == "next" else "d classes"
-
-    def axes(path: Any, _: Any) -> str:
-        *_, owner, part = (entry.key for entry in path)
-        full = names.get(owner, "e" if owner in ("q_norm", "k_norm") else "d")
-        if part == "b":  # the axes that the map gives
-            full = {"q": "h e", "k": "h e", "v": "h e"}.get(owner, full.split()[-1])
-        return f"layers {full}" if path[0].key == "blocks" else full
-
     params = jax.eval_shape(lambda: init(jax.random.key(0), config))
-    return describe(init, config, jax.tree.map_with_path(axes, params))
+    norm = layer_norm.specs if config.norm == "layer" else rms_norm.specs
+    maps = {"up": "d d_hidden", "gate": "d d_hidden", "down": "d_hidden d"}
+
+    def block(parts: dict[str, Any]) -> dict[str, Any]:
+        facts = {name: linear.specs(parts[name], axes=axes) for name, axes in maps.items() if name in parts}
+        facts |= {"norm1": norm(parts["norm1"]), "norm2": norm(parts["norm2"])}
+        return {**facts, "attention": multihead.specs(parts["attention"])}
+
+    facts = {
+        "tokens": embedding.specs(params["tokens"]),
+        "blocks": stack.specs(block, params["blocks"]),
+        "norm": norm(params["norm"]),
+    }
+    if "positions" in params:
+        facts["positions"] = embedding.specs(params["positions"], axes="t d")
+    if "head" in params:
+        axes = "d v" if config.head == "next" else "d classes"
+        facts["head"] = linear.specs(params["head"], axes=axes)
+    return facts
 
 
 def _check_inputs(where: str, params: Any, ids: Any, config: Any) -> Array:

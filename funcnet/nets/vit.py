@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from funcnet import spec
 from funcnet.errors import ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import _images, stack
-from funcnet.nets.spec import describe
 from funcnet.ops import _check
 from funcnet.ops._shape import align
 from funcnet.ops.attention import multihead
@@ -235,16 +235,23 @@ def pool_first(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array
 def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`; the first axis of every leaf of "blocks" is "layers"."""
     _check.config("vit.specs", config, Config)
-    qkv = {"w": "layers d h e"} | ({"b": "layers h e"} if config.qkv_bias else {})
-    norm, stacked = {"w": "d", "b": "d"}, {"w": "layers d", "b": "layers d"}
-    block = {
-        "norm1": stacked,
-        "attention": {**dict.fromkeys("qkv", qkv), "o": {"w": "layers h e d", "b": "layers d"}},
-        "norm2": stacked,
-        "up": {"w": "layers d d_hidden", "b": "layers d_hidden"},
-        "down": {"w": "layers d_hidden d", "b": "layers d"},
+    params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    facts = {
+        "patches": linear.specs(params["patches"], axes="pixels d"),
+        "cls": spec.of(params["cls"], "d"),
+        "positions": embedding.specs(params["positions"], axes="t d"),
+        "blocks": stack.specs(_block_specs, params["blocks"]),
+        "norm": layer_norm.specs(params["norm"]),
     }
-    axes = {"patches": {"w": "pixels d", "b": "d"}, "cls": "d", "positions": {"w": "t d"}, "norm": norm}
-    head = {"head": {"w": "d classes", "b": "classes"}} if config.classes is not None else {}
-    pooler = {"pooler": {"w": "d_in d_out", "b": "d_out"}} if config.pooler else {}
-    return describe(init, config, axes | {"blocks": block} | head | pooler)
+    heads = {"head": "d classes", "pooler": "d_in d_out"}
+    return facts | {name: linear.specs(params[name], axes=a) for name, a in heads.items() if name in params}
+
+
+def _block_specs(block: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "norm1": layer_norm.specs(block["norm1"]),
+        "attention": multihead.specs(block["attention"]),
+        "norm2": layer_norm.specs(block["norm2"]),
+        "up": linear.specs(block["up"], axes="d d_hidden"),
+        "down": linear.specs(block["down"], axes="d_hidden d"),
+    }

@@ -1,21 +1,25 @@
-"""The optimizers and schedules that a task can be trained with: optax's, by name."""
+"""The optimizers and schedules that a task can be trained with, by name: optax's, and those by matrices."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from funcnet.nets.spec import Spec, decay_mask
+from funcnet import optim
+from funcnet.spec import decay_mask
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "Schedule", "optimizer", "share"]
 
-Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
+Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon", "normuon", "soap", "shampoo"]
 Schedule = Literal["cosine", "wsd", "linear", "constant"]
 OPTIMIZERS, SCHEDULES = get_args(Optimizer), get_args(Schedule)
 
+_BY_MATRICES = {
+    "muon": optim.muon, "normuon": optim.normuon, "soap": optim.soap, "shampoo": optim.shampoo,
+}  # fmt: skip
 _FALL = 0.2  # of the training, at the end of wsd
 
 
@@ -52,10 +56,10 @@ def optimizer(
     """An optimizer whose state holds the learning rate that it applies, ``opt_state.hyperparams``.
 
     Args:
-        name: "adamw"; "sgd" with Nesterov's momentum of 0.9; "lion"; "adafactor"; "muon" for matrices, scaled
-            as large as adamw's steps are, and adamw for the others.
+        name: "adamw"; "sgd" with Nesterov's momentum of 0.9; "lion"; "adafactor"; or one of `funcnet.optim`,
+            for matrices, in steps as large as adamw's, and adamw for the others.
         rate: the learning rate, or a function of the number of updates before.
-        specs: of the model's leaves: weight decay, and muon's matrices, follow from them.
+        specs: of the model's leaves: weight decay, and which are matrices, follow from them.
         weight_decay: of matrices and kernels, in units of the learning rate.
         clip: the largest global norm of a gradient; what is larger is scaled down to it.
     """
@@ -71,27 +75,11 @@ def optimizer(
             "adafactor": lambda: optax.chain(
                 optax.adafactor(learning_rate, multiply_by_parameter_scale=False), decayed
             ),
-            "muon": lambda: optax.chain(
-                optax.contrib.muon(
-                    learning_rate, muon_weight_dimension_numbers=_matrices(specs), consistent_rms=0.2
-                ),
-                decayed,
-            ),
+            **{
+                kind: functools.partial(make, learning_rate, specs, weight_decay=weight_decay)
+                for kind, make in _BY_MATRICES.items()
+            },
         }[name]()
         return chosen if clip is None else optax.chain(optax.clip_by_global_norm(clip), chosen)
 
     return optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)(learning_rate=rate)
-
-
-def _matrices(specs: Any) -> Any:
-    """What muon makes orthogonal, and which axes of it are the matrix's rows: all that decays but tables."""
-
-    def numbers(spec: Spec) -> Any:
-        if not spec.decay or "v" in spec.axes:
-            return None
-        axes = [i for i, name in enumerate(spec.axes) if name != "layers"]
-        # The heads of a projection are one axis.
-        split = len(axes) - (2 if spec.axes[-2:] == ("h", "e") else 1)
-        return optax.contrib.MuonDimensionNumbers(tuple(axes[:split]), tuple(axes[split:]))
-
-    return jax.tree.map(numbers, specs, is_leaf=lambda leaf: isinstance(leaf, Spec))

@@ -50,7 +50,7 @@ def test_help_of_a_task_explains_its_options(capsys, task):
         assert f"--{name.replace('_', '-')} " in out
     assert "--out DIR" in out
     assert out.count("default:") == len(names) + 1
-    assert "{adamw,sgd,lion,adafactor,muon}" in out
+    assert "{adamw,sgd,lion,adafactor,muon,normuon,soap,shampoo}" in out
     assert "{cosine,wsd,linear,constant}" in out
     assert "{float32,bfloat16,float16}" in out
     assert "\x1b" not in out

@@ -10,7 +10,7 @@ import pytest
 
 from funcnet.errors import ShapeError, ValueRangeError
 from funcnet.nets import convnet, encoder, mlp, resnet, transformer, vit
-from funcnet.nets.spec import Spec, decay_mask
+from funcnet.spec import Spec, decay_mask
 
 MLP = mlp.Config((3, 5, 7))
 CONVNET = convnet.Config((8, 6, 2), channels=(3, 5), depth=2, hidden=7, classes=4, dropout=0.5)

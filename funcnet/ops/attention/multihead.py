@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, spec
 from funcnet.errors import ValueRangeError
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
@@ -42,6 +42,7 @@ __all__ = [
     "init",
     "init_cache",
     "reference",
+    "specs",
     "vjp",
 ]
 
@@ -114,6 +115,20 @@ def init(
     if sinks:
         params["sinks"] = jnp.zeros(heads)
     return cast(Params, params)
+
+
+def specs(params: Params, *, heads_apart: bool = False) -> dict[str, Any]:
+    """Which matrices the projections are: all heads of one are one, features by heads times width.
+
+    Args:
+        params: arrays, or `jax.ShapeDtypeStruct`s.
+        heads_apart: each head is a matrix of its own, as q_h = x W_h may be read as well.
+    """
+    into, out_of = ("iso", "sio") if heads_apart else ("ioo", "iio")
+    head = {"w": ("d h e", into), "b": ("h e",)}
+    norm = {"w": ("e",)}
+    names = {"q": head, "k": head, "v": head, "o": {"w": ("h e d", out_of), "b": ("d",)}}
+    return spec.tree("multihead.specs", params, {**names, "q_norm": norm, "k_norm": norm, "sinks": ("h",)})
 
 
 def reference(

@@ -27,6 +27,7 @@ from funcnet.ops.conv import _toeplitz_forms as forms
 from funcnet.ops.conv._window import Padding, Window, pads, per_axis
 
 __all__ = [
+    "AXES",
     "PAD_MODES",
     "Map",
     "check_channels",
@@ -35,6 +36,7 @@ __all__ = [
     "example",
     "fold_border",
     "forward",
+    "grouped",
     "kernel",
     "kernel_gradient",
     "matrix",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 Array = jax.Array
+AXES = {1: ("t",), 2: ("h", "w"), 3: ("z", "h", "w")}  # the names of the spatial ones, by their number
 PAD_MODES = {"zeros": "constant", "circular": "wrap", "reflect": "reflect"}
 
 
@@ -269,6 +272,27 @@ def check_groups(where: str, groups: int, c_in: int, c_out: int) -> None:
                 expected=f"a divisor of c_in = {c_in} and of c_out = {c_out}",
                 actual=f"groups = {groups}",
             )
+
+
+def grouped(where: str, params: Any, groups: int) -> tuple[int, ...]:
+    """The shape of w, whose last axis is split into groups."""
+    w = _check.mapping(where, "params", params) or params.get("w")
+    rank = len(getattr(w, "shape", ()))
+    if rank - 2 not in AXES:
+        raise ShapeError(
+            f'{where}: params["w"] is no kernel.',
+            path='params["w"]',
+            expected='params["w"]: 1 to 3 axes of taps, and two of channels',
+            actual=f'params["w"]: {describe(w)}',
+        )
+    if w.shape[-1] % _check.positive(where, "groups", groups):
+        raise ValueRangeError(
+            f"{where}: {groups} groups do not divide {w.shape[-1]} channels.",
+            path="groups",
+            expected=f'a divisor of {w.shape[-1]}     (params["w"]: {describe(w)})',
+            actual=f"groups = {groups}",
+        )
+    return tuple(w.shape)
 
 
 def check_method(where: str, method: str, window: Window) -> None:

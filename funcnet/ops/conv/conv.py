@@ -19,15 +19,16 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, spec
 from funcnet.linalg import Operator
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow
 from funcnet.ops.conv import _toeplitz
 from funcnet.ops.conv._window import Padding, kernel_sizes
+from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "specs", "vjp"]
 
 
 class Params(TypedDict):
@@ -70,6 +71,21 @@ def init(
     _toeplitz.check_groups(where, groups, c_in, c_out)
     w = jax.random.normal(key, (*sizes, c_in // groups, c_out)) / math.sqrt(c_in // groups * math.prod(sizes))
     return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
+
+
+def specs(params: Params, *, groups: int = 1, axes: str | None = None) -> dict[str, Spec]:
+    """Which matrix w is: by dW = Xᵀ dY, taps times channels of a patch by channels out, one for each group.
+
+    Args:
+        params: arrays, or `jax.ShapeDtypeStruct`s.
+        groups: as in `apply`.
+        axes: the names of the axes of w; the last one is that of b.
+    """
+    *kernel, c_in, c_out = _toeplitz.grouped("conv.specs", params, groups)
+    axes = axes or " ".join([*_toeplitz.AXES[len(kernel)], "c_in", "c_out"])
+    shape = (*kernel, c_in, groups, c_out // groups)
+    roles = "i" * len(kernel) + "iso"
+    return spec.tree("conv.specs", params, {"w": (axes, roles, shape), "b": (axes.split()[-1],)})
 
 
 def reference(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, spec
 from funcnet.errors import ShapeError
 from funcnet.linalg import Operator
 from funcnet.ops import _bias, _check
@@ -29,8 +29,9 @@ from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow
 from funcnet.ops.conv import _toeplitz
 from funcnet.ops.conv._window import Padding, explicit, kernel_sizes, per_axis
+from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "specs", "vjp"]
 
 
 class Params(TypedDict):
@@ -76,6 +77,21 @@ def init(
     fan_in = c_in // groups * math.prod(sizes) / math.prod(per_axis(where, "stride", stride, len(sizes)))
     w = jax.random.normal(key, (*sizes, c_out // groups, c_in)) / math.sqrt(fan_in)
     return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
+
+
+def specs(params: Params, *, groups: int = 1, axes: str | None = None) -> dict[str, Spec]:
+    """Which matrix w is: channels in by taps times channels out, one for each group: dW = Xᵀ (patches of dY).
+
+    Args:
+        params: arrays, or `jax.ShapeDtypeStruct`s.
+        groups: as in `apply`.
+        axes: the names of the axes of w; the last but one is that of b.
+    """
+    *kernel, c_out, c_in = _toeplitz.grouped("conv_transpose.specs", params, groups)
+    axes = axes or " ".join([*_toeplitz.AXES[len(kernel)], "c_out", "c_in"])
+    shape = (*kernel, c_out, groups, c_in // groups)
+    roles = "o" * len(kernel) + "osi"
+    return spec.tree("conv_transpose.specs", params, {"w": (axes, roles, shape), "b": (axes.split()[-2],)})
 
 
 def reference(

@@ -13,14 +13,15 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, spec
 from funcnet.errors import DTypeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import wide
 from funcnet.ops._shape import count
+from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "vjp"]
 
 
 class Params(TypedDict):
@@ -45,6 +46,16 @@ def init(key: PRNGKeyArray, vocabulary: int, d: int, *, padding_index: int | Non
     if padding_index is None:
         return {"w": w}
     return {"w": w.at[_check_padding(where, padding_index, vocabulary)].set(0)}
+
+
+def specs(params: Params, *, axes: str = "v d") -> dict[str, Spec]:
+    """w is a table: its gradient has few rows that are not 0.
+
+    Args:
+        params: arrays, or `jax.ShapeDtypeStruct`s.
+        axes: the names of the axes of w.
+    """
+    return spec.tree("embedding.specs", params, {"w": (axes, "table")})
 
 
 def reference(

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, spec
 from funcnet.errors import ShapeError, describe
 from funcnet.linalg import Operator
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
+from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "specs", "vjp"]
 
 
 class Params(TypedDict):
@@ -43,6 +44,16 @@ def init(key: PRNGKeyArray, d_in: int, d_out: int, *, bias: bool = True) -> Para
     d_in, d_out = _check.positive(where, "d_in", d_in), _check.positive(where, "d_out", d_out)
     w = jax.random.normal(key, (d_in, d_out)) / math.sqrt(d_in)
     return {"w": w, "b": jnp.zeros((d_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
+
+
+def specs(params: Params, *, axes: str = "d_in d_out") -> dict[str, Spec]:
+    """Which matrix w is: by dW = Xᵀ dY, features in by features out. b is none.
+
+    Args:
+        params: arrays, or `jax.ShapeDtypeStruct`s.
+        axes: the names of the axes of w; the last one is that of b.
+    """
+    return spec.tree("linear.specs", params, {"w": (axes, "io"), "b": (axes.split()[-1],)})
 
 
 def reference(params: Params, x: Float[Array, "*n d_in"]) -> Float[Array, "*n d_out"]:

@@ -18,14 +18,15 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, spec
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align, count
+from funcnet.spec import Spec
 
-__all__ = ["Params", "State", "apply", "cost", "init", "reference", "vjp"]
+__all__ = ["Params", "State", "apply", "cost", "init", "reference", "specs", "vjp"]
 
 
 class Params(TypedDict):
@@ -55,6 +56,11 @@ def init(key: PRNGKeyArray, c: int, *, bias: bool = True) -> tuple[Params, State
         {"w": one, "b": jnp.zeros_like(one)} if _check.flag("batch_norm.init", "bias", bias) else {"w": one}
     )
     return params, {"mean": jnp.zeros_like(one), "var": jnp.ones_like(one)}
+
+
+def specs(params: Params) -> dict[str, Spec]:
+    """Gains and biases are no matrices."""
+    return spec.tree("batch_norm.specs", params, {"w": ("c",), "b": ("c",)})
 
 
 def reference(

@@ -17,15 +17,16 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, spec
 from funcnet.errors import ValueRangeError, describe
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align
 from funcnet.ops.norm._moments import centred, moments
+from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "vjp"]
 
 
 class Params(TypedDict):
@@ -45,6 +46,11 @@ def init(key: PRNGKeyArray, c: int, *, bias: bool = True) -> Params:
     del key
     w = jnp.ones((_check.positive("group_norm.init", "c", c),))
     return {"w": w, "b": jnp.zeros_like(w)} if _check.flag("group_norm.init", "bias", bias) else {"w": w}
+
+
+def specs(params: Params) -> dict[str, Spec]:
+    """Gains and biases are no matrices."""
+    return spec.tree("group_norm.specs", params, {"w": ("c",), "b": ("c",)})
 
 
 def reference(

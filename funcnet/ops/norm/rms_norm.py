@@ -12,14 +12,15 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, spec
 from funcnet.errors import describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align
+from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "reference", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "vjp"]
 
 
 class Params(TypedDict):
@@ -37,6 +38,11 @@ def init(key: PRNGKeyArray, d: int) -> Params:
     """
     del key
     return {"w": jnp.ones((_check.positive("rms_norm.init", "d", d),))}
+
+
+def specs(params: Params) -> dict[str, Spec]:
+    """Gains are no matrices."""
+    return spec.tree("rms_norm.specs", params, {"w": ("d",)})
 
 
 def reference(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"]:
