@@ -1,7 +1,24 @@
-"""The linear algebra of a layer: operators without matrices, spectra, certified norms (docs/linalg.md)."""
+"""Linear algebra: of a layer (docs/linalg.md), and of a loss in its params (docs/curvature.md)."""
 
 from funcnet.linalg import circulant, krylov
+from funcnet.linalg.curvature import fisher, ggn, hessian
+from funcnet.linalg.estimates import Estimate
+from funcnet.linalg.kfac import kfac
 from funcnet.linalg.matrices import as_matrices, from_matrices
-from funcnet.linalg.operator import Interval, Operator
+from funcnet.linalg.operator import Interval, Operator, Solution, symmetric
 
-__all__ = ["Interval", "Operator", "as_matrices", "circulant", "from_matrices", "krylov"]
+__all__ = [
+    "Estimate",
+    "Interval",
+    "Operator",
+    "Solution",
+    "as_matrices",
+    "circulant",
+    "fisher",
+    "from_matrices",
+    "ggn",
+    "hessian",
+    "kfac",
+    "krylov",
+    "symmetric",
+]
