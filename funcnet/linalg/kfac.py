@@ -1,7 +1,7 @@
 """The inverse of a Fisher matrix from Kronecker factors, matrix by matrix.
 
-Of one weight matrix [i, o] with the gradients G of single examples, L = mean G Gᵀ and R = mean Gᵀ G, its block
-of the Fisher matrix is taken for
+Of one weight matrix [i, o] with the gradients G of single examples, L = mean G Gᵀ and R = mean Gᵀ G, its
+block of the Fisher matrix is taken for
 
     F ≈ L ⊗ R / t,    t = tr L = tr R = mean ‖G‖²
 
@@ -161,7 +161,9 @@ def _run(plan: _Plan, params: PyTree, groups: Groups, key: Any, damping: Array) 
     sums, count = _batches.total(of_batch, groups)
     means = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1).astype(leaf.dtype), sums)
     return [
-        _inverted(*mean, damping) if isinstance(mean, tuple) else 1 / (mean + damping.astype(mean.dtype))
+        _inverted(mean[0], mean[1], damping)
+        if isinstance(mean, tuple)
+        else 1 / (mean + damping.astype(mean.dtype))
         for mean in means
     ]
 
