@@ -3,7 +3,7 @@
 from funcnet.linalg import circulant, krylov
 from funcnet.linalg.curvature import fisher, ggn, hessian
 from funcnet.linalg.estimates import Estimate
-from funcnet.linalg.kfac import kfac
+from funcnet.linalg.factored import kfac
 from funcnet.linalg.matrices import as_matrices, from_matrices
 from funcnet.linalg.operator import Interval, Operator, Solution, symmetric
 

@@ -78,8 +78,8 @@ def _array(where: str, name: str, leaf: Any) -> Any:
     return array
 
 
-def examples(where: str, batch: Any) -> int:
-    """How many there are in a batch: the length of the first axis of its arrays.
+def examples(where: str, batch: Any, hint: str | None = None) -> int:
+    """How many there are in a batch: the length of the first axis of its arrays; `hint` is an error's.
 
     Raises:
         ShapeError: they do not agree on it.
@@ -92,7 +92,7 @@ def examples(where: str, batch: Any) -> int:
             path="batches",
             expected="arrays whose first axes are equally long",
             actual=", ".join(map(describe, leaves)),
-            hint="a loss that is a train.Mean(total, weight) says by itself how much a batch counts",
+            hint=hint,
         )
     return sizes.pop()
 

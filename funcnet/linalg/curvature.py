@@ -131,7 +131,7 @@ class _Product:
     kind: "_Kind"
     space: Space
 
-    def __call__(self, params: PyTree, groups: Groups, key: Any, x: Float[Array, "m p"]) -> Array:
+    def __call__(self, params: PyTree, groups: Groups, key: Any, x: Any) -> Array:
         return _product(self, params, groups, key, x)
 
 
@@ -216,7 +216,8 @@ def _weighed(kind: Any, result: Any, batch: PyTree) -> tuple[Array, Array]:
     value = of_loss(kind.where, result)
     if isinstance(value, Mean):
         return wide(value.total), jax.lax.stop_gradient(value.weight)
-    size = _batches.examples(kind.where, batch) if kind.several else 1
+    hint = "a loss that is a train.Mean(total, weight) says by itself how much a batch counts"
+    size = _batches.examples(kind.where, batch, hint) if kind.several else 1
     return wide(value) * size, jnp.asarray(size)
 
 

@@ -1,5 +1,6 @@
 """Params as a vector: their leaves one after the other, each in C order."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -41,18 +42,11 @@ class Space(NamedTuple):
 
     def vector(self, tree: Any) -> Float[Array, " p"]:
         """The elements of such a pytree."""
-        leaves = [jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)]
-        return jnp.concatenate(leaves)
+        return _vector(tree, self.dtype)
 
     def split(self, vector: Float[Array, " p"]) -> Any:
         """The pytree with these elements, its leaves in their own dtypes."""
-        leaves, start = [], 0
-        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
-            size = math.prod(shape)
-            part = jax.lax.slice_in_dim(vector, start, start + size)
-            leaves.append(part.reshape(shape).astype(dtype))
-            start += size
-        return jax.tree.unflatten(self.tree, leaves)
+        return _split(self, vector)
 
     def check(self, where: str, path: str, tree: Any) -> None:
         """Refuse what is no pytree of this structure.
@@ -115,6 +109,21 @@ def of(where: str, params: Any) -> Space:
     arrays = [leaf for _, leaf in leaves]
     shapes, dtypes = tuple(leaf.shape for leaf in arrays), tuple(leaf.dtype.name for leaf in arrays)
     return Space(jax.tree.structure(params), shapes, dtypes)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")  # outside of one, as many programs as leaves
+def _vector(tree: Any, dtype: str) -> Array:
+    return jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)])
+
+
+@functools.partial(jax.jit, static_argnames="space")
+def _split(space: Space, vector: Array) -> Any:
+    leaves, start = [], 0
+    for shape, dtype in zip(space.shapes, space.dtypes, strict=True):
+        size = math.prod(shape)
+        leaves.append(vector[start : start + size].reshape(shape).astype(dtype))
+        start += size
+    return jax.tree.unflatten(space.tree, leaves)
 
 
 def _outline(tree: Any) -> str:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from funcnet import spec as facts
 from funcnet.errors import StructureError, ValueRangeError
@@ -130,7 +130,7 @@ class _Inverse:
     space: Space
     specs: tuple[Spec, ...]
 
-    def __call__(self, blocks: list[Any], x: Float[Array, "m p"]) -> Array:
+    def __call__(self, blocks: list[Any], x: Any) -> Array:
         return _product(self, blocks, x)
 
 
