@@ -35,29 +35,39 @@ def trace(product: Product, n: int, key: PRNGKeyArray, *, dtype: jnp.dtype, prod
     """Σ of the diagonal of a symmetric A [n, n]; exact if n is at most `products`."""
     if n <= products:
         return Estimate(jnp.trace(product(jnp.eye(n, dtype=dtype))), jnp.zeros((), dtype))
-    q, images, z = _parts(product, n, key, dtype, products)
-    rest = _beyond(q, z)
-    return _mean(jnp.einsum("nq,nq->", q, images), (rest * product(rest)).sum(1))
+    q, images, rest, of_rest = _parts(product, n, key, dtype, products)[:4]
+    return _mean(jnp.einsum("nq,nq->", q, images), (rest * of_rest).sum(1))
 
 
 def diagonal(product: Product, n: int, key: PRNGKeyArray, *, dtype: jnp.dtype, products: int) -> Estimate:
     """The diagonal of a symmetric A [n, n]; exact if n is at most `products`."""
     if n <= products:
         return Estimate(jnp.diagonal(product(jnp.eye(n, dtype=dtype))), jnp.zeros((n,), dtype))
-    q, images, z = _parts(product, n, key, dtype, products)
+    q, images, _, of_rest, z = _parts(product, n, key, dtype, products)
     # A − R = QQᵀA + AQQᵀ − Q (QᵀAQ) Qᵀ
     exact = (q * (2 * images - q @ (q.T @ images))).sum(1)
-    return _mean(exact, z * _beyond(q, product(_beyond(q, z))))
+    return _mean(exact, z * _beyond(q, of_rest))
 
 
 def _parts(
     product: Product, n: int, key: PRNGKeyArray, dtype: jnp.dtype, products: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Q [n, third], A Q, and random signs [the last third, n]."""
-    third = products // 3
-    first, last = jax.random.split(key)
-    q = jnp.linalg.qr(product(jax.random.rademacher(first, (third, n), dtype)).T)[0]
-    return q, product(q.T).T, jax.random.rademacher(last, (products - 2 * third, n), dtype)
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Q [n, third], A Q, z (1 − QQᵀ) [third, n] and its product, the random signs z.
+
+    The three products are one in a loop: it is their compilation that takes long.
+    """
+    first, last = (jax.random.rademacher(k, (products // 3, n), dtype) for k in jax.random.split(key))
+
+    def step(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        rows, q, images, _ = carry
+        image = product(rows)
+        q = jnp.where(i == 0, jnp.linalg.qr(image.T)[0], q)
+        images = jnp.where(i == 1, image.T, images)
+        return jnp.where(i == 0, q.T, _beyond(q, last)), q, images, image
+
+    empty = jnp.zeros_like(first)
+    rest, q, images, of_rest = jax.lax.fori_loop(0, 3, step, (first, empty.T, empty.T, empty))
+    return q, images, rest, of_rest, last
 
 
 def _beyond(q: jax.Array, rows: jax.Array) -> jax.Array:

@@ -234,7 +234,8 @@ class Operator:
 
         Each as often as it is repeated. Those of a matrix that can be built by fewer products are exact; else
         they are found from within the spectrum, by block Lanczos iteration: the largest are too small, and
-        the less so the more steps. They are differentiable, also where some are equal.
+        the less so the more steps; in the memory of 2 · steps · (k + 4) vectors. They are differentiable,
+        also where some are equal.
 
         Args:
             k: how many.
@@ -358,9 +359,21 @@ def _eigenvalues(a: Operator, k: int | None, smallest: bool, steps: int) -> jax.
         values = jnp.linalg.eigvalsh(a.matrix())
         return (values if smallest else values[::-1])[:k]
     fixed = jax.lax.stop_gradient(a)
-    _, v, _ = krylov.eigen(fixed.forward, n, k, dtype=dtype, steps=steps, smallest=smallest)
-    v = jax.lax.stop_gradient(v)
-    return (v * a.forward(v)).sum(-1)  # dλ = vᵀ dA v, also where λ is repeated
+    values, v, _ = krylov.eigen(fixed.forward, n, k, dtype=dtype, steps=steps, smallest=smallest)
+    return _of_vectors(a, v, values)
+
+
+@jax.custom_jvp
+def _of_vectors(a: Operator, v: jax.Array, values: jax.Array) -> jax.Array:
+    """The eigenvalues, with the derivative dλ = vᵀ dA v, also where λ is repeated."""
+    del a, v
+    return values
+
+
+@_of_vectors.defjvp
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    a, v, values = primals
+    return values, jax.jvp(lambda a: (v * a.forward(v)).sum(-1), (a,), tangents[:1])[1]
 
 
 @functools.partial(jax.jit, static_argnames="products")
@@ -380,22 +393,25 @@ def _solve(a: Operator, b: jax.Array, damping: jax.Array, tol: Any, most: Any) -
     size = (b * b).sum()
     goal = size * jnp.asarray(tol, b.dtype) ** 2
 
-    def more(carry: Any) -> jax.Array:
-        _, r, _, number, positive = carry
-        return ((r * r).sum() > goal) & (number < most) & positive
-
     def step(carry: Any) -> Any:
-        x, r, p, number, _ = carry
+        x, r, p, number, phase = carry
         image = product(p)
         curvature, before = (p * image).sum(), (r * r).sum()
         positive = curvature > 0
         rate = jnp.where(positive, before / jnp.where(positive, curvature, 1), 0)
-        rest = r - rate * image
-        return x + rate * p, rest, rest + (rest * rest).sum() / before * p, number + 1, positive
+        moved, rest = x + rate * p, r - rate * image
+        left = (rest * rest).sum()
+        on = positive & (left > goal) & (number + 1 < most)
+        ahead = rest + left / jnp.where(before > 0, before, 1) * p
+        going = phase == 0
+        new = (moved, rest, jnp.where(on, ahead, moved)), (x, b - image, p)
+        x, r, p = (jnp.where(going, *pair) for pair in zip(*new, strict=True))
+        return x, r, p, number + 1, jnp.where(going & on, 0, phase + 1)
 
-    start = (jnp.zeros_like(b), b, b, jnp.zeros((), jnp.int32), jnp.array(True))
-    x = jax.lax.while_loop(more, step, start)[0]
-    rest = b - product(x)
+    # While phase is 0, p is a direction. The last product, in phase 1, is that of x: what is left in truth.
+    phase = jnp.where((size > goal) & (most > 0), 0, 2)
+    start = (jnp.zeros_like(b), b, b, jnp.zeros((), jnp.int32), phase)
+    x, rest, *_ = jax.lax.while_loop(lambda carry: carry[4] < 2, step, start)
     return x, jnp.sqrt((rest * rest).sum() / jnp.where(size > 0, size, 1))
 
 

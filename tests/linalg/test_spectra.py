@@ -157,8 +157,8 @@ def test_the_space_of_most_of_it_makes_the_error_small(monkeypatch):
 
 
 def _without_a_space(product, n, key, dtype, products):
-    nothing = jnp.zeros((n, 1), dtype)
-    return nothing, nothing, jax.random.rademacher(key, (products, n), dtype)
+    nothing, z = jnp.zeros((n, 1), dtype), jax.random.rademacher(key, (products, n), dtype)
+    return nothing, nothing, z, product(z), z
 
 
 def test_estimates_of_an_operator():
