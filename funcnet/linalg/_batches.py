@@ -19,9 +19,17 @@ def grouped(where: str, batches: Any) -> Groups:
     """A batch, or a list of batches, by their shapes.
 
     Raises:
-        StructureError: there is none, or one has other parts than the first.
+        StructureError: there is none, it is an iterator, or one has other parts than the first.
         DTypeError: a leaf is no array.
     """
+    if hasattr(batches, "__next__"):
+        raise StructureError(
+            f"{where}: batches are an iterator, and every product goes over them.",
+            path="batches",
+            expected="a batch, or a list of batches",
+            actual=describe(batches),
+            hint="list(batches), if it ends",
+        )
     several = isinstance(batches, list)
     found: dict[Any, list[tuple[int, list[Any]]]] = {}
     tree = None

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from funcnet import signature
 from funcnet.errors import DTypeError, ShapeError, describe
-from funcnet.linalg import _batches, space
+from funcnet.linalg import _batches, _check, space
 from funcnet.linalg._batches import Groups
 from funcnet.linalg.operator import Operator, symmetric
 from funcnet.linalg.space import Space
@@ -115,6 +115,7 @@ def fisher(
 
 def _operator(kind: "_Kind", params: PyTree, batches: PyTree, key: PRNGKeyArray | None) -> Operator:
     own = space.of(kind.where, params)
+    _check.key(kind.where, key)
     groups = _batches.grouped(kind.where, batches)
     if len(groups) > 1 or any(numbers.ndim for numbers, _ in groups):
         kind = dataclasses.replace(kind, several=True)

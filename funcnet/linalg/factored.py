@@ -22,13 +22,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from funcnet import spec as facts
-from funcnet.errors import StructureError, ValueRangeError
-from funcnet.linalg import _batches, kronecker, space
+from funcnet.errors import StructureError
+from funcnet.linalg import _batches, _check, kronecker, space
 from funcnet.linalg._batches import Groups
 from funcnet.linalg.curvature import of_examples
 from funcnet.linalg.matrices import as_matrices, from_matrices
@@ -79,16 +78,10 @@ def kfac(
     """
     own = space.of(_WHERE, params)
     groups = _batches.grouped(_WHERE, batches)
-    if not isinstance(damping, Tracer) and not damping > 0:
-        raise ValueRangeError(
-            f"{_WHERE}: damping is {damping}.", path="damping", expected="above 0", actual=str(damping)
-        )
-    if most < 0:
-        raise ValueRangeError(
-            f"{_WHERE}: most is {most}.", path="most", expected="0 or more", actual=str(most)
-        )
+    _check.key(_WHERE, key)
+    most = _check.whole(_WHERE, "most", most, 0)
+    damping = _check.damping(_WHERE, damping, own.dtype, zero=False)
     plan = _Plan(losses, own, _leaves(own, params, specs), most)
-    damping = jnp.asarray(damping, own.dtype)
     blocks = _blocks(plan, jax.tree.map(jnp.asarray, params), groups, key, damping)
     return symmetric(Partial(_Inverse(own, plan.specs), blocks), own.size, own.dtype, own)
 

@@ -7,12 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.experimental import sparse
 from jax.tree_util import Partial
 
 from funcnet.errors import ShapeError, ValueRangeError, describe
-from funcnet.linalg import circulant, estimates, krylov
+from funcnet.linalg import _check, circulant, estimates, krylov
 from funcnet.linalg.estimates import Estimate
 from funcnet.linalg.space import Space
 
@@ -255,21 +254,14 @@ class Operator:
                 expected='"largest" or "smallest"',
                 actual=repr(which),
             )
-        most = n if k is not None or n * n <= _DENSE else 0
-        if not 1 <= (n if k is None else k) <= most:
+        expected = f"1 ≤ k ≤ {n}, how many of the eigenvalues of A {self.shape} are wanted"
+        if k is not None:
+            k = _check.whole("operator.eigenvalues", "k", k, 1, expected)
+        if (n if k is None else k) > (_DENSE // n if k is None else n):
             raise ValueRangeError(
-                f"operator.eigenvalues: k is {k}.",
-                path="k",
-                expected=f"1 ≤ k ≤ {n}, how many of the eigenvalues of A {self.shape} are wanted",
-                actual=f"k = {k}",
+                f"operator.eigenvalues: k is {k}.", path="k", expected=expected, actual=f"k = {k}"
             )
-        if steps < 1:
-            raise ValueRangeError(
-                f"operator.eigenvalues: steps is {steps}.",
-                path="steps",
-                expected="1 or more",
-                actual=str(steps),
-            )
+        steps = _check.whole("operator.eigenvalues", "steps", steps, 1)
         return _eigenvalues(self, k, which == "smallest", steps)
 
     def trace(self, key: jax.Array, *, products: int = 60) -> Estimate:
@@ -284,14 +276,14 @@ class Operator:
             ValueRangeError: products are fewer than 6.
         """
         self._symmetric("trace")
-        _enough("trace", products)
-        return _trace(self, key, products)
+        _check.key("operator.trace", key, none=False)
+        return _trace(self, key, _enough("trace", products))
 
     def diagonal(self, key: jax.Array, *, products: int = 60) -> Estimate:
         """The diagonal, estimated without bias, and the standard error of each element; see `trace`."""
         self._symmetric("diagonal")
-        _enough("diagonal", products)
-        return _diagonal(self, key, products)
+        _check.key("operator.diagonal", key, none=False)
+        return _diagonal(self, key, _enough("diagonal", products))
 
     def solve(self, b: Any, damping: Any = 0.0, *, tol: float = 1e-5, most: int = 100) -> Solution:
         """x with (A + damping · 1) x = b, by conjugate gradients.
@@ -309,6 +301,7 @@ class Operator:
             ShapeError: A is not symmetric, or b no vector of it.
             StructureError: b is a tree, and not like params.
             ValueRangeError: damping is negative.
+            DTypeError: damping is no number.
         """
         n = self._symmetric("solve")
         flat = self._flat("operator.solve", "b", b)
@@ -319,15 +312,10 @@ class Operator:
                 expected=f"b: float[{n}]" + (", or a tree like params" if self.space else ""),
                 actual=f"b: {describe(b)}",
             )
-        if not isinstance(damping, Tracer) and not damping >= 0:
-            raise ValueRangeError(
-                f"operator.solve: damping is {damping}.",
-                path="damping",
-                expected="0 or more",
-                actual=str(damping),
-            )
+        damping = _check.damping("operator.solve", damping, self.dtype, zero=True)
+        most = _check.whole("operator.solve", "most", most, 0)
         vector = flat[0] if flat else jnp.asarray(b, self.dtype)
-        x, residual = _solve(self, vector, jnp.asarray(damping, self.dtype), tol, most)
+        x, residual = _solve(self, vector, damping, tol, most)
         return Solution(flat[1].split(x) if flat else x, residual)
 
     def _symmetric(self, what: str) -> int:
@@ -415,14 +403,10 @@ def _solve(a: Operator, b: jax.Array, damping: jax.Array, tol: Any, most: Any) -
     return x, jnp.sqrt((rest * rest).sum() / jnp.where(size > 0, size, 1))
 
 
-def _enough(what: str, products: int) -> None:
-    if products < estimates.LEAST:
-        raise ValueRangeError(
-            f"operator.{what}: products is {products}.",
-            path="products",
-            expected=f"{estimates.LEAST} or more: each of three parts needs two",
-            actual=str(products),
-        )
+def _enough(what: str, products: Any) -> int:
+    least = estimates.LEAST
+    expected = f"{least} or more: each of three parts needs two"
+    return _check.whole(f"operator.{what}", "products", products, least, expected)
 
 
 def _transpose(a: Operator) -> Operator:

@@ -107,8 +107,8 @@ def of(where: str, params: Any) -> Space:
                 actual=describe(leaf),
             )
     arrays = [leaf for _, leaf in leaves]
-    shapes, dtypes = tuple(leaf.shape for leaf in arrays), tuple(leaf.dtype.name for leaf in arrays)
-    return Space(jax.tree.structure(params), shapes, dtypes)
+    dtypes = tuple(jax.dtypes.canonicalize_dtype(leaf.dtype).name for leaf in arrays)  # NumPy's, without x64
+    return Space(jax.tree.structure(params), tuple(leaf.shape for leaf in arrays), dtypes)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")  # outside of one, as many programs as leaves

@@ -343,6 +343,14 @@ test_errors = golden(
             "linalg.hessian: there is no batch.\n  expected  one batch or more\n  got       []",
         ),
         (
+            lambda: hessian(loss, PARAMS, iter([BATCH])),
+            StructureError,
+            "linalg.hessian: batches are an iterator, and every product goes over them.\n"
+            "  expected  a batch, or a list of batches\n"
+            "  got       a list_iterator\n"
+            "  hint      list(batches), if it ends",
+        ),
+        (
             lambda: hessian(loss, PARAMS, [BATCH, BATCH[0]]),
             StructureError,
             "linalg.hessian: batches[1] is not like the first one.\n"

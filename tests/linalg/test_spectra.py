@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 import funcnet as fn
-from funcnet.errors import ShapeError, ValueRangeError
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.linalg import Estimate, estimates, krylov, symmetric
 from tests.errors import golden
 
@@ -268,6 +268,30 @@ test_errors = golden(
             lambda: A.solve(np.ones(4)),
             ShapeError,
             "operator.solve: b is no vector of A (3, 3).\n  expected  b: float[3]\n  got       b: float64[4]",
+        ),
+        (
+            lambda: A.eigenvalues(2.5),
+            DTypeError,
+            "operator.eigenvalues: k is no integer.\n"
+            "  expected  1 ≤ k ≤ 3, how many of the eigenvalues of A (3, 3) are wanted\n"
+            "  got       2.5 (float)",
+        ),
+        (
+            lambda: A.eigenvalues(0),
+            ValueRangeError,
+            "operator.eigenvalues: k is 0.\n"
+            "  expected  1 ≤ k ≤ 3, how many of the eigenvalues of A (3, 3) are wanted\n"
+            "  got       0",
+        ),
+        (
+            lambda: A.trace(0),
+            DTypeError,
+            "operator.trace: key is no random key.\n  expected  jax.random.key(seed)\n  got       0 (int)",
+        ),
+        (
+            lambda: A.solve(np.ones(3), "a"),
+            DTypeError,
+            "operator.solve: damping is no number.\n  expected  a real number\n  got       'a' (str)",
         ),
         (
             lambda: A.solve(np.ones(3), -1.0),
