@@ -40,8 +40,7 @@ def hessian(
 ) -> Operator:
     """The Hessian of a loss [p, p], p the number of elements of params.
 
-    It takes vectors [p], columns of them [p, m], and trees like params. A product costs three gradients; of m
-    vectors at once, 1 + 2 m.
+    It takes vectors [p], columns of them [p, m], and trees like params. A product costs up to three gradients.
 
     Args:
         loss: as in training, `loss(params, batch[, key])`: a scalar, a `train.Mean`, or one of them with a
