@@ -7,7 +7,7 @@ from typing import Any
 
 from funcnet.errors import DTypeError, StructureError, describe
 
-__all__ = ["call", "check"]
+__all__ = ["call", "check", "passed"]
 
 
 def call(where: str, loss: Any, params: Any, model_state: Any, batch: Any, key: Any) -> Any:
@@ -22,13 +22,21 @@ def call(where: str, loss: Any, params: Any, model_state: Any, batch: Any, key: 
         StructureError: it takes other arguments.
     """
     args = {"params": params} | ({} if model_state is None else {"model_state": model_state})
-    args["batch"] = batch
-    match check(where, "loss", loss, [*args, "key"]):
+    return passed(where, "loss", loss, args | {"batch": batch}, key)
+
+
+def passed(where: str, path: str, function: Any, args: Mapping[str, Any], key: Any) -> Any:
+    """`function(*args)` by the names of the arguments, with the key where it takes one; `path` is its name.
+
+    Raises:
+        DTypeError, StructureError: as in `call`.
+    """
+    match check(where, path, function, [*args, "key"]):
         case "position":
-            return loss(*args.values(), key)
+            return function(*args.values(), key)
         case "keyword":
-            return loss(*args.values(), key=key)
-    return loss(*args.values())
+            return function(*args.values(), key=key)
+    return function(*args.values())
 
 
 def check(where: str, path: str, function: Any, names: Sequence[str]) -> str | None:

@@ -24,7 +24,7 @@ def as_matrices(w: Shaped[Any, "..."], spec: Spec) -> Shaped[Any, "s i o"]:
         ShapeError: it does not have the shape of its spec.
 
     >>> from funcnet.spec import of
-    >>> w = jax.numpy.ones((3, 3, 2, 6))
+    >>> w = jnp.ones((3, 3, 2, 6))
     >>> as_matrices(w, of(w, "h w c_in c_out", "iiiso", (3, 3, 2, 2, 3))).shape
     (2, 18, 3)
     """

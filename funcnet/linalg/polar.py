@@ -41,7 +41,7 @@ def polar(m: Float[Array, "s i o"], *, method: str = "auto") -> Float[Array, "s 
     Raises:
         ValueRangeError: the method is another.
 
-    >>> jax.numpy.linalg.svd(polar(jnp.diag(jnp.array([3.0, 0.5]))[None]), compute_uv=False).round(0)
+    >>> jnp.linalg.svd(polar(jnp.diag(jnp.array([3.0, 0.5]))[None]), compute_uv=False).round(0)
     Array([[1., 1.]], dtype=float32)
     """
     if method not in METHODS:

@@ -1,12 +1,12 @@
 """Training: a state, a jitted step, batches and a loop; each works without the others."""
 
+from funcnet.mean import Mean
 from funcnet.train.checkpoints import Checkpoints
 from funcnet.train.cursor import RecordError
 from funcnet.train.data import batches, in_order
 from funcnet.train.evaluation import evaluate
 from funcnet.train.history import History
 from funcnet.train.loop import NonFiniteError, fit
-from funcnet.train.metric import Mean
 from funcnet.train.state import LossScale, State, init
 from funcnet.train.stateful import stateful
 from funcnet.train.step import make_step

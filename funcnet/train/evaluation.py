@@ -10,8 +10,9 @@ from jaxtyping import PyTree
 
 from funcnet import signature
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.mean import Mean
 from funcnet.train import _check
-from funcnet.train.metric import Mean, checked
+from funcnet.train.metric import checked
 
 
 def evaluate(

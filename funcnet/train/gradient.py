@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from funcnet import signature
-from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.errors import ShapeError, StructureError, describe
+from funcnet.mean import Mean, of_loss, quotient, wide
 from funcnet.train.log import RESERVED
-from funcnet.train.metric import Mean, checked, quotient, scalar, wide
+from funcnet.train.metric import checked
 from funcnet.train.state import State
 
 __all__ = ["Gradient", "in_parts", "value", "whole"]
@@ -208,7 +209,7 @@ def _call(
 def _plain(result: Any) -> tuple[Float[Array, ""] | Mean, None, dict[str, Any]]:
     """Value and metrics of a loss without a model state, checked."""
     if not isinstance(result, tuple) or isinstance(result, Mean):
-        return _value(result), None, {}
+        return of_loss("train.make_step", result), None, {}
     if len(result) != 2 or not isinstance(result[1], dict):
         stateful = len(result) == 2 and isinstance(result[1], tuple) and len(result[1]) == 2
         raise StructureError(
@@ -218,55 +219,20 @@ def _plain(result: Any) -> tuple[Float[Array, ""] | Mean, None, dict[str, Any]]:
             actual=_outline(result),
             hint="give train.init the model_state that this loss returns" if stateful else None,
         )
-    return _value(result[0]), None, _metrics(result[1])
+    return of_loss("train.make_step", result[0]), None, _metrics(result[1])
 
 
 def _stateful(result: Any) -> tuple[Float[Array, ""] | Mean, PyTree, dict[str, Any]]:
     """Value, model state and metrics of a loss with a model state, checked."""
     match result:
         case (value, (model_state, dict() as metrics)):
-            return _value(value), model_state, _metrics(metrics)
+            return of_loss("train.make_step", value), model_state, _metrics(metrics)
     raise StructureError(
         "train.make_step: the loss of a run with a model state must return that state.",
         path="loss",
         expected="(scalar, (model_state, dict of metrics))",
         actual=_outline(result),
     )
-
-
-def _value(value: Any) -> Float[Array, ""] | Mean:
-    if not isinstance(value, Mean):
-        return _scalar(value)
-    scalar("train.make_step", "the loss's weight", value.weight)
-    return Mean(_scalar(value.total), jnp.asarray(value.weight))
-
-
-def _scalar(value: Any) -> Float[Array, ""]:
-    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int | complex):
-        raise DTypeError(
-            f"train.make_step: the loss returned {describe(value)}, not a number.",
-            path="loss",
-            expected="a floating-point scalar",
-            actual=describe(value),
-            hint="does it return its result?" if value is None else None,
-        )
-    value = jnp.asarray(value)
-    if value.shape:
-        raise ShapeError(
-            "train.make_step: the loss is not a scalar.",
-            path="loss",
-            expected=f"{value.dtype}[]",
-            actual=describe(value),
-            hint="average the losses of the examples: .mean()",
-        )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise DTypeError(
-            "train.make_step: the loss is not a real floating-point number, so it has no gradient to follow.",
-            path="loss",
-            expected="a floating-point scalar",
-            actual=describe(value),
-        )
-    return value
 
 
 def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from jaxtyping import PyTree
 from funcnet import signature
 from funcnet._signals import Stop, signals
 from funcnet.errors import DTypeError, StructureError, ValueRangeError, describe
+from funcnet.mean import scalar
 from funcnet.train import _check
 from funcnet.train.checkpoints import Checkpoints
 from funcnet.train.cursor import place
 from funcnet.train.faults import NonFiniteError, non_finite, refused, spoilt, thawed
 from funcnet.train.history import History, Record
 from funcnet.train.log import RESERVED, Log, evaluated, logs, metrics_path, terminal
-from funcnet.train.metric import reading, scalar
+from funcnet.train.metric import reading
 from funcnet.train.records import Records
 from funcnet.train.state import State, step_key
 

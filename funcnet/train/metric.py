@@ -1,53 +1,15 @@
-"""What a loss and a metric may be: numbers, arrays of them, and means that know their weight."""
+"""What a metric may be: numbers, arrays of them, and means that know their weight."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.errors import DTypeError, StructureError, describe
+from funcnet.mean import Mean, real, scalar
 
-__all__ = ["Mean", "checked", "quotient", "reading", "scalar", "wide"]
-
-
-class Mean(NamedTuple):
-    """A mean that is not divided yet, total / weight: what a loss may return, and a metric be.
-
-    Whatever averages further, over batches or devices, adds up the totals and the weights, and divides once.
-    So a batch with few labels counts little, and one without any not at all:
-
-        losses = fn.cross_entropy.apply(logits, labels, ignore_index=-1)
-        return fn.train.Mean(losses.sum(), (labels != -1).sum())
-
-    Weights of examples, or of classes, are the same line: `Mean((w * losses).sum(), w.sum())`.
-
-    A batch of weight 0 says nothing: its loss counts as its total, 0, and a step leaves the parameters and
-    the optimizer's state as they are. Of a whole data set without weight, `evaluate` gives NaN.
-
-    Attributes:
-        total: the sum of what is averaged; a real scalar.
-        weight: of how many, or the sum of their weights; a real scalar, 0 or more.
-    """
-
-    total: Any
-    weight: Any
-
-
-def quotient(mean: Mean) -> Float[Array, ""]:
-    """total / weight, in float32 or wider; where the weight is 0 the total, since a NaN would end a run."""
-    total, weight = wide(mean.total), jnp.asarray(mean.weight)
-    return total / jnp.where(weight == 0, 1, weight.astype(total.dtype))
-
-
-def wide(value: Any) -> Array:
-    """`value` in float32 if its own type is narrower, for sums and quotients."""
-    value = jnp.asarray(value)
-    narrow = jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits < 32
-    exact = not jnp.issubdtype(value.dtype, jnp.inexact)
-    return value.astype(jnp.float32) if narrow or exact else value
+__all__ = ["checked", "reading"]
 
 
 def checked(where: str, path: str, metrics: Any) -> dict[str, Any]:
@@ -77,7 +39,7 @@ def checked(where: str, path: str, metrics: Any) -> dict[str, Any]:
         if isinstance(value, Mean):
             for part, leaf in zip(Mean._fields, value, strict=True):
                 scalar(where, f"{at}.{part}", leaf)
-        elif not _real(value):
+        elif not real(value):
             raise DTypeError(
                 f"{where}: {at} is neither a real number nor an array of them.",
                 path=at,
@@ -88,24 +50,6 @@ def checked(where: str, path: str, metrics: Any) -> dict[str, Any]:
                 else None,
             )
     return dict(metrics)
-
-
-def scalar(where: str, path: str, value: Any) -> None:
-    """Refuse what is no real number.
-
-    Raises:
-        DTypeError, ShapeError: it is not real, or an array of them.
-    """
-    if _real(value) and not np.shape(value):
-        return
-    kind, hint = (ShapeError, "sum it: .sum()") if _real(value) else (DTypeError, None)
-    raise kind(
-        f"{where}: {path} is not a real number.",
-        path=path,
-        expected="a real scalar",
-        actual=describe(value),
-        hint=hint,
-    )
 
 
 def reading(where: str, path: str, metrics: Any) -> dict[str, Any]:
@@ -147,18 +91,9 @@ def _host(value: Any) -> Any:
     if value is None or isinstance(value, str | Mapping):
         return value
     if isinstance(value, jax.Array):
-        return np.asarray(value) if _real(value) else value
+        return np.asarray(value) if real(value) else value
     try:
         array = np.asarray(value)
     except Exception:  # of another library; what it is will be refused by its name
         return value
-    return array if _real(array) else value
-
-
-def _real(value: Any) -> bool:
-    """Whether it is a real number, a bool, or an array of them."""
-    if isinstance(value, bool | int | float):
-        return True
-    if not isinstance(value, jax.Array | np.ndarray | np.generic) or isinstance(value, np.ma.MaskedArray):
-        return False
-    return any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+    return array if real(array) else value

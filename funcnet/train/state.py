@@ -9,9 +9,9 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe, shorten
+from funcnet.mean import scalar, wide
 from funcnet.train import _check
 from funcnet.train import optimizer as optimizers
-from funcnet.train.metric import scalar, wide
 
 # What a loss scale can be: below it, float16 has room for no gradient; above, a run that needs no scale would
 # double it to infinity.

@@ -11,10 +11,10 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.mean import wide
 from funcnet.train import _check, gradient
 from funcnet.train import optimizer as optimizers
 from funcnet.train.gradient import Gradient
-from funcnet.train.metric import wide
 from funcnet.train.state import LEAST_SCALE, MOST_SCALE, LossScale, State, step_key
 
 # After so many finite steps in a row a loss scale is doubled.
