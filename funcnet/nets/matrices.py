@@ -14,8 +14,8 @@ import jax
 import jax.extend.core as jex
 
 from funcnet import rules
+from funcnet._programs import CALLS
 from funcnet.errors import StructureError
-from funcnet.nonfinite import CALLS
 from funcnet.spec import Spec
 
 __all__ = ["matrices"]
@@ -52,11 +52,21 @@ class _Product(NamedTuple):
     o: frozenset[_Piece]
 
 
-_DATA = object()  # a value that depends on the data; None: one that depends on neither data nor a leaf's place
+_DATA = (
+    object()
+)  # a value that depends on the data; None: one that depends on neither data nor a leaf's place
 _ELEMENTWISE = "elementwise"
 
 # What a leaf may go through and stay the matrix that it is, as long as no data come in.
-_SAME = {"convert_element_type", "copy", "copy_p", "optimization_barrier", "name", "sharding_constraint", "stop_gradient"}
+_SAME = {
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "optimization_barrier",
+    "name",
+    "sharding_constraint",
+    "stop_gradient",
+}
 _OVER_ELEMENTS = {
     "add", "add_any", "sub", "mul", "div", "max", "min", "neg", "sign", "abs", "exp", "exp2", "log", "log1p",
     "expm1", "tanh", "logistic", "sqrt", "rsqrt", "cbrt", "square", "integer_pow", "pow", "select_n", "sin",
