@@ -127,6 +127,10 @@ class Mark(NamedTuple):
     def slot(self) -> _Slot:
         return self.path, self.layers
 
+    @property
+    def form(self) -> Any:
+        return self.aval.shape, self.aval.dtype
+
     def axes(self) -> list[tuple[int | None, int | None]]:
         """Of each axis in front the number of its loop, and of its layer; None where there is none."""
         return _axes(self.layers, self.depth, len(self.lengths))
@@ -208,7 +212,7 @@ class Look:
                 expected="one of the names in the function",
                 actual=", ".join(there) if there else "no taps at all",
             )
-        _check_once(self, marks)
+        self.check_once(marks)
         program = _Program(closed, tree, [], marks)
         return program._replace(inputs=program.given(jax.tree.leaves((args, kwargs))))
 
@@ -250,16 +254,27 @@ class Look:
         marks: list[Mark] = []
         for inner in jex.jaxprs_in_params(params):
             marks = self.marks(getattr(inner, "jaxpr", inner), loops, depth)
+            self.check_once(marks)
             for mark in marks:
                 other = found.setdefault(mark.slot, mark)
-                if name == "cond" and (other.aval.shape, other.aval.dtype) != (
-                    mark.aval.shape,
-                    mark.aval.dtype,
-                ):
+                if other.form != mark.form:
                     raise self.used_twice(other, mark, "with another shape in another branch")
         if found and not (name in ("scan", "cond") or (name in CALLS and "custom" not in name)):
             raise self.refused(next(iter(found.values())), name)
         return list(found.values()) if name == "cond" else marks
+
+    def check_once(self, marks: list[Mark]) -> None:
+        """A path is used twice only in the layers of one stack."""
+        first: dict[Any, Mark] = {}
+        for mark in marks:
+            if mark.slot in first:
+                raise self.used_twice(first[mark.slot], mark)
+            first[mark.slot] = mark
+            other = first.setdefault(mark.path, mark)
+            if _stacks(other) != _stacks(mark):
+                raise self.used_twice(other, mark)
+            if other.form != mark.form:
+                raise self.used_twice(other, mark, "with another shape in another layer")
 
     def refused(self, mark: Mark, name: str) -> StructureError:
         inside = {
@@ -368,10 +383,9 @@ class Look:
         def run(program: Any, inputs: Any, sinks: Any = sinks, at: Any = at) -> tuple[list[Any], list[Any]]:
             inner, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
             outputs, got = self.run(inner, consts, inputs, sinks, at, depth)
-            absent = lambda mark: full(
-                mark.aval, mark.lengths[len(at) :], mark.aval.shape, jnp.nan
-            )  # in another branch
-            return outputs, [got[m.slot] if m.slot in got else absent(m) for m in marks]
+            loops = len(at)
+            elsewhere = lambda m: full(m.aval, m.lengths[loops:], m.aval.shape, jnp.nan)  # in another branch
+            return outputs, [got[m.slot] if m.slot in got else elsewhere(m) for m in marks]
 
         if name == "scan":
             return self.scanned(eqn, x, marks, sinks, at, run)
@@ -442,20 +456,6 @@ def full(like: Any, lengths: tuple[Any, ...], shape: tuple[Any, ...], number: fl
 
 
 # ---- one value of many ------------------------------------------------------------------------------------
-
-
-def _check_once(look: Look, marks: list[Mark]) -> None:
-    """A path is used twice only in layers, of one stack."""
-    first: dict[Any, Mark] = {}
-    for mark in marks:
-        if mark.slot in first:
-            raise look.used_twice(first[mark.slot], mark)
-        first[mark.slot] = mark
-        other = first.setdefault(mark.path, mark)
-        if _stacks(other) != _stacks(mark):
-            raise look.used_twice(other, mark)
-        if (other.aval.shape, other.aval.dtype) != (mark.aval.shape, mark.aval.dtype):
-            raise look.used_twice(other, mark, "with another shape in another layer")
 
 
 def _stacks(mark: Mark) -> Any:

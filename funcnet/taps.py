@@ -137,7 +137,7 @@ def collect(f: Callable[..., Any], only: Only = None) -> Callable[..., tuple[Any
     It calls f anew each time: put `jax.jit` around it, or call it in a function that is compiled.
 
     Args:
-        f: any function of JAX arrays; its arguments are traced.
+        f: any function of JAX arrays; its arguments are traced, others are bound by `functools.partial`.
         only: the paths that are wanted, one or several; ``*`` stands for any part. None: all but what is
             computed only if asked for, such as attention's pattern.
 
@@ -235,6 +235,7 @@ def grads(
     Raises:
         ShapeError: by the function: f does not give one number.
         DTypeError: by the function: that number is not a float.
+        ValueRangeError: by the function: there is no argument of such a number.
         StructureError: by the function, as of `collect`; f gives no pair.
 
     >>> grads(lambda x: 3 * tap("square", x * x))(2.0).cotangents
@@ -247,7 +248,7 @@ def grads(
         program = look.trace(f, args, kwargs)
         marks = [mark for mark in program.marks if jnp.issubdtype(mark.aval.dtype, jnp.inexact)]
         zeros = [full(mark.aval, mark.lengths, mark.aval.shape, 0.0) for mark in marks]
-        numbers = argnums if isinstance(argnums, tuple) else () if argnums is None else (argnums,)
+        numbers = _positions(argnums, len(args))
 
         def run(zeros: list[jax.Array], chosen: tuple[Any, ...]) -> tuple[jax.Array, Any]:
             given = dict(zip(numbers, chosen, strict=True))
@@ -309,6 +310,19 @@ def _check_name(where: str, path: str, name: Any) -> None:
             expected=f"{path}: one letter or more, no space, none of *?[]",
             actual=f"{path} = {shorten(name)}",
         )
+
+
+def _positions(argnums: Any, count: int) -> tuple[int, ...]:
+    """Which of the arguments are meant, from the first."""
+    asked = argnums if isinstance(argnums, tuple) else () if argnums is None else (argnums,)
+    if not all(type(i) is int and -count <= i < count for i in asked):
+        raise ValueRangeError(
+            "taps.grads: argnums are not numbers of arguments.",
+            path="argnums",
+            expected=f"argnums: an int or several, below {count}     (f is given {count} arguments)",
+            actual=f"argnums = {argnums if isinstance(argnums, tuple) else shorten(argnums)}",
+        )
+    return tuple(i % count for i in asked)
 
 
 def _loss(result: Any, has_aux: bool) -> Any:

@@ -354,6 +354,7 @@ def test_grads_options():
     assert seen.value[1] == {"sum": 5}
     assert seen.cotangents == {"m": 12}
     assert seen.grads == (36, 24)
+    assert taps.grads(f, argnums=-1, has_aux=True)(2.0, 3.0).grads == 24
     assert taps.grads(lambda a, b: f(a, b)[0])(2.0, b=3.0).grads is None
 
 
@@ -608,6 +609,9 @@ def test_a_name_used_twice():
     layers = lambda x: stack.apply(lambda p, x: fn.tap("a", x + p), np.ones(3), fn.tap("a", x))
     with pytest.raises(StructureError, match="used twice"):
         taps.collect(layers)(1.0)
+    branches = lambda x: jax.lax.cond(x > 0, lambda x: fn.tap("a", fn.tap("a", x)), lambda x: x, x)
+    with pytest.raises(StructureError, match="used twice"):
+        taps.collect(branches)(1.0)
     with pytest.raises(StructureError, match="used twice"):
         taps.collect(
             lambda x: jax.lax.scan(lambda c, _: (fn.tap("a", c), None), fn.tap("a", x), None, length=2)[0]
@@ -667,6 +671,7 @@ test_errors_by_their_words = golden(
         (lambda: taps.collect(identity, 1), DTypeError, "only is neither"),
         (lambda: taps.collect(identity, [1]), DTypeError, "only is neither"),
         (lambda: taps.grads(lambda x: x)(np.ones(2)), ShapeError, "one number"),
+        (lambda: taps.grads(lambda x: x, argnums=1)(1.0), ValueRangeError, "argnums are not numbers"),
         (lambda: taps.grads(lambda x: x)(1), DTypeError, "a float"),
         (lambda: taps.grads(lambda x: x, has_aux=True)(1.0), StructureError, "a pair"),
         (lambda: fn.tap(1, 1.0), DTypeError, "a name is a str"),
