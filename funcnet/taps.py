@@ -151,7 +151,7 @@ def collect(f: Callable[..., Any], only: Only = None) -> Callable[..., tuple[Any
             a shard_map; nothing is tapped that `only` asks for.
 
     >>> collect(lambda x: tap("square", x * x) + 1)(3.0)[1]
-    {'square': Array(9., dtype=float32, weak_type=True)}
+    {'square': Array(9., dtype=float32)}
     """
     wanted = _check("taps.collect", f, only)
 
@@ -179,7 +179,7 @@ def replace(f: Callable[..., Any], changes: Mapping[str, Callable[..., Any]]) ->
         ShapeError, DTypeError: by the function: g changes the shape or dtype.
 
     >>> replace(lambda x: tap("square", x * x) + 1, {"square": lambda x: x * 0})(3.0)
-    Array(1., dtype=float32, weak_type=True)
+    Array(1., dtype=float32)
     """
     if not isinstance(changes, Mapping) or not changes or not all(map(callable, changes.values())):
         raise DTypeError(
@@ -239,7 +239,7 @@ def grads(
         StructureError: by the function, as of `collect`; f gives no pair.
 
     >>> grads(lambda x: 3 * tap("square", x * x))(2.0).cotangents
-    {'square': Array(3., dtype=float32, weak_type=True)}
+    {'square': Array(3., dtype=float32)}
     """
     wanted = _check("taps.grads", f, only)
 
