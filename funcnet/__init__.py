@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         rules,
         spec,
         store,
+        taps,
         tasks,
         train,
         verifier,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from funcnet.ops.random import dropout
     from funcnet.rules import autodiff
     from funcnet.store import load, save
+    from funcnet.taps import tap
     from funcnet.verifier import verify, verify_model
 
 __version__ = "0.1.0"
@@ -55,8 +57,8 @@ _FAMILIES = {
 }  # fmt: skip
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _PACKAGES = (
-    "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "rules", "spec", "store", "tasks", "train",
-    "verifier",
+    "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "rules", "spec", "store", "taps", "tasks",
+    "train", "verifier",
 )  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",
@@ -64,6 +66,7 @@ _FUNCTIONS = {
     "generate": "nets.generate",
     "load": "store",
     "save": "store",
+    "tap": "taps",
     "verify": "verifier",
     "verify_model": "verifier",
 }

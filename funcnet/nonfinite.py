@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import inspect
-import linecache
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -12,31 +11,17 @@ import jax
 import jax.core
 import jax.extend.core as jex
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 
+from funcnet import taps
+from funcnet._programs import CALLS, OWN, frames, line, parts_of_scan
 from funcnet.errors import DTypeError, describe
 
-__all__ = ["CALLS", "Finding", "Input", "find_nan"]
+__all__ = ["Finding", "Input", "find_nan"]
 
 NAN, INF = "nan", "inf"
 _NAMES = {NAN: "NaN", INF: "an infinity"}
-# Primitives that run one inner program over their own inputs, and where it is.
-CALLS = {
-    "checkpoint": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "remat2": "jaxpr",
-}
-_FOLDERS = tuple(
-    os.path.dirname(os.path.abspath(file)) + os.sep for file in (jax.__file__, jaxtyping.__file__)
-)
-_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_OPERATIONS = os.path.join(_OWN, "ops", "")
+_OPERATIONS = os.path.join(OWN, "ops", "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +66,8 @@ class Finding:
         line: where the caller wrote it, ``model.py:41``; "" if that is not known.
         source: the text of that line.
         formula: of `operation`, the line in funcnet that has the equation; else "".
-        path: of an argument, ``params['w']``; else "".
+        path: of an argument, ``params['w']``; of an equation the names of `taps.scope` around it,
+            ``blocks.3.attention`` (of a layer in a loop see `iterations`); else "".
         backward: whether it belongs to the pullback, so that the gradient of that line is meant.
         inputs: what the equation was given.
         outputs: what it gave.
@@ -123,7 +109,7 @@ class Finding:
             made += " of an infinity"
         elif self.inputs:
             made += " of finite numbers"
-        where = f" at {self.line}" if self.line else ""
+        where = f" in {self.path}" * bool(self.path) + f" at {self.line}" * bool(self.line)
         of = f" in {'the gradient of ' * self.backward}fn.{self.operation}" if self.operation else ""
         backward = ", in the gradient of that line" if self.backward and not of else ""
         loops = f", iteration {' / '.join(map(str, self.iterations))}" if self.iterations else ""
@@ -175,7 +161,7 @@ def find_nan(function: Callable[..., Any], *args: Any) -> Finding | None:
                 expected="an array, outside of jax.jit and the like",
                 actual=describe(leaf),
             )
-    with jax.debug_nans(False), jax.debug_infs(False):
+    with jax.debug_nans(False), jax.debug_infs(False), taps.named():
         closed = jax.make_jaxpr(function)(*args)
         inputs = [
             jnp.asarray(leaf, dtype=None if _is_key(leaf) else aval.dtype)
@@ -394,13 +380,8 @@ def _iterations(eqn: Any, operands: Sequence[Any]) -> Iterator[tuple[int, Any, l
             yield number, body, [*fixed, *carry], list(range(tests, len(operands)))
             carry, number = list(_compiled(body)(*fixed, *carry)), number + 1
         return
-    # How many are constants and carries is called otherwise in each version of JAX; what has one axis more
-    # outside of the body than in it is neither.
     body = params["jaxpr"]
-    ranks = lambda variables: [np.ndim(var.aval) for var in variables]
-    same = lambda outer, inner: map(int.__eq__, ranks(outer), ranks(inner))
-    carries = sum(same(eqn.outvars, body.jaxpr.outvars))
-    consts = sum(same(eqn.invars, body.jaxpr.invars)) - carries
+    consts, carries = parts_of_scan(eqn)
     fixed, carry = list(operands[:consts]), list(operands[consts : consts + carries])
     numbers = range(params["length"])
     for number in reversed(numbers) if params["reverse"] else numbers:
@@ -485,26 +466,25 @@ def _placed(finding: Finding, eqn: Any) -> Finding:
 
     (Of what JAX has traced before and kept, an inner equation does not know who called it.)
     """
-    frames = eqn.source_info.traceback.frames if eqn.source_info.traceback is not None else ()
-    frames = [frame for frame in frames if not frame.file_name.startswith((*_FOLDERS, "<@"))]
-    theirs = [frame for frame in frames if not frame.file_name.startswith(_OWN)]
-    line, source = _line(theirs[0]) if theirs and not finding.line else (finding.line, finding.source)
+    written = frames(eqn)
+    theirs = [frame for frame in written if not frame.file_name.startswith(OWN)]
+    place, source = line(theirs[0]) if theirs and not finding.line else (finding.line, finding.source)
     formula = finding.formula
-    inside = [frame for frame in frames if frame.file_name.startswith(_OPERATIONS)]
+    inside = [frame for frame in written if frame.file_name.startswith(_OPERATIONS)]
     if not formula and inside:
-        formula = ": ".join(filter(None, _line(inside[0])))
+        formula = ": ".join(filter(None, line(inside[0])))
     backward = finding.backward or "transpose" in str(eqn.source_info.name_stack)
-    operation = finding.operation or next(filter(None, map(_operation, frames)), None)
+    operation = finding.operation or next(filter(None, map(_operation, written)), None)
+    scopes = [*taps.names(eqn), finding.path]
     return dataclasses.replace(
-        finding, line=line, source=source, formula=formula, operation=operation, backward=backward
+        finding,
+        line=place,
+        source=source,
+        formula=formula,
+        path=".".join(filter(None, scopes)),
+        operation=operation,
+        backward=backward,
     )
-
-
-def _line(frame: Any) -> tuple[str, str]:
-    """``model.py:41``, and the text of that line."""
-    near = frame.file_name.startswith(os.getcwd() + os.sep)
-    file = os.path.relpath(frame.file_name) if near else frame.file_name
-    return f"{file}:{frame.line_num}", linecache.getline(frame.file_name, frame.line_num).strip()[:100]
 
 
 def _operation(frame: Any) -> str | None:

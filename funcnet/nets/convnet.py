@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from funcnet import taps
 from funcnet.errors import ShapeError
 from funcnet.nets import _images
 from funcnet.ops import _check
@@ -96,11 +97,12 @@ def apply(
     _check.config(where, config, Config)
     x = _images.check(where, images, config.image)
     _check.tree(where, params, "stages", "hidden", "head")
-    for stage in _check.layers(where, params, "stages"):
-        for layer in stage:
-            x = relu.apply(conv.apply(layer, x))
+    for i, stage in enumerate(_check.layers(where, params, "stages")):
+        for j, layer in enumerate(stage):
+            x = taps.tap(f"stages.{i}.{j}", relu.apply(conv.apply(layer, x)))
         x = max_pool.apply(x, kernel=(2, 2))
-    x = relu.apply(linear.apply(params["hidden"], x.reshape(*x.shape[:-3], math.prod(x.shape[-3:]))))
+    x = linear.apply(params["hidden"], x.reshape(*x.shape[:-3], math.prod(x.shape[-3:])))
+    x = taps.tap("hidden", relu.apply(x))
     return linear.apply(params["head"], dropout.apply(x, rate=config.dropout, key=key))
 
 

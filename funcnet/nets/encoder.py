@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from funcnet import spec
+from funcnet import spec, taps
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
@@ -196,16 +196,20 @@ def apply(
 
     def block(layer: dict[str, Any], x: Array, keys: Array | None = None) -> Array:
         key_weights, key_attention, key_mlp = (None, None, None) if keys is None else keys
-        a = multihead.apply(
-            layer["attention"], x, mask=seen, dropout_rate=config.attention_dropout, key=key_weights
-        )
-        a = dropout.apply(a, rate=config.dropout, key=key_attention)
-        x = layer_norm.apply(layer["norm1"], x + a, config.norm_eps)
-        h = linear.apply(layer["down"], gelu.apply(linear.apply(layer["up"], x)))
-        h = dropout.apply(h, rate=config.dropout, key=key_mlp)
-        return layer_norm.apply(layer["norm2"], x + h, config.norm_eps)
+        x = taps.tap("in", x)
+        with taps.scope("attention"):
+            a = multihead.apply(
+                layer["attention"], x, mask=seen, dropout_rate=config.attention_dropout, key=key_weights
+            )
+        a = taps.tap("attention", dropout.apply(a, rate=config.dropout, key=key_attention))
+        x = taps.tap("middle", layer_norm.apply(layer["norm1"], x + a, config.norm_eps))
+        h = taps.tap("mlp.hidden", gelu.apply(linear.apply(layer["up"], x)))
+        h = dropout.apply(linear.apply(layer["down"], h), rate=config.dropout, key=key_mlp)
+        h = taps.tap("mlp", h)
+        return taps.tap("out", layer_norm.apply(layer["norm2"], x + h, config.norm_eps))
 
-    return stack.apply(block, params["blocks"], x, keys, unroll=config.unroll, remat=config.remat)
+    with taps.scope("blocks"):
+        return stack.apply(block, params["blocks"], x, keys, unroll=config.unroll, remat=config.remat)
 
 
 def pool(x: Float[Array, "*n t d"], *, mask: Bool[Array, "*n t"] | None = None) -> Float[Array, "*n d"]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from funcnet import taps
 from funcnet.errors import ValueRangeError
 from funcnet.ops import _check
 from funcnet.ops.dense import linear
@@ -57,8 +58,8 @@ def apply(params: dict[str, Any], x: Float[Array, "*n d_in"], config: Config) ->
     _check.config("mlp.apply", config, Config)
     _check.tree("mlp.apply", params, "layers")
     *hidden, last = _check.layers("mlp.apply", params, "layers")
-    for layer in hidden:
-        x = relu.apply(linear.apply(layer, x))
+    for i, layer in enumerate(hidden):
+        x = taps.tap(f"layers.{i}", relu.apply(linear.apply(layer, x)))
     return linear.apply(last, x)
 
 

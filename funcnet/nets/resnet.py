@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from funcnet import taps
 from funcnet.errors import ValueRangeError
 from funcnet.nets import _images
 from funcnet.ops import _check
@@ -217,25 +218,26 @@ def apply(
 
     def block(layer: dict[str, Any], old: dict[str, Any], x: Array, sizes: _Block) -> tuple[Array, dict]:
         new: dict[str, Any] = {}
-        y = x
+        y = x = taps.tap("in", x)
         for i, each in enumerate(sizes.convs, 1):
             y = normed(layer, old, f"norm{i}", new, convolved(layer[f"conv{i}"], each, y))
-            y = relu.apply(y) if i < len(sizes.convs) else y
+            y = taps.tap(f"hidden{i}", relu.apply(y)) if i < len(sizes.convs) else taps.tap("branch", y)
         if sizes.project:
             x = normed(layer, old, "norm", new, convolved(layer["project"], sizes.project, x))
-        return relu.apply(x + y), new
+        return taps.tap("out", relu.apply(x + y)), new
 
     new_stem: dict[str, Any] = {}
     x = convolved(params["stem"]["conv"], _stem(config), images)
-    x = relu.apply(normed(params["stem"], state["stem"], "norm", new_stem, x))
+    x = taps.tap("stem", relu.apply(normed(params["stem"], state["stem"], "norm", new_stem, x)))
     if config.stem == 7:
         x = max_pool.apply(x, kernel=(3, 3), stride=2, padding=pads(3))
     both = _check.layers(where, params, "stages"), _check.layers(where, state, "stages", path="state")
     new_stages = []
-    for layers, olds, blocks in zip(*both, _stages(config), strict=True):
+    for i, (layers, olds, blocks) in enumerate(zip(*both, _stages(config), strict=True)):
         news = []
-        for layer, old, sizes in zip(layers, olds, blocks, strict=True):
-            x, new = block(layer, old, x, sizes)
+        for j, (layer, old, sizes) in enumerate(zip(layers, olds, blocks, strict=True)):
+            with taps.scope("stages", i, j):
+                x, new = block(layer, old, x, sizes)
             news.append(new)
         new_stages.append(news)
     return linear.apply(params["head"], x.mean((-3, -2))), {"stem": new_stem, "stages": new_stages}

@@ -14,8 +14,8 @@ import jax
 import jax.extend.core as jex
 
 from funcnet import rules
+from funcnet._programs import CALLS
 from funcnet.errors import StructureError
-from funcnet.nonfinite import CALLS
 from funcnet.spec import Spec
 
 __all__ = ["matrices"]

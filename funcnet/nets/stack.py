@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from funcnet import spec
+from funcnet import spec, taps
 from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 
@@ -74,12 +74,14 @@ def apply(
         whole, rest = _split(rest, [rounds * period, layers - rounds * period])
 
     def run(x: Any, group: Any, in_loop: bool) -> Any:
-        apart = unstack(group)
+        apart, step = unstack(group), period if in_loop else None
         for i in range(0, len(apart), period):
+            first = i if in_loop else rounds * period + i
 
-            def one_round(x: Any, apart: Sequence[Any]) -> Any:
-                for one, (p, *more) in zip(blocks, apart, strict=False):  # the last round may be short
-                    x = one(p, x, *more)
+            def one_round(x: Any, apart: Sequence[Any], first: int = first) -> Any:
+                numbered = enumerate(zip(blocks, apart, strict=False), first)  # the last round may be short
+                for number, (one, (p, *more)) in numbered:
+                    x = taps.layer(one, number, layers, step)(p, x, *more)
                 return x
 
             if remat:  # a function of its own each time, else `rules.record` sees the first round only

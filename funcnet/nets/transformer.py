@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
+from funcnet import taps
 from funcnet.errors import ShapeError, StructureError, ValueRangeError, shorten
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
@@ -310,14 +311,19 @@ def hidden(
 
         def run(block: dict[str, Any], x: Array, keys: Array | None = None) -> Array:
             key_attention, key_mlp = (None, None) if keys is None else keys
-            a = multihead.apply(block["attention"], _norm(block["norm1"], x, config), bias, **options)
-            x = x + dropout.apply(a, rate=config.dropout, key=key_attention)
-            return x + dropout.apply(_mlp(block, x, config), rate=config.dropout, key=key_mlp)
+            x = taps.tap("in", x)
+            with taps.scope("attention"):
+                a = multihead.apply(block["attention"], _norm(block["norm1"], x, config), bias, **options)
+            a = taps.tap("attention", dropout.apply(a, rate=config.dropout, key=key_attention))
+            x = taps.tap("middle", x + a)
+            h = taps.tap("mlp", dropout.apply(_mlp(block, x, config), rate=config.dropout, key=key_mlp))
+            return taps.tap("out", x + h)
 
         return run
 
     blocks = [block(window) for window in config.windows]
-    x = stack.apply(blocks, params["blocks"], x, keys, unroll=_unroll(config), remat=config.remat)
+    with taps.scope("blocks"):
+        x = stack.apply(blocks, params["blocks"], x, keys, unroll=_unroll(config), remat=config.remat)
     return _norm(params["norm"], x, config)
 
 
@@ -388,7 +394,7 @@ def _mlp(block: dict[str, Any], x: Array, config: Config) -> Array:
         h = swiglu.apply(linear.apply(block["gate"], x), up)
     else:
         h = gelu.apply(up, config.mlp == "gelu_tanh")
-    return linear.apply(block["down"], h)
+    return linear.apply(block["down"], taps.tap("mlp.hidden", h))
 
 
 def _unroll(config: Config) -> int:
@@ -477,19 +483,20 @@ def decode_hidden(
         positions = cache[0]["length"][..., None] + steps
         x = x + embedding.apply(params["positions"], positions)
     slopes = alibi.slopes(config.heads) if config.positions == "alibi" else None
-    new = []
+
+    def run(block: dict[str, Any], x: Array, old: Any, window: int | None) -> tuple[Array, Any]:
+        x, options = taps.tap("in", x), _attention(config, window)
+        given = block["attention"], _norm(block["norm1"], x, config), old
+        with taps.scope("attention"):
+            a, held = multihead.decode(*given, lengths=lengths, slopes=slopes, **options)
+        x = taps.tap("middle", x + taps.tap("attention", a))
+        return taps.tap("out", x + taps.tap("mlp", _mlp(block, x, config))), held
+
+    new, layers = [], len(cache)
     for i, (block, old) in enumerate(zip(params["blocks"], cache, strict=True)):
-        options = _attention(config, config.windows[i % len(config.windows)])
-        a, held = multihead.decode(
-            block["attention"],
-            _norm(block["norm1"], x, config),
-            old,
-            lengths=lengths,
-            slopes=slopes,
-            **options,
-        )
-        x = x + a
-        x = x + _mlp(block, x, config)
+        with taps.scope("blocks"):
+            one = taps.layer(run, i, layers)
+            x, held = one(block, x, old, config.windows[i % len(config.windows)])
         new.append(held)
     return _norm(params["norm"], x, config), new
 

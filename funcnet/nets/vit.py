@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet import spec
+from funcnet import spec, taps
 from funcnet.errors import ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import _images, stack
@@ -185,18 +185,23 @@ def hidden(
 
     def block(layer: dict[str, Any], x: Array, keys: Array | None = None) -> Array:
         key_weights, key_attention, key_mlp = (None, None, None) if keys is None else keys
-        a = multihead.apply(
-            layer["attention"],
-            layer_norm.apply(layer["norm1"], x, config.norm_eps),
-            dropout_rate=config.attention_dropout,
-            key=key_weights,
-        )
-        x = x + dropout.apply(a, rate=config.dropout, key=key_attention)
+        x = taps.tap("in", x)
+        with taps.scope("attention"):
+            a = multihead.apply(
+                layer["attention"],
+                layer_norm.apply(layer["norm1"], x, config.norm_eps),
+                dropout_rate=config.attention_dropout,
+                key=key_weights,
+            )
+        a = taps.tap("attention", dropout.apply(a, rate=config.dropout, key=key_attention))
+        x = taps.tap("middle", x + a)
         h = linear.apply(layer["up"], layer_norm.apply(layer["norm2"], x, config.norm_eps))
-        h = linear.apply(layer["down"], gelu.apply(h))
-        return x + dropout.apply(h, rate=config.dropout, key=key_mlp)
+        h = linear.apply(layer["down"], taps.tap("mlp.hidden", gelu.apply(h)))
+        h = taps.tap("mlp", dropout.apply(h, rate=config.dropout, key=key_mlp))
+        return taps.tap("out", x + h)
 
-    x = stack.apply(block, params["blocks"], x, keys, unroll=config.unroll, remat=config.remat)
+    with taps.scope("blocks"):
+        x = stack.apply(block, params["blocks"], x, keys, unroll=config.unroll, remat=config.remat)
     return layer_norm.apply(params["norm"], x, config.norm_eps)
 
 

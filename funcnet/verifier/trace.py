@@ -17,7 +17,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.nonfinite import CALLS
+from funcnet._programs import CALLS
 
 __all__ = [
     "CUSTOM",

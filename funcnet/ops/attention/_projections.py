@@ -10,6 +10,7 @@ from typing import Any, NotRequired, TypedDict
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from funcnet import taps
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.ops import _bias, _check
 from funcnet.ops._dtype import common, wide
@@ -53,7 +54,7 @@ def heads(
         return z if rope is None else rotary.apply(z, rope, positions=positions)
 
     q, k, v = (project(params[name], x, 1) for name in "qkv")
-    return ready("q", q), ready("k", k), v
+    return taps.tap("q", ready("q", q)), taps.tap("k", ready("k", k)), taps.tap("v", v)
 
 
 def project(p: Projection, x: Array, axes: int) -> Array:

@@ -26,7 +26,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from funcnet import rules
+from funcnet import rules, taps
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
@@ -99,6 +99,7 @@ def reference(
         column = align(jnp.arange(s, dtype=jnp.uint32), row.ndim)
         kept = blocks.kept(dropout_rate, blocks.seed_of(key), row, column)
         p = jnp.where(kept, p / (1 - dropout_rate), 0)
+    p = taps.tap("pattern", p)
     return jnp.einsum("...hts,...she->...the", p.astype(v.dtype), v)
 
 

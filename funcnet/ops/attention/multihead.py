@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from funcnet import rules, spec
+from funcnet import rules, spec, taps
 from funcnet.errors import ValueRangeError
 from funcnet.ops import _bias, _check
 from funcnet.ops._cost import Abstract, Cost, traffic
@@ -181,7 +181,9 @@ def apply(
     """Let every position of x attend to every position of x.
 
     Nothing is attached to the whole: `attention`, `rope` and `rms_norm` carry their own rules, and of the
-    projections XLA's own derivative is the formula of `vjp`.
+    projections XLA's own derivative is the formula of `vjp`. Tapped (see `taps`) are q, k and v as they
+    attend, the results of the heads [*n, t, h, e] and, only if asked for, the pattern P [*n, h, t, t]: then
+    all is computed by the definition.
 
     Args:
         params: {"q", "k", "v", "o"}, each a w and, unless absent, a b; "q_norm", "k_norm" and "sinks" where
@@ -213,23 +215,22 @@ def apply(
     where = "multihead.apply"
     x, norm_eps = _projections.check(where, params, x), _check.number(where, "norm_eps", norm_eps)
     q, k, v = _projections.heads(params, x, rope, positions, norm_eps)
-    o = attention.apply(
-        q,
-        k,
-        v,
-        bias,
-        params.get("sinks"),
-        causal=causal,
-        window=window,
-        segment_ids=segment_ids,
-        mask=mask,
-        scale=scale,
-        softcap=softcap,
-        dropout_rate=dropout_rate,
-        key=key,
-        block=block,
-    )
-    return _projections.project(params["o"], o, 2)
+    given = q, k, v, bias, params.get("sinks")
+    attend: dict[str, Any] = {
+        "causal": causal,
+        "window": window,
+        "segment_ids": segment_ids,
+        "mask": mask,
+        "scale": scale,
+        "softcap": softcap,
+        "dropout_rate": dropout_rate,
+        "key": key,
+        "block": block,
+    }
+    o = attention.apply(*given, **attend)
+    if taps.asked("pattern"):  # which only the definition has
+        o = attention.reference(*given, **attend)
+    return _projections.project(params["o"], taps.tap("heads", o), 2)
 
 
 def vjp(
