@@ -14,7 +14,7 @@ import jax
 import jax.extend.core as jex
 
 from funcnet import rules
-from funcnet._programs import CALLS
+from funcnet._programs import CALLS, parts_of_scan
 from funcnet.errors import StructureError
 from funcnet.spec import Spec
 
@@ -266,7 +266,7 @@ class _Walk:
         return [_DATA]
 
     def _scan(self, eqn: Any, given: list[Any]) -> list[Any]:
-        consts, carried = _scanned(eqn.params, given)
+        consts, carried = parts_of_scan(eqn)
         sliced = [_without_first(v) if isinstance(v, _Leaf) else v for v in given[consts + carried :]]
         carry = [_DATA if value is None else value for value in given[consts : consts + carried]]
         inner = eqn.params["jaxpr"].jaxpr
@@ -282,14 +282,6 @@ class _Walk:
         carry = [_DATA if value is None else value for value in given[tests + consts :]]
         self.run(eqn.params["cond_jaxpr"].jaxpr, [*given[:tests], *carry])
         return self.run(eqn.params["body_jaxpr"].jaxpr, [*given[tests : tests + consts], *carry])
-
-
-def _scanned(params: Mapping[str, Any], given: list[Any]) -> tuple[int, int]:
-    """How many constants a scan has, and how many carried values; JAX 0.12 says it otherwise than 0.10."""
-    if "ft_in" in params:
-        consts, carried, *_ = (len(list(part)) for part in params["ft_in"].update(given).unpack())
-        return consts, carried
-    return params["num_consts"], params["num_carry"]
 
 
 def _moved(name: str, eqn: Any, value: _Leaf) -> list[Any] | None:
