@@ -59,7 +59,7 @@ def test_the_activations_of_a_run(here, capsys):
     assert (code, err) == (0, "")
     assert out.startswith("the last hidden layer of run: 360 rows of 5 numbers\n")
     assert out.endswith("the picture is in pca.png\n")
-    hidden = {**params, "head": {"w": np.eye(5, dtype=np.float32)}}
+    hidden = {**params, "head": {"w": jax.numpy.eye(5)}}
     images = jax.numpy.asarray(digits.data()[1].images)
     ratios = PCA(2).fit(convnet.apply(hidden, images, CONFIG)).explained_variance_ratio_
     assert shares(out) == [f"{ratio:.1%}" for ratio in ratios]
