@@ -74,6 +74,7 @@ def test_digits(capsys):
     assert len(shares(out)) == 10
 
 
+@pytest.mark.slow
 def test_one_feature_rows_that_do_not_vary_and_many_labels(capsys):
     np.save("x.npy", np.ones((25, 1)))
     np.save("labels.npy", np.arange(25))
