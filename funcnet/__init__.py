@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         train,
         verifier,
     )
+    from funcnet.linalg import pca
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
     from funcnet.ops.attention import alibi, attention, multihead, rope
@@ -65,6 +66,7 @@ _FUNCTIONS = {
     "find_nan": "nonfinite",
     "generate": "nets.generate",
     "load": "store",
+    "pca": "linalg",
     "save": "store",
     "tap": "taps",
     "verify": "verifier",

@@ -318,6 +318,7 @@ ATTEND: Arguments = {
     "dropout_rate": 0.5,
     "key": KEY,
 }
+ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
 CALLS: dict[str, Arguments] = {
     "linear.apply": {"params": DENSE, "x": F(2, 3)},
     "linear.init": {"key": KEY, "d_in": 3, "d_out": 5, "bias": True},
@@ -408,6 +409,11 @@ CALLS: dict[str, Arguments] = {
     "alibi.apply": {"slopes": F(2), "t": 3, "s": 5, "q_offset": 1, "causal": False},
     "alibi.slopes": {"heads": 2},
     "rope.apply": {"x": F(2, 5, 2, 4), "config": fn.rope.Config(), "positions": I(5)},
+    "pca.fit": {**ROWS, "k": 2, "method": "svd"},
+    "pca.projector": {**ROWS, "k": 2},
+    "pca.left_out": {**ROWS, "k": 2},
+    "pca.empty": {"d": 3, "dtype": "float32"},
+    "pca.update": {**ROWS, "state": fn.pca.empty(5)},
     "rope.Config": {"base": 100.0, "layout": "split", "width": 4, "scaling": fn.rope.Linear(2.0)},
     "rope.Linear": {"factor": 2.0},
     "rope.NTK": {"factor": 2.0},

@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "FOLDER [options] go on with a text, by a language model",
     "compare": "RUN RUN ...     how runs differ, and which is best",
     "summary": "TASK | RUN      the layers of a model: shapes, parameters, FLOPs",
+    "pca": "digits | FILE | RUN principal components: variances, pictures, the rows along the first two",
     "verify": "FORWARD BACKWARD a gradient formula: right, or what the mistake is",
     "doctor": "                 versions, known faults, and whether this machine computes right",
 }

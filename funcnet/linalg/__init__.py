@@ -1,6 +1,6 @@
 """Linear algebra: of a layer (docs/linalg.md), and of a loss in its params (docs/curvature.md)."""
 
-from funcnet.linalg import circulant, kronecker, krylov
+from funcnet.linalg import circulant, kronecker, krylov, pca
 from funcnet.linalg.curvature import fisher, ggn, hessian
 from funcnet.linalg.estimates import Estimate
 from funcnet.linalg.factored import kfac
@@ -22,6 +22,7 @@ __all__ = [
     "kfac",
     "kronecker",
     "krylov",
+    "pca",
     "polar",
     "symmetric",
 ]
