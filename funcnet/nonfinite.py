@@ -17,7 +17,7 @@ import numpy as np
 
 from funcnet.errors import DTypeError, describe
 
-__all__ = ["CALLS", "Finding", "Input", "find_nan"]
+__all__ = ["CALLS", "Finding", "Input", "find_nan", "place"]
 
 NAN, INF = "nan", "inf"
 _NAMES = {NAN: "NaN", INF: "an infinity"}
@@ -480,13 +480,25 @@ def _finding(
     return _placed(finding, eqn)
 
 
+def place(eqn: Any) -> str:
+    """The line that made an equation, ``model.py:41``: the user's own, where there is one."""
+    frames = _frames(eqn)
+    theirs = [frame for frame in frames if not frame.file_name.startswith(_OWN)]
+    return next((_line(frame)[0] for frame in [*theirs, *frames]), "a line unknown")
+
+
+def _frames(eqn: Any) -> list[Any]:
+    """The calls that made an equation, the innermost first, without those inside of JAX."""
+    frames = eqn.source_info.traceback.frames if eqn.source_info.traceback is not None else ()
+    return [frame for frame in frames if not frame.file_name.startswith((*_FOLDERS, "<@"))]
+
+
 def _placed(finding: Finding, eqn: Any) -> Finding:
     """A finding with what an equation, or one around it, knows of its place, where that is not known yet.
 
     (Of what JAX has traced before and kept, an inner equation does not know who called it.)
     """
-    frames = eqn.source_info.traceback.frames if eqn.source_info.traceback is not None else ()
-    frames = [frame for frame in frames if not frame.file_name.startswith((*_FOLDERS, "<@"))]
+    frames = _frames(eqn)
     theirs = [frame for frame in frames if not frame.file_name.startswith(_OWN)]
     line, source = _line(theirs[0]) if theirs and not finding.line else (finding.line, finding.source)
     formula = finding.formula

@@ -18,7 +18,7 @@ from funcnet.errors import StructureError
 from funcnet.nonfinite import CALLS
 from funcnet.spec import Spec
 
-__all__ = ["matrices"]
+__all__ = ["matrices", "scanned"]
 
 
 class _Piece(NamedTuple):
@@ -252,7 +252,7 @@ class _Walk:
         return [_DATA]
 
     def _scan(self, eqn: Any, given: list[Any]) -> list[Any]:
-        consts, carried = _scanned(eqn.params, given)
+        consts, carried = scanned(eqn.params, given)
         sliced = [_without_first(v) if isinstance(v, _Leaf) else v for v in given[consts + carried :]]
         carry = [_DATA if value is None else value for value in given[consts : consts + carried]]
         inner = eqn.params["jaxpr"].jaxpr
@@ -270,7 +270,7 @@ class _Walk:
         return self.run(eqn.params["body_jaxpr"].jaxpr, [*given[tests : tests + consts], *carry])
 
 
-def _scanned(params: Mapping[str, Any], given: list[Any]) -> tuple[int, int]:
+def scanned(params: Mapping[str, Any], given: list[Any]) -> tuple[int, int]:
     """How many constants a scan has, and how many carried values; JAX 0.12 says it otherwise than 0.10."""
     if "ft_in" in params:
         consts, carried, *_ = (len(list(part)) for part in params["ft_in"].update(given).unpack())

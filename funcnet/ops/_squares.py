@@ -16,7 +16,17 @@ import jax.numpy as jnp
 from funcnet.errors import ShapeError, describe
 from funcnet.ops._dtype import wide
 
-__all__ = ["by_gram", "examples", "gain", "offset", "positions", "product", "summed", "weights"]
+__all__ = [
+    "by_gram",
+    "examples",
+    "gain",
+    "offset",
+    "over_leading",
+    "positions",
+    "product",
+    "summed",
+    "weights",
+]
 
 
 def examples(where: str, path: str, x: jax.Array, own: int) -> None:
@@ -35,6 +45,11 @@ def positions(x: jax.Array, last: int = 1) -> jax.Array:
     """x [n, ..., *last axes] as [n, t, their product], t all that lies between."""
     split = x.ndim - last
     return x.reshape(x.shape[0], math.prod(x.shape[1:split]), math.prod(x.shape[split:]))
+
+
+def over_leading(x: jax.Array, last: int) -> jax.Array:
+    """Σ of x [n, ..., *last axes] over what lies between: [n, *last axes]."""
+    return x.sum(tuple(range(1, x.ndim - last)), dtype=wide(x.dtype))
 
 
 def by_gram(t: int, i: int, o: int) -> bool:
@@ -67,7 +82,7 @@ def offset(params: Mapping[str, Any], dy: jax.Array) -> jax.Array:
     """|Σ dY|² where there is a bias, else 0."""
     if params.get("b") is None:
         return jnp.zeros(dy.shape[:1], wide(dy.dtype))
-    return summed(positions(dy).sum(1, dtype=wide(dy.dtype)))
+    return summed(over_leading(dy, 1))
 
 
 def gain(params: Mapping[str, Any], xhat: jax.Array, dy: jax.Array) -> jax.Array:

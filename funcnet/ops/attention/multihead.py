@@ -329,12 +329,12 @@ def squares(
         StructureError: params hold sinks, for which there is no formula.
     """
     _squares.examples("multihead.squares", "x", x, 2)
-    if params.get("sinks") is not None:
+    if (sinks := params.get("sinks")) is not None:
         raise StructureError(
             "multihead.squares: there is no formula for the gradients of single examples by sinks.",
             path='params["sinks"]',
             expected="params without sinks",
-            actual=f'params["sinks"]: {describe(params["sinks"])}',
+            actual=f'params["sinks"]: {describe(sinks)}',
         )
     zero = jnp.zeros(x.shape[:1], wide(dy.dtype))
     (out,) = jax.vjp(lambda s: rules.counted(s, lambda: apply(params, x, bias, **options)), zero)[1](dy)

@@ -11,7 +11,7 @@ language model. Sources: Wijmans et al., "Cut your losses in large-vocabulary la
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -171,7 +171,7 @@ def _pullback(
     x_, labels_, counted = _rows(x, w, labels, ignore_index)
     n, v = x_.shape[0], w.shape[1]
     dy = jnp.where(counted, dy.reshape(-1), 0)
-    slope = _slope(m, log_total, certain, v, label_smoothing, z_loss, softcap)
+    slope = _slope((m, log_total, certain), v, label_smoothing, z_loss, softcap)
 
     def part(start: int | Array, columns: int) -> tuple[Array, Array]:
         """What these columns give to dx, and their dw."""
@@ -190,15 +190,10 @@ def _pullback(
 
 
 def _slope(
-    m: Array,
-    log_total: Array,
-    certain: Array,
-    v: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
+    kept: Sequence[Array], v: int, label_smoothing: float, z_loss: float, softcap: float | None
 ) -> Callable[[Array, Array], Array]:
-    """(h, whether it is the label's) -> dy/du, of the logits h [..., columns] of tokens [...]."""
+    """(h, whether it is the label's) -> dy/du, of the logits h [..., columns] of tokens [...]; `kept`: their m, log Σ and −log p."""
+    m, log_total, certain = kept
     of_log_total = 2 * z_loss * (m + log_total)
     at_label = jnp.expm1(-certain) + label_smoothing  # p − (1 − ε)
 
@@ -249,7 +244,7 @@ def squares(
     x_, labels_, counted = _rows(x, w, labels, ignore_index)
     n, t, d, v = x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1], w.shape[1]
     dy = jnp.where(counted, dy.reshape(-1), 0)
-    slope = _slope(*kept, v, **static)
+    slope = _slope(kept, v, **static)
     per_example = x_.reshape(n, t, d)
     gram = _squares.by_gram(t, d, v)
 
@@ -296,7 +291,7 @@ def rows(
     h = jnp.einsum("ntd,nsd->nts", x_, columns, preferred_element_type=wide(x_.dtype))
     h = _cap(h, softcap)
     here = labels_[:, :, None] == ids.astype(labels_.dtype)[:, None]
-    du = jnp.where(counted, dy, 0)[..., None] * _slope(*kept, v, **static)(h, here)
+    du = jnp.where(counted, dy, 0)[..., None] * _slope(kept, v, **static)(h, here)
     du = jnp.where(inside[:, None], du, 0).astype(x_.dtype)
     return jnp.einsum("nts,ntd->nsd", du, x_, preferred_element_type=wide(x_.dtype))
 
