@@ -98,10 +98,9 @@ def find(where: str, run: Callable[[Any, Any], Any], params: Any, batch: Any, n:
     calls: list[_Called] = []
 
     def meter(f: Any, formula: Any, at: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        leaves, tree = jax.tree.flatten(args[at])
-        marked = jax.tree.unflatten(tree, _mark_p.bind(*leaves, call=len(calls)))
+        number = len(calls)
         calls.append(_Called(name_of(f), formula, ()))
-        number, args = len(calls) - 1, (*args[:at], marked, *args[at + 1 :])
+        args = _mark(args, at, number)
         with rules.metered(None):
             y = f(*args, **options)
             calls[number] = calls[number]._replace(squares=_shape_of(formula, args, options, y))
@@ -164,8 +163,21 @@ _mark_p = jex.Primitive("parameters")
 _mark_p.multiple_results = True
 
 
-def _marked(*leaves: Any, call: int) -> list[Any]:
-    del call
+def _mark(args: tuple[Any, ...], at: int, call: int) -> tuple[Any, ...]:
+    """args, of which args[at] are parameters. The others are marked too: they may be batched, or moving."""
+    (first, *leaves), trees = zip(*(jax.tree.flatten(v) for v in (args[at], *args)), strict=True)
+    leaves[at] = []
+    marked = iter(_mark_p.bind(*first, *itertools.chain(*leaves), call=call, parameters=len(first)))
+    params = jax.tree.unflatten(trees[0], itertools.islice(marked, len(first)))
+    rest = [
+        params if i == at else jax.tree.unflatten(tree, itertools.islice(marked, tree.num_leaves))
+        for i, tree in enumerate(trees[1:])
+    ]
+    return tuple(rest)
+
+
+def _marked(*leaves: Any, call: int, parameters: int) -> list[Any]:
+    del call, parameters
     return list(leaves)
 
 
@@ -220,7 +232,9 @@ class _Walk:
     def equation(self, eqn: Any, given: list[Any], scope: tuple[int, ...]) -> list[Any]:
         name, outs = eqn.primitive.name, eqn.outvars
         if eqn.primitive is _mark_p:
-            return self.enter(eqn.params["call"], given, scope)
+            parameters = eqn.params["parameters"]
+            entered = self.enter(eqn.params["call"], given[:parameters], scope)
+            return [*entered, *given[parameters:]]  # a leaf among the others is met again, inside
         if name in CALLS and name not in _CUSTOM:
             inner = eqn.params[CALLS[name]]
             return self.run(getattr(inner, "jaxpr", inner), given, self.inner(scope))
@@ -392,9 +406,11 @@ def _moved(name: str, eqn: Any, piece: _Piece) -> list[Any] | None:
     if name == "slice":
         first, last = eqn.params["start_indices"], eqn.params["limit_indices"]
         rest = all(a == 0 and b == n for a, b, n in zip(first[1:], last[1:], before[1:], strict=True))
-        if rest and eqn.params["strides"] is None and before:
+        if rest and before and set(eqn.params["strides"] or {1}) == {1}:
             return [_rows(piece, before, first[0], last[0] - first[0])]
-    if name in ("split", "slice", "dynamic_slice"):
+    if name == "unstack" and eqn.params["axis"] == 0:
+        return [_rows(piece, before, at, 1) for at in range(before[0])]
+    if name in ("split", "slice", "dynamic_slice", "unstack"):
         return [piece._replace(order=MOVED)] * len(outs)
     return None
 

@@ -192,7 +192,7 @@ def _pullback(
 def _slope(
     kept: Sequence[Array], v: int, label_smoothing: float, z_loss: float, softcap: float | None
 ) -> Callable[[Array, Array], Array]:
-    """(h, whether it is the label's) -> dy/du, of the logits h [..., columns] of tokens [...]; `kept`: their m, log Σ and −log p."""
+    """(h, whether it is the label's) -> dy/du, of logits h [..., columns]; kept are m, log Σ and −log p."""
     m, log_total, certain = kept
     of_log_total = 2 * z_loss * (m + log_total)
     at_label = jnp.expm1(-certain) + label_smoothing  # p − (1 − ε)
