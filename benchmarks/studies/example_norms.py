@@ -1,8 +1,9 @@
 """Norms of single examples' gradients by formula: their price beside the plain gradient, and vmap(grad)'s.
 
-Per net: the gradient of the mean loss; the norms alone; losses, gradient and norms of one pass; and the norms by
-the gradients of single examples, `jax.vmap(jax.grad(...))`. Each is one jitted program, float32; memory is XLA's
-temporary bytes of it. The difference is the largest of the norms by formula and by vmap, relative to each.
+Per net: the gradient of the mean loss; the norms alone; losses, gradient and norms of one pass; the sum of
+clipped gradients; and the norms by the gradients of single examples, `jax.vmap(jax.grad(...))`. Each is one
+jitted program, float32; memory is XLA's temporary bytes of it. The difference is the largest of the norms by
+formula and by vmap, relative to each.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,8 @@ def run(scale: Scale) -> list[Table]:
     rows = [_row(name, *net, rounds=2 if quick else 7) for name, net in _nets(quick).items()]
     limits = "; ".join(f"{name} {alone} and {both}" for name, (alone, both) in LIMITS.items())
     note = (
-        "× is relative to the plain gradient: above 1, that one is faster. Limits of the norms, and of the norms "
-        f"with gradients: {limits}."
+        "× is relative to the plain gradient: above 1, that one is faster. Limits of the norms, and of the "
+        f"norms with gradients: {limits}."
     )
     return [Table("Norms of single examples' gradients", rows, note)]
 
@@ -67,7 +68,7 @@ def _nets(quick: bool) -> dict[str, tuple[Callable[..., Any], Any, Any]]:
     small = 4 if quick else 1
     nets = {
         f"gpt 2 × 256, {n // small} × {t} tokens, {kind}": _gpt(n // small, t, **options)
-        for n, t in ((32, 64), (8, 256))
+        for n, t in ((16, 64), (4, 256))
         for kind, options in {"tied": {}, "untied": {"tied": False}, "tied, chunks": {"chunks": True}}.items()
     }
     digits = convnet.Config((8, 8, 1), (32, 64))
@@ -82,7 +83,7 @@ def _nets(quick: bool) -> dict[str, tuple[Callable[..., Any], Any, Any]]:
 
 
 def _gpt(n: int, t: int, *, chunks: bool = False, **options: Any) -> tuple[Callable[..., Any], Any, Any]:
-    config = transformer.Config(4096, context=t, layers=2, heads=4, d=256, **options)
+    config = transformer.Config(2048, context=t, layers=2, heads=4, d=256, **options)
 
     def loss(params: Any, batch: Any) -> jax.Array:
         ids, labels = batch
@@ -93,7 +94,7 @@ def _gpt(n: int, t: int, *, chunks: bool = False, **options: Any) -> tuple[Calla
             losses = fn.cross_entropy.apply(transformer.logits(params, x, config), labels)
         return losses.mean(-1)
 
-    ids = np.random.default_rng(0).integers(0, 4096, (n, t + 1))
+    ids = np.random.default_rng(0).integers(0, 2048, (n, t + 1))
     batch = jnp.asarray(ids[:, :-1], jnp.int32), jnp.asarray(ids[:, 1:], jnp.int32)
     return loss, jax.jit(transformer.init)(jax.random.key(0), config), batch
 

@@ -14,11 +14,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from funcnet import rules, spec
-from funcnet.errors import DTypeError, ValueRangeError, describe
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
-from funcnet.ops._dtype import wide
-from funcnet.ops._shape import align, count
+from funcnet.ops._dtype import common, wide
+from funcnet.ops._shape import align, count, known
 from funcnet.spec import Spec
 
 __all__ = ["Params", "add", "apply", "cost", "init", "reference", "specs", "squares", "vjp"]
@@ -223,5 +223,23 @@ def add(params: Params, x: Float[Array, "*n d"], ids: Integer[Array, "..."]) -> 
 
     >>> add({"w": jnp.eye(3)}, jnp.zeros((2, 3, 3)), jnp.arange(3)).shape
     (2, 3, 3)
+
+    Raises:
+        ShapeError: x does not have d features, or ids do not fit its other axes.
+        DTypeError, ValueRangeError, StructureError: as `apply`; or x is not floating-point.
     """
-    return x + align(apply(params, ids), x.ndim)
+    where = "embedding.add"
+    w, x = _check.parameter(where, params, "w", ndim=2), _check.floating(where, "x", x)
+    _check.rank(where, "x", x, 1, f"*n, {w.shape[1]}")
+    _check.features(where, x, w.shape[1], f'params["w"] ({describe(w)})')
+    rows = apply(params, ids)
+    pairs = list(zip(rows.shape[::-1], x.shape[::-1], strict=False))
+    if rows.ndim > x.ndim or any(known(n, m) and n not in (1, m) for n, m in pairs):
+        raise ShapeError(
+            f"{where}: the rows of ids do not fit x.",
+            path="ids",
+            expected=f"ids: the last axes of [{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})",
+            actual=f"ids: {describe(ids)}",
+        )
+    x, rows = common(x, rows)
+    return x + align(rows, x.ndim)
