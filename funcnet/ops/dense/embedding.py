@@ -196,13 +196,13 @@ def squares(
     """|dw|² of each example: Σ ⟨dy_t, dy_s⟩ over all pairs of positions with the same id."""
     _squares.examples("embedding.squares", "dy", dy, 1)
     dy = _squares.positions(dy)
-    ids = looked_up(params, ids, padding_index=padding_index).reshape(dy.shape[:2])
+    ids = _looked_up(params, ids, padding_index=padding_index).reshape(dy.shape[:2])
     same = (ids[:, :, None] == ids[:, None, :]) & (ids < params["w"].shape[0])[:, None]
     gram = jnp.einsum("ntd,nsd->nts", dy, dy, preferred_element_type=wide(dy.dtype))
     return jnp.maximum(jnp.where(same, gram, 0).sum((1, 2)), 0)
 
 
-def looked_up(params: Params, ids: Integer[Array, "*n"], *, padding_index: int | None = None) -> Array:
+def _looked_up(params: Params, ids: Integer[Array, "*n"], *, padding_index: int | None = None) -> Array:
     """ids; and v, the number of rows, for those without a gradient: of padding, or of no row at all."""
     v = params["w"].shape[0]
     ids = _known(jnp.asarray(ids), v)
