@@ -175,7 +175,7 @@ def hidden(
     cls = _check.floating(where, 'params["cls"]', params["cls"])
     _check.same_shape(where, 'params["cls"]', cls, "a patch's features", d)
     table = _check.parameter(f'{where}: params["positions"]', params["positions"], "w")
-    td = jax.ShapeDtypeStruct((x.shape[-2] + 1, config.d), x.dtype)
+    td = jax.ShapeDtypeStruct((x.shape[-2] + 1, x.shape[-1]), x.dtype)
     _check.same_shape(where, 'params["positions"]["w"]', table, "the class token and patches", td)
     x = _embed({"cls": cls, "positions": table}, x)
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
