@@ -204,5 +204,6 @@ def rows(
     """
     del params
     x, dy = map(_squares.positions, (x, dy))
+    ids = jnp.where(ids < 0, jnp.asarray(dy.shape[-1], ids.dtype), ids)  # else they count from the end
     picked = jnp.take_along_axis(dy, ids[:, None], 2, mode="fill", fill_value=0)
     return jnp.einsum("nts,nti->nsi", picked, x.astype(dy.dtype), preferred_element_type=wide(dy.dtype))
