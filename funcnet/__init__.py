@@ -15,6 +15,7 @@ from funcnet import backend as _backend
 
 if TYPE_CHECKING:
     from funcnet import (
+        analysis,
         backend,
         errors,
         hub,
@@ -58,8 +59,8 @@ _FAMILIES = {
 }  # fmt: skip
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _PACKAGES = (
-    "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "rules", "spec", "store", "taps", "tasks",
-    "train", "verifier",
+    "analysis", "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "rules", "spec", "store",
+    "taps", "tasks", "train", "verifier",
 )  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",

@@ -8,7 +8,7 @@ import jax
 import jaxtyping
 import numpy as np
 
-__all__ = ["CALLS", "OWN", "frames", "line", "parts_of_scan"]
+__all__ = ["CALLS", "OWN", "frames", "line", "parts_of_scan", "place"]
 
 # Primitives that run one inner program over their own inputs, and where it is.
 CALLS = {
@@ -51,3 +51,10 @@ def line(frame: Any) -> tuple[str, str]:
     near = frame.file_name.startswith(os.getcwd() + os.sep)
     file = os.path.relpath(frame.file_name) if near else frame.file_name
     return f"{file}:{frame.line_num}", linecache.getline(frame.file_name, frame.line_num).strip()[:100]
+
+
+def place(eqn: Any) -> str:
+    """The line that made an equation, ``model.py:41``: the user's own, where there is one."""
+    written = frames(eqn)
+    theirs = [frame for frame in written if not frame.file_name.startswith(OWN)]
+    return next((line(frame)[0] for frame in [*theirs, *written]), "a line unknown")

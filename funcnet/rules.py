@@ -9,7 +9,8 @@
   other, so that no order of differentiation ever leaves the set.
 
 `with autodiff("jax"):` runs the same forwards without their rules, for study and for doubt.
-`operation` marks the functions that users call, so that `record` can list the calls in a traced program.
+`operation` marks the functions that users call, so that `record` can list the calls in a traced program, and
+`metered` hand those with parameters to whoever counts something of them (`analysis.example_norms`).
 """
 
 import contextlib
@@ -39,9 +40,12 @@ __all__ = [
     "bind",
     "call",
     "close",
+    "composite",
     "in_jet",
     "like",
+    "metered",
     "operation",
+    "part",
     "plain",
     "products_saveable",
     "record",
@@ -56,6 +60,7 @@ Tree = Any  # a jax.tree_util.PyTreeDef, which type checkers take for a variable
 # by every function that is already traced.
 _rule = jax.make_user_context("hand")
 _tape = jax.make_user_context(None)
+_meter = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
@@ -95,27 +100,121 @@ class _Tape:
 
 
 def operation(apply: Callable[P, R]) -> Callable[P, R]:
-    """Mark `apply` as an operation: inside `record`, its calls are noted. Otherwise nothing changes.
+    """Mark `apply` as an operation: `record` notes its calls, `metered` gets them. Otherwise nothing changes.
 
     However a call is written, it is noted by the contract: the parameters without a default, or with None for
     one, are its arrays, the others (``axis`` in ``softmax.apply(x, 0)``) its options.
     """
-    signature = inspect.signature(apply)
+    return _marked(apply, sys.modules[apply.__module__], recorded=True)
+
+
+def composite(apply: Callable[P, R]) -> Callable[P, R]:
+    """As `operation`, of one whose parameters are those of parts: they are metered, not the whole."""
+    return _marked(apply, None, recorded=True)
+
+
+def part(squares: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a function that uses parameters, and is no operation, for `metered`. Otherwise nothing changes.
+
+    Its parameters are its argument "params". A net that adds a leaf, where no operation does it for it:
+
+    >>> def squares(offset, x, dy):  # of each example, |d offset|²
+    ...     return (dy.reshape(len(dy), -1, dy.shape[-1]).sum(1) ** 2).sum(-1)
+    >>> @part(squares)
+    ... def shift(params, x):
+    ...     return x + params
+
+    Args:
+        squares: ``(*args, dy, **options) -> [n]``, as in the contract.
+    """
+    formula = Formula(squares)
+    return lambda f: _marked(f, formula, recorded=False)
+
+
+def counted(total: jax.Array, f: Callable[[], R]) -> R:
+    """``f()``; its derivative by `total` [n], zeros, is Σ squares of all in it that uses parameters.
+
+    JAX adds up the cotangents of `total` of all these calls, through loops and `jax.checkpoint` too.
+    """
+
+    def meter(f: Any, formula: Any, at: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        del at
+        with metered(None):
+            y = f(*args, **options)
+        return count(formula, total, args, options, y)
+
+    with metered(meter):
+        return f()
+
+
+def count(formula: Any, total: jax.Array, args: tuple[Any, ...], options: dict[str, Any], y: Any) -> Any:
+    """y, what a call gave, itself; the cotangent of `total` is ``formula.squares(*args, dy, **options)``."""
+    traced, static = split(options)
+    return _count((formula.squares, tuple(sorted(static.items()))), total, (args, traced), y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _count(formula: Any, total: jax.Array, given: Any, y: Any) -> Any:
+    del formula, total, given
+    return y
+
+
+def _count_forward(formula: Any, total: jax.Array, given: Any, y: Any) -> tuple[Any, Any]:
+    del formula
+    return y, (total, given)
+
+
+def _count_backward(formula: Any, kept: Any, dy: Any) -> tuple[Any, None, Any]:
+    (squares, static), (total, (args, traced)) = formula, kept
+    return squares(*args, dy, **traced, **dict(static)).astype(total.dtype), None, dy
+
+
+_count.defvjp(_count_forward, _count_backward)
+
+
+class Formula(NamedTuple):
+    """What `metered` knows of a function that is no operation; of an operation it is the module."""
+
+    squares: Callable[..., Any]
+
+
+def _marked(f: Callable[P, R], formula: Any, *, recorded: bool) -> Callable[P, R]:
+    signature = inspect.signature(f)
     arrays = [
         name
         for name, p in signature.parameters.items()
         if p.kind is p.POSITIONAL_OR_KEYWORD and (p.default is p.empty or p.default is None)
     ]
+    at = next((i for i, name in enumerate(arrays) if name in ("params", "w")), None)
 
-    @functools.wraps(apply)
+    @functools.wraps(f)
     def marked(*args: P.args, **options: P.kwargs) -> R:
-        if (tape := _tape.value) is not None:
-            given = _untraced(signature.bind(*args, **options).arguments)
-            positional = tuple(given.pop(name, None) for name in arrays)
-            tape.calls.append(Call(sys.modules[apply.__module__], positional, given))
-        return apply(*args, **options)
+        tape, meter = _tape.value if recorded else None, _meter.value
+        if meter is not None and (at is None or not hasattr(formula, "squares")):
+            meter = None
+        if tape is not None or meter is not None:
+            given = signature.bind(*args, **options).arguments
+            if tape is not None:
+                noted = _untraced(given)
+                positional = tuple(noted.pop(name, None) for name in arrays)
+                tape.calls.append(Call(sys.modules[f.__module__], positional, noted))
+            if meter is not None:
+                positional = tuple(given.pop(name, None) for name in arrays)
+                return meter(f, formula, at, positional, given)
+        return f(*args, **options)
 
     return marked
+
+
+@contextlib.contextmanager
+def metered(meter: Callable[..., Any] | None) -> Iterator[None]:
+    """Hand every call that uses parameters to `meter`, which answers it; None ends that.
+
+    ``meter(f, formula, at, args, options)``: the call ``f(*args, **options)``, ``formula.squares``, its
+    formula, and ``args[at]``, its parameters. What f calls goes to the meter too, unless that ends it.
+    """
+    with _meter(meter):
+        yield
 
 
 @contextlib.contextmanager

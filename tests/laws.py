@@ -553,6 +553,39 @@ def matrix(case: Case, op: Any, args: Any, options: Any) -> None:
     close(M.T @ np.asarray(dy).reshape(-1), np.asarray(dx).reshape(-1))
 
 
+def squares(case: Case, op: Any, args: Any, options: Any) -> None:
+    """squares = of each example the squares of its gradient by vjp(reference), summed over all parameters."""
+    at = 1 if case.op == "linear_cross_entropy" else 0
+
+    def truth(params: Any, dy: Any) -> Any:
+        f = lambda params: op.reference(*args[:at], params, *args[at + 1 :], **options)
+        y, pull = jax.vjp(f, params)
+        one = lambda dy, kept: jax.tree.map(lambda v: v * align(kept, v), dy)
+        examples = jnp.eye(
+            len(jax.tree.leaves(y)[0]), dtype=dy[0].dtype if isinstance(dy, tuple) else dy.dtype
+        )
+        grads = jax.vmap(lambda kept: pull(one(dy, kept)))(examples)
+        return sum((g**2).reshape(len(g), math.prod(g.shape[1:])).sum(1) for g in jax.tree.leaves(grads))
+
+    align = lambda kept, v: kept.reshape(-1, *[1] * (v.ndim - 1)) if v.shape[:1] == kept.shape else 0
+    dy = normal_like(jax.eval_shape(lambda: op.reference(*args, **options)), 13)
+    rest = (None,) * (case.op == "multihead" and len(args) == 2)
+    formula = lambda params, dy: op.squares(*args[:at], params, *args[at + 1 :], *rest, dy, **options)
+    close(jax.jit(formula)(args[at], dy), jax.jit(truth)(args[at], dy))
+
+
+def has_squares(case: Case) -> bool:
+    """Whether there are parameters, and examples that each have a gradient of their own."""
+    if not hasattr(case.module, "squares") or case.options.get("train"):
+        return False
+    x = case.args[{"linear_cross_entropy": 0, "batch_norm": 2}.get(case.op, 1)]
+    own = {"embedding": 0, "multihead": 2, "group_norm": 1 + case.options.get("spatial", 0)}.get(case.op, 1)
+    if case.op.startswith("conv"):
+        own = len(case.args[0]["w"].shape) - 1
+    sinks = case.op == "multihead" and case.args[0].get("sinks")
+    return len(x.shape) > own and not sinks
+
+
 def in_shape(case: Case, args: Any) -> tuple[int, ...]:
     """The shape of one example: what is left of x without its batch axes."""
     x = args[0] if case.op == "matmul" else args[-1]

@@ -326,6 +326,7 @@ CALLS: dict[str, Arguments] = {
     "linear.operator": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "matmul.apply": {"a": F(2, 3), "b": F(3, 5)},
     "embedding.apply": {"params": {"w": F(3, 5)}, "ids": I(2, 3)},
+    "embedding.add": {"params": {"w": F(3, 5)}, "x": F(2, 3, 5), "ids": I(2, 3)},
     "embedding.init": {"key": KEY, "vocabulary": 3, "d": 5},
     "conv.apply": {"params": {"w": F(3, 2, 5), "b": F(5)}, "x": F(2, 7, 2), **WINDOW, "method": "auto"},
     "conv.init": {"key": KEY, "c_in": 2, "c_out": 5, "kernel": (3,), "groups": 1, "bias": True},

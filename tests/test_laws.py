@@ -16,6 +16,8 @@ WITH_MATRIX = [
     c for c in CASES if hasattr(c.module, "matrix") and not (c.op == "matmul" and len(c.args[1].shape) != 2)
 ]  # the matrix of a product is that of one B
 
+WITH_SQUARES = [c for c in CASES if laws.has_squares(c)]
+
 
 def ids(v: Any) -> str:
     return v.id if isinstance(v, Case) else v.__name__ if callable(v) else str(v)
@@ -62,6 +64,12 @@ def test_uncompiled(c):
 def test_matrix(c):
     args, options = c.draw()
     laws.matrix(c, c.module, args, options)
+
+
+@pytest.mark.parametrize("c", first(1, WITH_SQUARES), ids=ids)
+def test_squares(c):
+    args, options = c.draw()
+    laws.squares(c, c.module, args, options)
 
 
 @pytest.mark.only_as_users
@@ -198,6 +206,7 @@ REJECTED = {
     laws.sharding: by(wrong_gradient),
     laws.export: broken(apply=lambda p, x: jax.pure_callback(lambda v: v, x, x) @ p["w"]),
     laws.cost: broken(cost=lambda p, x: OP.cost(p, x)._replace(flops=OP.cost(p, x).flops + 1)),
+    laws.squares: broken(squares=lambda p, x, dy: scaled(OP.squares(p, x, dy))),
     laws.matrix: broken(matrix=lambda p, s: OP.matrix(p, s).at[0, 0].add(1e-6)),
     laws.finite_differences: broken(reference=_sharded_wrong),
     laws.strict: broken(apply=lambda p, x: jnp.matmul(x, p["w"]) + p["b"]),
@@ -212,7 +221,7 @@ REJECTED = {
 
 
 def test_every_law_has_a_rule_that_it_rejects():
-    assert set(REJECTED) == {*laws.LAWS, laws.matrix, laws.uncompiled}
+    assert set(REJECTED) == {*laws.LAWS, laws.matrix, laws.squares, laws.uncompiled}
 
 
 @pytest.mark.parametrize("law", REJECTED, ids=ids)

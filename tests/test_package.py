@@ -36,7 +36,7 @@ def test_operations_are_the_files_of_ops():
 
 
 def test_every_operation_has_the_names_of_the_contract():
-    order = ["init", "reference", "apply", "vjp", "matrix", "cost"]
+    order = ["init", "reference", "apply", "vjp", "matrix", "cost", "squares"]
     for name in fn._OPERATIONS:
         op = getattr(fn, name)
         tree = ast.parse(Path(op.__file__).read_text())

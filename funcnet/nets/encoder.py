@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from funcnet import spec, taps
+from funcnet import rules, spec, taps
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import stack
 from funcnet.ops import _check as checks
+from funcnet.ops import _squares
 from funcnet.ops._dtype import wide
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import multihead
@@ -183,12 +184,12 @@ def apply(
     rows = t if known(t) else table.shape[0]
     td = jax.ShapeDtypeStruct((rows, d), x.dtype)
     checks.same_shape(where, 'params["positions"]["w"]', table[:rows], "the tokens", td)
-    x = x + align(table[:t] if known(t) else embedding.apply(params["positions"], jnp.arange(t)), x.ndim)
+    x = _add_positions(params["positions"], x)
     kinds = checks.parameter(f'{where}: params["types"]', params["types"], "w", ndim=2)
     checks.features(
         where, kinds, x.shape[-1], 'params["tokens"]["w"]', dims="types", path='params["types"]["w"]'
     )
-    x = x + align(embedding.apply(params["types"], types), x.ndim)
+    x = embedding.add(params["types"], x, types)
     x = layer_norm.apply(params["norm"], x, config.norm_eps)
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 3))
@@ -210,6 +211,20 @@ def apply(
 
     with taps.scope("blocks"):
         return stack.apply(block, params["blocks"], x, keys, unroll=config.unroll, remat=config.remat)
+
+
+def _squares_of_positions(params: Any, x: Array, dy: Array) -> Array:
+    del params, x
+    return _squares.summed(_squares.over_leading(dy, 2))
+
+
+@rules.part(_squares_of_positions)
+def _add_positions(params: Any, x: Array) -> Array:
+    """x plus the first rows of the table: as `embedding.add`, but cut rather than picked."""
+    t = x.shape[-2]
+    if not known(t):
+        return embedding.add(params, x, jnp.arange(t))
+    return x + align(params["w"][:t], x.ndim)
 
 
 def pool(x: Float[Array, "*n t d"], *, mask: Bool[Array, "*n t"] | None = None) -> Float[Array, "*n d"]:

@@ -27,7 +27,7 @@ from funcnet.ops import _check
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import alibi, multihead
 from funcnet.ops.attention import rope as rotary
-from funcnet.ops.dense import embedding, linear, matmul
+from funcnet.ops.dense import embedding, linear
 from funcnet.ops.elementwise import gelu, swiglu
 from funcnet.ops.norm import layer_norm, rms_norm
 from funcnet.ops.random import dropout
@@ -299,7 +299,7 @@ def hidden(
     x = embedding.apply(params["tokens"], ids)
     if config.positions == "learned":
         _check_table(where, params, x)
-        x = x + align(embedding.apply(params["positions"], _positions(t, segment_ids)), x.ndim)
+        x = embedding.add(params["positions"], x, _positions(t, segment_ids))
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 2))
     bias = None
@@ -352,7 +352,7 @@ def logits(params: dict[str, Any], x: Float[Array, "*n d"], config: Config) -> F
         return x
     if config.head != "next":
         return linear.apply(cast(params["head"], config), x)
-    y = matmul.apply(x, head(params, config))
+    y = linear.apply({"w": head(params, config)}, x)
     c = config.logit_softcap
     return y if c is None else c * jnp.tanh(y / c)
 
@@ -481,7 +481,7 @@ def decode_hidden(
     if config.positions == "learned":
         steps = align(jnp.arange(ids.shape[-1], dtype=jnp.int32), ids.ndim)
         positions = cache[0]["length"][..., None] + steps
-        x = x + embedding.apply(params["positions"], positions)
+        x = embedding.add(params["positions"], x, positions)
     slopes = alibi.slopes(config.heads) if config.positions == "alibi" else None
 
     def run(block: dict[str, Any], x: Array, old: Any, window: int | None) -> tuple[Array, Any]:

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet import spec, taps
+from funcnet import rules, spec, taps
 from funcnet.errors import ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import _images, stack
-from funcnet.ops import _check
+from funcnet.ops import _check, _squares
 from funcnet.ops._shape import align
 from funcnet.ops.attention import multihead
 from funcnet.ops.dense import embedding, linear
@@ -174,12 +174,10 @@ def hidden(
     d = jax.ShapeDtypeStruct(x.shape[-1:], x.dtype)
     cls = _check.floating(where, 'params["cls"]', params["cls"])
     _check.same_shape(where, 'params["cls"]', cls, "a patch's features", d)
-    cls = jnp.broadcast_to(cls, (*x.shape[:-2], 1, config.d))
-    x = jnp.concatenate([cls, x], -2)
     table = _check.parameter(f'{where}: params["positions"]', params["positions"], "w")
-    td = jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
+    td = jax.ShapeDtypeStruct((x.shape[-2] + 1, x.shape[-1]), x.dtype)
     _check.same_shape(where, 'params["positions"]["w"]', table, "the class token and patches", td)
-    x = x + align(table, x.ndim)
+    x = _embed({"cls": cls, "positions": table}, x)
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 3))
 
@@ -203,6 +201,21 @@ def hidden(
     with taps.scope("blocks"):
         x = stack.apply(block, params["blocks"], x, keys, unroll=config.unroll, remat=config.remat)
     return layer_norm.apply(params["norm"], x, config.norm_eps)
+
+
+def _squares_of_embed(params: dict[str, Any], x: Array, dy: Array) -> Array:
+    """|d cls|² + |d positions|² of each example."""
+    del params, x
+    dy = _squares.over_leading(dy, 2)
+    return _squares.summed(dy) + _squares.summed(dy[:, 0])
+
+
+@rules.part(_squares_of_embed)
+def _embed(params: dict[str, Any], x: Array) -> Array:
+    """[cls; x] + positions, the same for every image."""
+    cls = jnp.broadcast_to(params["cls"], (*x.shape[:-2], 1, x.shape[-1]))
+    x = jnp.concatenate([cls, x], -2)
+    return x + align(params["positions"], x.ndim)
 
 
 def apply(

@@ -156,7 +156,7 @@ def decode(
         k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
         # Not by `apply`, which would refuse the padding that lies beyond the last slot.
         o = rules.call(attention.vjp, q, k, v, bias, sinks, q_offset=slots if ring else before, **options)
-    return _projections.project(params["o"], taps.tap("heads", o.astype(q.dtype)), 2), now
+    return _projections.project(params["o"], taps.tap("heads", o.astype(q.dtype)), axes=2), now
 
 
 def _attend(

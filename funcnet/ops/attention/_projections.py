@@ -10,9 +10,9 @@ from typing import Any, NotRequired, TypedDict
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from funcnet import taps
+from funcnet import rules, taps
 from funcnet.errors import ShapeError, StructureError, describe
-from funcnet.ops import _bias, _check
+from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._dtype import common, wide
 from funcnet.ops.attention import rope as rotary
 from funcnet.ops.norm import rms_norm
@@ -53,16 +53,24 @@ def heads(
         z = z if norm is None else rms_norm.apply(norm, z, norm_eps)
         return z if rope is None else rotary.apply(z, rope, positions=positions)
 
-    q, k, v = (project(params[name], x, 1) for name in "qkv")
+    q, k, v = (project(params[name], x, axes=1) for name in "qkv")
     return taps.tap("q", ready("q", q)), taps.tap("k", ready("k", k)), taps.tap("v", v)
 
 
-def project(p: Projection, x: Array, axes: int) -> Array:
+def _squares_of_projection(params: Projection, x: Array, dy: Array, *, axes: int) -> Array:
+    """|dW|² + |db|² of each example, as of `linear`."""
+    w = params["w"]
+    flat = _squares.positions(x, axes), _squares.positions(dy, w.ndim - axes)
+    return _squares.weights(params, *flat)
+
+
+@rules.part(_squares_of_projection)
+def project(params: Projection, x: Array, *, axes: int) -> Array:
     """x W + b: W takes the last `axes` axes of x."""
-    w, x = common(p["w"], x)
+    w, x = common(params["w"], x)
     rows, w_ = matrices(x, w, axes)
     y = jnp.matmul(rows, w_, preferred_element_type=wide(x.dtype))
-    return _bias.add(y.reshape(*x.shape[: x.ndim - axes], *w.shape[axes:]), p).astype(x.dtype)
+    return _bias.add(y.reshape(*x.shape[: x.ndim - axes], *w.shape[axes:]), params).astype(x.dtype)
 
 
 def matrices(x: Array, w: Array, axes: int) -> tuple[Array, Array]:

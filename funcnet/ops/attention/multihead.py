@@ -22,8 +22,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from funcnet import rules, spec, taps
-from funcnet.errors import ValueRangeError
-from funcnet.ops import _bias, _check
+from funcnet.errors import StructureError, ValueRangeError, describe
+from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops.attention import _projections, attention
@@ -43,6 +43,7 @@ __all__ = [
     "init_cache",
     "reference",
     "specs",
+    "squares",
     "vjp",
 ]
 
@@ -159,7 +160,7 @@ def reference(
     return _bias.add(jnp.einsum("...the,hed->...td", o, w), params["o"])
 
 
-@rules.operation
+@rules.composite
 def apply(
     params: Params,
     x: Float[Array, "*n t d"],
@@ -230,7 +231,7 @@ def apply(
     o = attention.apply(*given, **attend)
     if taps.asked("pattern"):  # which only the definition has
         o = attention.reference(*given, **attend)
-    return _projections.project(params["o"], taps.tap("heads", o), 2)
+    return _projections.project(params["o"], taps.tap("heads", o), axes=2)
 
 
 def vjp(
@@ -259,10 +260,10 @@ def vjp(
             z, turn = rotary.vjp(z, rope, positions=positions)
         return z, (norm, turn)
 
-    q, k, v = (_projections.project(params[name], x, 1) for name in "qkv")
+    q, k, v = (_projections.project(params[name], x, axes=1) for name in "qkv")
     (q, before_q), (k, before_k) = ready("q", q), ready("k", k)
     o, pull = attention.vjp(q, k, v, bias, params.get("sinks"), **attend)
-    y = _projections.project(params["o"], o, 2)
+    y = _projections.project(params["o"], o, axes=2)
     return y, Partial(_pullback, params, x, o, pull, {"q": before_q, "k": before_k, "v": (None, None)})
 
 
@@ -312,3 +313,30 @@ def cost(
     projections = sum(math.prod(p["w"].shape) for p in (params["q"], params["k"], params["v"], params["o"]))
     products = math.prod(x.shape[:-1]) * (projections + 2 * t * h * e)
     return Cost(2 * products, traffic(reference, params, x, bias, **options))
+
+
+def squares(
+    params: Params,
+    x: Float[Array, "n *t d"],
+    bias: Float[Array, "..."] | None,
+    dy: Float[Array, "n *t d"],
+    **options: Any,
+) -> Float[Array, " n"]:
+    """The squares of the gradients of each example: the sum of those of its projections and norms.
+
+    They are counted where `apply` makes them, since what reaches them has come through attention.
+
+    Raises:
+        StructureError: params hold sinks, for which there is no formula.
+    """
+    _squares.examples("multihead.squares", "x", x, 2)
+    if (sinks := params.get("sinks")) is not None:
+        raise StructureError(
+            "multihead.squares: there is no formula for the gradients of single examples by sinks.",
+            path='params["sinks"]',
+            expected="params without sinks",
+            actual=f'params["sinks"]: {describe(sinks)}',
+        )
+    zero = jnp.zeros(x.shape[:1], wide(dy.dtype))
+    (out,) = jax.vjp(lambda s: rules.counted(s, lambda: apply(params, x, bias, **options)), zero)[1](dy)
+    return out

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from funcnet import rules
 from funcnet.errors import ShapeError, ValueRangeError, describe
 from funcnet.linalg import Operator
-from funcnet.ops import _check
+from funcnet.ops import _check, _squares
 from funcnet.ops._cost import Abstract
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import known
@@ -41,6 +41,7 @@ __all__ = [
     "kernel_gradient",
     "matrix",
     "operator",
+    "squares",
     "transposed",
     "window_of",
 ]
@@ -84,6 +85,30 @@ def kernel_gradient(x: Array, dy: Array, like: Array, static: Map) -> Array:
     dys = _split(dy, like.ndim - 2, static.groups)
     dws = _kernel_gradient(xs, dys, window=window, method=static.method)
     return narrow(jnp.moveaxis(dws, -3, -2).reshape(like.shape), like)
+
+
+def squares(x: Array, dy: Array, ndim: int, static: Map) -> Array:
+    """|dw|² [n] of each example, of the kernel with `ndim` axes: of its patches of x, as rows, times dy.
+
+    As `kernel_gradient` of one example after the other; the first axis is that of the examples.
+    """
+    x, dy = common(x, dy)
+    n, d = x.shape[0], ndim - 2
+    xs, window = _border(_split(x, d, static.groups), static)
+    dys = _split(dy, d, static.groups)  # [images, *out, g, c]
+    ends = [(0, 0), *window.padding, (0, 0), (0, 0)]
+    padded = jnp.pad(xs, ends)
+    patches = jnp.stack([padded[(slice(None), *seen)] for _, seen in window.taps], -2)  # [..., g, taps, c]
+
+    t = math.prod((*x.shape[1 : x.ndim - d - 1], *window.out))
+
+    def apart(v: Array, last: int) -> Array:
+        """[n · g, positions, the last axes as one]."""
+        features = math.prod(v.shape[v.ndim - last :])
+        v = v.reshape(n, t, static.groups, features).swapaxes(1, 2)
+        return v.reshape(n * static.groups, t, features)
+
+    return _squares.product(apart(patches, 2), apart(dys, 1)).reshape(n, static.groups).sum(1)
 
 
 def matrix(w: Array, static: Map) -> Array:

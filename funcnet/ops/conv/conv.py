@@ -21,14 +21,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet import rules, spec
 from funcnet.linalg import Operator
-from funcnet.ops import _bias, _check
+from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow
 from funcnet.ops.conv import _toeplitz
 from funcnet.ops.conv._window import Padding, kernel_sizes
 from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "specs", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "specs", "squares", "vjp"]
 
 
 class Params(TypedDict):
@@ -259,6 +259,25 @@ def cost(
         "padding_mode": padding_mode,
     }
     return Cost(2 * outputs * math.prod(w.shape), traffic(reference, params, x, **options))
+
+
+def squares(
+    params: Params,
+    x: Float[Array, "n *size c_in"],
+    dy: Float[Array, "n *out c_out"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = "same",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    method: str = "auto",
+) -> Float[Array, " n"]:
+    """|dw|² + |db|² of each example: dw is the product of its patches of x, as rows, with dy."""
+    w = params["w"]
+    _squares.examples("conv.squares", "x", x, w.ndim - 1)
+    static = _static("conv.squares", w, x, stride, padding, dilation, groups, padding_mode, method)
+    return _toeplitz.squares(x, dy, w.ndim, static) + _squares.offset(params, dy)
 
 
 def _static(

@@ -24,14 +24,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet import rules, spec
 from funcnet.errors import ShapeError
 from funcnet.linalg import Operator
-from funcnet.ops import _bias, _check
+from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow
 from funcnet.ops.conv import _toeplitz
 from funcnet.ops.conv._window import Padding, explicit, kernel_sizes, per_axis
 from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "specs", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "specs", "squares", "vjp"]
 
 
 class Params(TypedDict):
@@ -263,6 +263,26 @@ def cost(
     }
     flops = 2 * math.prod(x.shape[:-1]) * math.prod(params["w"].shape)
     return Cost(flops, traffic(reference, params, x, **options))
+
+
+def squares(
+    params: Params,
+    x: Float[Array, "n *in c_in"],
+    dy: Float[Array, "n *size c_out"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = "same",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    output_shape: Sequence[int] | None = None,
+    method: str = "auto",
+) -> Float[Array, " n"]:
+    """|dw|² + |db|² of each example: dw is the product of its patches of dy, as rows, with x."""
+    w, where = params["w"], "conv_transpose.squares"
+    _squares.examples(where, "x", x, w.ndim - 1)
+    static = _static(where, w, x, stride, padding, dilation, groups, padding_mode, output_shape, method)
+    return _toeplitz.squares(dy, x, w.ndim, static) + _squares.offset(params, dy)
 
 
 def _static(

@@ -14,14 +14,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from funcnet import rules, spec
-from funcnet.errors import DTypeError, ValueRangeError, describe
-from funcnet.ops import _check
+from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
+from funcnet.ops import _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
-from funcnet.ops._dtype import wide
-from funcnet.ops._shape import count
+from funcnet.ops._dtype import common, wide
+from funcnet.ops._shape import align, count, known
 from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "vjp"]
+__all__ = ["Params", "add", "apply", "cost", "init", "reference", "specs", "squares", "vjp"]
 
 
 class Params(TypedDict):
@@ -184,3 +184,62 @@ def cost(params: Params, ids: Integer[Abstract, "*n"], *, padding_index: int | N
     """No products: 0 flops, and the bytes of w, ids and y."""
     _check.mapping("embedding.cost", "params", params)
     return Cost(0, traffic(reference, params, ids, padding_index=padding_index))
+
+
+def squares(
+    params: Params,
+    ids: Integer[Array, "n ..."],
+    dy: Float[Array, "n *t d"],
+    *,
+    padding_index: int | None = None,
+) -> Float[Array, " n"]:
+    """|dw|² of each example: Σ ⟨dy_t, dy_s⟩ over all pairs of positions with the same id."""
+    _squares.examples("embedding.squares", "dy", dy, 1)
+    dy = _squares.positions(dy)
+    ids = _looked_up(params, ids, padding_index=padding_index).reshape(dy.shape[:2])
+    same = (ids[:, :, None] == ids[:, None, :]) & (ids < params["w"].shape[0])[:, None]
+    gram = jnp.einsum("ntd,nsd->nts", dy, dy, preferred_element_type=wide(dy.dtype))
+    return jnp.maximum(jnp.where(same, gram, 0).sum((1, 2)), 0)
+
+
+def _looked_up(params: Params, ids: Integer[Array, "*n"], *, padding_index: int | None = None) -> Array:
+    """ids; and v, the number of rows, for those without a gradient: of padding, or of no row at all."""
+    v = params["w"].shape[0]
+    ids = _known(jnp.asarray(ids), v)
+    return ids if padding_index is None else jnp.where(ids == padding_index, count(v, ids.dtype), ids)
+
+
+def _add_squares(params: Params, x: Array, ids: Array, dy: Array) -> Array:
+    del x
+    return squares(params, jnp.broadcast_to(ids, dy.shape[:-1]), dy)
+
+
+@rules.part(_add_squares)
+def add(params: Params, x: Float[Array, "*n d"], ids: Integer[Array, "..."]) -> Float[Array, "*n d"]:
+    """x plus the rows of ids: as ``x + apply(params, ids)``, with the axes that ids lack in front.
+
+    The rows of positions are looked up once for a whole batch; and where gradients of single examples are
+    counted, as in `analysis.example_norms`, they are counted for each.
+
+    >>> add({"w": jnp.eye(3)}, jnp.zeros((2, 3, 3)), jnp.arange(3)).shape
+    (2, 3, 3)
+
+    Raises:
+        ShapeError: x does not have d features, or ids do not fit its other axes.
+        DTypeError, ValueRangeError, StructureError: as `apply`; or x is not floating-point.
+    """
+    where = "embedding.add"
+    w, x = _check.parameter(where, params, "w", ndim=2), _check.floating(where, "x", x)
+    _check.rank(where, "x", x, 1, f"*n, {w.shape[1]}")
+    _check.features(where, x, w.shape[1], f'params["w"] ({describe(w)})')
+    rows = apply(params, ids)
+    pairs = list(zip(rows.shape[::-1], x.shape[::-1], strict=False))
+    if rows.ndim > x.ndim or any(known(n, m) and n not in (1, m) for n, m in pairs):
+        raise ShapeError(
+            f"{where}: the rows of ids do not fit x.",
+            path="ids",
+            expected=f"ids: the last axes of [{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})",
+            actual=f"ids: {describe(ids)}",
+        )
+    x, rows = common(x, rows)
+    return x + align(rows, x.ndim)

@@ -11,17 +11,29 @@ from typing import NotRequired, TypedDict
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from funcnet import rules, spec
 from funcnet.errors import ShapeError, describe
 from funcnet.linalg import Operator
-from funcnet.ops import _bias, _check
+from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "matrix", "operator", "reference", "specs", "vjp"]
+__all__ = [
+    "Params",
+    "apply",
+    "cost",
+    "init",
+    "matrix",
+    "operator",
+    "reference",
+    "rows",
+    "specs",
+    "squares",
+    "vjp",
+]
 
 
 class Params(TypedDict):
@@ -173,3 +185,25 @@ def cost(params: Params, x: Float[Abstract, "*n d_in"]) -> Cost:
     """2 · n · d_in · d_out flops."""
     _check.mapping("linear.cost", "params", params)
     return Cost(2 * math.prod(x.shape) * params["w"].shape[1], traffic(reference, params, x))
+
+
+def squares(
+    params: Params, x: Float[Array, "n *t d_in"], dy: Float[Array, "n *t d_out"]
+) -> Float[Array, " n"]:
+    """|dW|² + |db|² of each example: |Xᵀ dY|², by Gram matrices where they are smaller, and |Σ dY|²."""
+    _squares.examples("linear.squares", "x", x, 1)
+    return _squares.weights(params, *map(_squares.positions, (x, dy)))
+
+
+def rows(
+    params: Params, x: Float[Array, "n *t d_in"], ids: Integer[Array, "n s"], dy: Float[Array, "n *t d_out"]
+) -> Float[Array, "n s d_in"]:
+    """Of each example the rows of dWᵀ that ids name, Σ_t x dY[:, id], and 0 where there is none.
+
+    For a table that is W transposed as well: the product of its two gradients needs these rows only.
+    """
+    del params
+    x, dy = map(_squares.positions, (x, dy))
+    ids = jnp.where(ids < 0, jnp.asarray(dy.shape[-1], ids.dtype), ids)  # else they count from the end
+    picked = jnp.take_along_axis(dy, ids[:, None], 2, mode="fill", fill_value=0)
+    return jnp.einsum("nts,nti->nsi", picked, x.astype(dy.dtype), preferred_element_type=wide(dy.dtype))

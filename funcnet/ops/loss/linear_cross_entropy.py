@@ -11,7 +11,7 @@ language model. Sources: Wijmans et al., "Cut your losses in large-vocabulary la
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,13 +22,13 @@ from jaxtyping import Array, Float, Integer
 
 from funcnet import rules
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
-from funcnet.ops import _check
+from funcnet.ops import _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, signed, wide
 from funcnet.ops._shape import known
 from funcnet.ops.loss._classes import counts, logsumexp
 
-__all__ = ["apply", "cost", "reference", "vjp"]
+__all__ = ["apply", "cost", "reference", "rows", "squares", "vjp"]
 
 
 def reference(
@@ -171,19 +171,12 @@ def _pullback(
     x_, labels_, counted = _rows(x, w, labels, ignore_index)
     n, v = x_.shape[0], w.shape[1]
     dy = jnp.where(counted, dy.reshape(-1), 0)
-    of_log_total = 2 * z_loss * (m + log_total)
-    at_label = jnp.expm1(-certain) + label_smoothing  # p − (1 − ε)
+    slope = _slope((m, log_total, certain), v, label_smoothing, z_loss, softcap)
 
     def part(start: int | Array, columns: int) -> tuple[Array, Array]:
         """What these columns give to dx, and their dw."""
         h = _cap(_logits(x_, w, start, columns), softcap)
-        p = jnp.exp(h - m[:, None] - log_total[:, None])
-        slope = jnp.where(_one_hot(labels_, start, h), at_label[:, None], p) - label_smoothing / v
-        if z_loss:
-            slope = slope + of_log_total[:, None] * p
-        if softcap is not None:
-            slope = slope * (1 - (h / softcap) ** 2)
-        du = (dy[:, None] * slope).astype(x_.dtype)  # bfloat16 products of bfloat16 arguments
+        du = (dy[:, None] * slope(h, _one_hot(labels_, start, h))).astype(x_.dtype)  # products of bfloat16
         return _dot(du, _slice(w, start, columns, x_.dtype).T), narrow(_dot(x_.T, du), w)
 
     def merge(grads: tuple[Array, Array], more: tuple[Array, Array], start: Array) -> tuple[Array, Array]:
@@ -194,6 +187,26 @@ def _pullback(
 
     dx, dw = _fold(part, merge, v, _columns(n, v, chunk), begin)
     return narrow(dx.reshape(x.shape), x), dw, None
+
+
+def _slope(
+    kept: Sequence[Array], v: int, label_smoothing: float, z_loss: float, softcap: float | None
+) -> Callable[[Array, Array], Array]:
+    """(h, whether it is the label's) -> dy/du, of logits h [..., columns]; kept are m, log Σ and −log p."""
+    m, log_total, certain = kept
+    of_log_total = 2 * z_loss * (m + log_total)
+    at_label = jnp.expm1(-certain) + label_smoothing  # p − (1 − ε)
+
+    def slope(h: Array, here: Array) -> Array:
+        p = jnp.exp(h - m[..., None] - log_total[..., None])
+        slope = jnp.where(here, at_label[..., None], p) - label_smoothing / v
+        if z_loss:
+            slope = slope + of_log_total[..., None] * p
+        if softcap is not None:
+            slope = slope * (1 - (h / softcap) ** 2)
+        return slope
+
+    return slope
 
 
 def cost(
@@ -210,6 +223,77 @@ def cost(
     options = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
     options |= {"z_loss": z_loss, "softcap": softcap}
     return Cost(2 * x.size * w.shape[1], traffic(reference, x, w, labels, **options))
+
+
+def squares(
+    x: Float[Array, "n *t d"],
+    w: Float[Array, "d v"],
+    labels: Integer[Array, "n ..."],
+    dy: Float[Array, "n ..."],
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Float[Array, " n"]:
+    """|dw|² of each example: Σ |xᵀ du|² over chunks of columns, or ⟨x xᵀ, Σ du duᵀ⟩ where that is less."""
+    _squares.examples("linear_cross_entropy.squares", "x", x, 1)
+    static = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
+    kept = vjp(x, w, labels, ignore_index=ignore_index, chunk=chunk, **static)[1].args[3:]
+    x_, labels_, counted = _rows(x, w, labels, ignore_index)
+    n, t, d, v = x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1], w.shape[1]
+    dy = jnp.where(counted, dy.reshape(-1), 0)
+    slope = _slope(kept, v, **static)
+    per_example = x_.reshape(n, t, d)
+    gram = _squares.by_gram(t, d, v)
+
+    def part(start: int | Array, columns: int) -> tuple[Array]:
+        h = _cap(_logits(x_, w, start, columns), softcap)
+        du = (dy[:, None] * slope(h, _one_hot(labels_, start, h))).astype(x_.dtype).reshape(n, t, columns)
+        if gram:
+            return (jnp.einsum("ntv,nsv->nts", du, du, preferred_element_type=wide(du.dtype)),)
+        return (_squares.product(per_example, du),)
+
+    add = lambda total, more, _: (total[0] + more[0],)
+    (total,) = _fold(part, add, v, _columns(n * t, v, chunk))
+    if not gram:
+        return total
+    of_x = jnp.einsum("ntd,nsd->nts", per_example, per_example, preferred_element_type=total.dtype)
+    return jnp.maximum((of_x * total).sum((1, 2)), 0)
+
+
+def rows(
+    x: Float[Array, "n *t d"],
+    w: Float[Array, "d v"],
+    labels: Integer[Array, "n ..."],
+    ids: Integer[Array, "n s"],
+    dy: Float[Array, "n ..."],
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Float[Array, "n s d"]:
+    """Of each example the rows of dwᵀ that ids name, Σ_t du[:, id] x, and 0 where there is none.
+
+    For a table that is wᵀ as well: the product of its two gradients needs these rows, no chunk of the others.
+    """
+    static = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
+    kept = vjp(x, w, labels, ignore_index=ignore_index, chunk=chunk, **static)[1].args[3:]
+    x_, labels_, counted = _rows(x, w, labels, ignore_index)
+    n, v = x.shape[0], w.shape[1]
+    apart = lambda u: u.reshape(n, math.prod(x.shape[1:-1]), *u.shape[1:])
+    x_, labels_, counted, dy, *kept = map(apart, (x_, labels_, counted, dy.reshape(-1), *kept))
+    inside = (ids >= 0) & (ids < v)
+    columns = w.T[jnp.where(inside, ids, 0)].astype(x_.dtype)
+    h = jnp.einsum("ntd,nsd->nts", x_, columns, preferred_element_type=wide(x_.dtype))
+    h = _cap(h, softcap)
+    here = labels_[:, :, None] == ids.astype(labels_.dtype)[:, None]
+    du = jnp.where(counted, dy, 0)[..., None] * _slope(kept, v, **static)(h, here)
+    du = jnp.where(inside[:, None], du, 0).astype(x_.dtype)
+    return jnp.einsum("nts,ntd->nsd", du, x_, preferred_element_type=wide(x_.dtype))
 
 
 # ---- chunks of columns ------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from funcnet import rules, spec
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
-from funcnet.ops import _bias, _check
+from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align, count
 from funcnet.spec import Spec
 
-__all__ = ["Params", "State", "apply", "cost", "init", "reference", "specs", "vjp"]
+__all__ = ["Params", "State", "apply", "cost", "init", "reference", "specs", "squares", "vjp"]
 
 
 class Params(TypedDict):
@@ -261,6 +261,38 @@ def cost(
     _check.mapping("batch_norm.cost", "state", state)
     options = {"train": train, "mask": mask, "momentum": momentum, "eps": eps}
     return Cost(0, traffic(reference, params, state, x, **options))
+
+
+def squares(
+    params: Params,
+    state: State,
+    x: Float[Array, "n *t c"],
+    dy: tuple[Float[Array, "n *t c"], Any],
+    *,
+    train: bool,
+    mask: Bool[Array, "n ..."] | None = None,
+    momentum: float = 0.9,
+    eps: float = 1e-5,
+) -> Float[Array, " n"]:
+    """|dw|² + |db|² of each example in evaluation: |Σ dy · x̂|² + |Σ dy|², the sums over its positions.
+
+    Raises:
+        StructureError: in training, where every example's loss depends on all of them.
+    """
+    where = "batch_norm.squares"
+    _squares.examples(where, "x", x, 1)
+    if train:
+        raise StructureError(
+            f"{where}: in training no example has a gradient of its own: the statistics are those of all.",
+            path="train",
+            expected="train=False, with the statistics of the state; or a norm of single examples",
+            actual="train = True",
+            hint="group_norm and layer_norm take the statistics of each example.",
+        )
+    _, _, _, c, rstd = vjp(params, state, x, train=False, mask=mask, momentum=momentum, eps=eps)[1].args
+    real = None if mask is None else mask[..., None]
+    c, rstd = (align(v, x.ndim) for v in (c, rstd))
+    return _squares.gain(params, _centred(x.astype(rstd.dtype), real, c, False) * rstd, _masked(dy[0], real))
 
 
 def _check_state(where: str, state: Any, name: str, w: Array) -> None:

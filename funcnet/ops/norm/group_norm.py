@@ -19,14 +19,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet import rules, spec
 from funcnet.errors import ValueRangeError, describe
-from funcnet.ops import _bias, _check
+from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align
 from funcnet.ops.norm._moments import centred, moments
 from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "squares", "vjp"]
 
 
 class Params(TypedDict):
@@ -168,6 +168,22 @@ def cost(
     """No products: 0 flops, and the bytes of params, x and y."""
     _check.mapping("group_norm.cost", "params", params)
     return Cost(0, traffic(reference, params, x, groups=groups, eps=eps, spatial=spatial))
+
+
+def squares(
+    params: Params,
+    x: Float[Array, "n *size c"],
+    dy: Float[Array, "n *size c"],
+    *,
+    groups: int,
+    eps: float = 1e-5,
+    spatial: int | None = None,
+) -> Float[Array, " n"]:
+    """|dw|² + |db|² of each example: |Σ dy · x̂|² + |Σ dy|², the sums over its positions."""
+    _squares.examples("group_norm.squares", "x", x, 1 if spatial is None else 1 + spatial)
+    _, _, c, rstd = vjp(params, x, groups=groups, eps=eps, spatial=spatial)[1].args
+    xhat = centred(_split(x, groups, spatial).astype(rstd.dtype), c, _WITHIN) * rstd
+    return _squares.gain(params, xhat.reshape(x.shape), dy)
 
 
 def _check_groups(where: str, groups: Any, c: int) -> int:

@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet import rules, spec
 from funcnet.errors import describe
-from funcnet.ops import _bias, _check
+from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align
 from funcnet.ops.norm._moments import centred, moments
 from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "squares", "vjp"]
 
 
 class Params(TypedDict):
@@ -110,3 +110,12 @@ def cost(params: Params, x: Float[Abstract, "*n d"], eps: float = 1e-5) -> Cost:
     """No products: 0 flops, and the bytes of params, x and y."""
     _check.mapping("layer_norm.cost", "params", params)
     return Cost(0, traffic(reference, params, x, eps=eps))
+
+
+def squares(
+    params: Params, x: Float[Array, "n *t d"], dy: Float[Array, "n *t d"], eps: float = 1e-5
+) -> Float[Array, " n"]:
+    """|dw|² + |db|² of each example: |Σ dy · x̂|² + |Σ dy|², the sums over its positions."""
+    _squares.examples("layer_norm.squares", "x", x, 1)
+    _, _, c, rstd = vjp(params, x, eps)[1].args
+    return _squares.gain(params, centred(x.astype(rstd.dtype), c, (-1,)) * rstd, dy)

@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet import rules, spec
 from funcnet.errors import describe
-from funcnet.ops import _check
+from funcnet.ops import _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align
 from funcnet.spec import Spec
 
-__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "vjp"]
+__all__ = ["Params", "apply", "cost", "init", "reference", "specs", "squares", "vjp"]
 
 
 class Params(TypedDict):
@@ -105,3 +105,12 @@ def cost(params: Params, x: Float[Abstract, "*n d"], eps: float = 1e-6) -> Cost:
     """No products: 0 flops, and the bytes of w, x and y."""
     _check.mapping("rms_norm.cost", "params", params)
     return Cost(0, traffic(reference, params, x, eps=eps))
+
+
+def squares(
+    params: Params, x: Float[Array, "n *t d"], dy: Float[Array, "n *t d"], eps: float = 1e-6
+) -> Float[Array, " n"]:
+    """|dw|² of each example: |Σ dy · x̂|², the sum over its positions."""
+    _squares.examples("rms_norm.squares", "x", x, 1)
+    _, _, rrms = vjp(params, x, eps)[1].args
+    return _squares.gain({}, x.astype(rrms.dtype) * rrms, dy)
