@@ -81,7 +81,7 @@ def example_norms(loss: Callable[..., Any]) -> Callable[..., Any]:
     >>> import funcnet as fn
     >>> params = {"w": jnp.eye(2)}
     >>> loss = lambda params, x: fn.linear.apply(params, x).sum(-1)
-    >>> example_norms(loss)(params, jnp.array([[3.0, 4.0], [0.0, 1.0]])) ** 2
+    >>> (example_norms(loss)(params, jnp.array([[3.0, 4.0], [0.0, 1.0]])) ** 2).round(3)
     Array([50.,  2.], dtype=float32)
     """
     where = "analysis.example_norms"
