@@ -85,7 +85,7 @@ def autodiff(rule: str) -> Iterator[None]:
 
 
 class Call(NamedTuple):
-    """One call of an operation: its arrays, or where it was traced their `jax.ShapeDtypeStruct`s."""
+    """One call of an operation: its arrays, or where it was traced their `jax.ShapeDtypeStruct`."""
 
     operation: ModuleType
     args: tuple[Any, ...]

@@ -130,7 +130,7 @@ def tree(where: str, params: Any, facts: Mapping[str, Any]) -> Any:
 
     Args:
         where: who asks.
-        params: a mapping of arrays or `jax.ShapeDtypeStruct`s, or of further ones.
+        params: a mapping of arrays or `jax.ShapeDtypeStruct`, or of further ones.
         facts: by name the arguments of `of` after the leaf, or further ones. A leaf may be absent.
 
     Raises:

@@ -86,7 +86,7 @@ def find(where: str, run: Callable[[Any, Any], Any], params: Any, batch: Any, n:
         where: who asks.
         run: (params, batch) -> the loss.
         params: of which the gradient is.
-        batch: of n examples; arrays or `jax.ShapeDtypeStruct`s.
+        batch: of n examples; arrays or `jax.ShapeDtypeStruct`.
         n: how many results a formula must have.
 
     Raises:

@@ -1,7 +1,7 @@
 """The norm of each example's gradient, and what follows from it, without the gradients of single examples.
 
 For a loss that gives one number per example, g_n = ∂ loss_n / ∂ params. Each operation with parameters
-counts |its part of g_n|² where its cotangent passes by (`squares`, a line of the contract), and the parts are
+counts ‖its part of gₙ‖² where its cotangent passes by (`squares`, a line of the contract), and the parts are
 added up by JAX, as the cotangent of one more argument [n] of zeros. So the norms cost a backward pass that
 computes no gradient of any parameter, and the squares. Source of the idea: Goodfellow, arXiv 1510.01799.
 """
@@ -72,16 +72,18 @@ def example_norms(loss: Callable[..., Any]) -> Callable[..., Any]:
         ``norms(params, batch, grads=False, *, key=None)``: the norms [n]; with ``grads=True`` an
         `ExampleNorms` with losses, gradient and norms of one pass. For `jax.jit`, as `jax.grad` is.
 
-    Raises (the function):
+    Raises:
         StructureError: a parameter is used outside of operations that count its gradient, more than once
             (but for a table in `embedding` that is, transposed, the head of `linear` or
             `linear_cross_entropy`), or in batch_norm in training; or the batch has no axis of examples.
         ShapeError: the loss does not give one number per example, or an operation gets no axis of them.
 
+    Both are raised by the function that is returned.
+
     >>> import funcnet as fn
     >>> params = {"w": jnp.eye(2)}
     >>> loss = lambda params, x: fn.linear.apply(params, x).sum(-1)
-    >>> (example_norms(loss)(params, jnp.array([[3.0, 4.0], [0.0, 1.0]])) ** 2).round(3)
+    >>> (example_norms(loss)(params, jnp.array([[3.0, 4.0], [0.0, 1.0]])) ** 2).round()
     Array([50.,  2.], dtype=float32)
     """
     where = "analysis.example_norms"
@@ -101,7 +103,7 @@ def example_norms(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def clip_per_example(loss: Callable[..., Any], bound: float) -> Callable[..., Any]:
-    """A function that gives Σ_n g_n · min(1, bound / |g_n|): the gradient of DP-SGD before its noise, exact.
+    """A function that gives Σₙ gₙ min(1, bound / ‖gₙ‖): the gradient of DP-SGD before its noise, exact.
 
     One forward pass, then two backward: the first for the norms, the second of the losses by weight. Source:
     Abadi et al., "Deep learning with differential privacy", arXiv 1607.00133, algorithm 1.
@@ -113,7 +115,7 @@ def clip_per_example(loss: Callable[..., Any], bound: float) -> Callable[..., An
     Returns:
         ``clipped(params, batch, *, key=None)``, which gives a `Clipped`.
 
-    Raises (the function): as `example_norms`.
+    What that raises is as of `example_norms`.
     """
     where = "analysis.clip_per_example"
     bound = _check.number(where, "bound", bound, strict=True)
@@ -129,9 +131,9 @@ def clip_per_example(loss: Callable[..., Any], bound: float) -> Callable[..., An
 
 
 def noise_scale(result: ExampleNorms) -> NoiseScale:
-    """The gradient noise scale tr Σ / |G|², by what `example_norms` gives of one batch with ``grads=True``.
+    """The gradient noise scale tr Σ / ‖G‖², by what `example_norms` gives of one batch with ``grads=True``.
 
-    With ḡ the mean of n gradients, tr Σ = (Σ |g_n|² − n |ḡ|²) / (n − 1) and |G|² = |ḡ|² − tr Σ / n. The last
+    With ḡ the mean of n gradients, tr Σ = (Σ ‖gₙ‖² − n ‖ḡ‖²) / (n − 1) and ‖G‖² = ‖ḡ‖² − tr Σ / n. The last
     may come out negative where n is far below the scale: average both over batches before they are divided.
     Source: McCandlish et al., "An empirical model of large-batch training", arXiv 1812.06162, appendix A.1.
 

@@ -82,7 +82,7 @@ def matrices(
 
     Args:
         f: a net, or its loss.
-        params: arrays or `jax.ShapeDtypeStruct`s.
+        params: arrays or `jax.ShapeDtypeStruct`.
         args: its further arguments, likewise; the values do not matter.
         known: for leaves by path ("blocks.up.w") what cannot be told from the program: the letters of its
             axes, as in `Spec.matrix`, "table", or None.

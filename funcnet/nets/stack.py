@@ -101,7 +101,7 @@ def specs(of_block: Callable[[Any], Any], params: Any) -> Any:
 
     Args:
         of_block: params of one layer -> their specs.
-        params: stacked, as from `init`; arrays, or `jax.ShapeDtypeStruct`s.
+        params: stacked, as from `init`; arrays, or `jax.ShapeDtypeStruct`.
     """
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
     return spec.stacked(of_block(one), jax.tree.leaves(params)[0].shape[0])

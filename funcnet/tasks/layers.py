@@ -40,7 +40,7 @@ def layers(apply: Callable[..., Any], params: Any, *args: Any) -> list[Layer]:
 
     Args:
         apply: ``apply(params, *args)``, made of operations.
-        params: nested dicts and lists of arrays or `jax.ShapeDtypeStruct`s.
+        params: nested dicts and lists of arrays or `jax.ShapeDtypeStruct`.
         args: arrays, or the same.
 
     Returns:

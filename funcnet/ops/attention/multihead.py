@@ -122,7 +122,7 @@ def specs(params: Params, *, heads_apart: bool = False) -> dict[str, Any]:
     """Which matrices the projections are: all heads of one are one, features by heads times width.
 
     Args:
-        params: arrays, or `jax.ShapeDtypeStruct`s.
+        params: arrays, or `jax.ShapeDtypeStruct`.
         heads_apart: each head is a matrix of its own, as q_h = x W_h may be read as well.
     """
     into, out_of = ("iso", "sio") if heads_apart else ("ioo", "iio")

@@ -77,7 +77,7 @@ def specs(params: Params, *, groups: int = 1, axes: str | None = None) -> dict[s
     """Which matrix w is: by dW = Xᵀ dY, taps times channels of a patch by channels out, one for each group.
 
     Args:
-        params: arrays, or `jax.ShapeDtypeStruct`s.
+        params: arrays, or `jax.ShapeDtypeStruct`.
         groups: as in `apply`.
         axes: the names of the axes of w; the last one is that of b.
     """

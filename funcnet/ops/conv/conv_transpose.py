@@ -83,7 +83,7 @@ def specs(params: Params, *, groups: int = 1, axes: str | None = None) -> dict[s
     """Which matrix w is: channels in by taps times channels out, one for each group: dW = Xᵀ (patches of dY).
 
     Args:
-        params: arrays, or `jax.ShapeDtypeStruct`s.
+        params: arrays, or `jax.ShapeDtypeStruct`.
         groups: as in `apply`.
         axes: the names of the axes of w; the last but one is that of b.
     """

@@ -52,7 +52,7 @@ def specs(params: Params, *, axes: str = "v d") -> dict[str, Spec]:
     """w is a table: its gradient has few rows that are not 0.
 
     Args:
-        params: arrays, or `jax.ShapeDtypeStruct`s.
+        params: arrays, or `jax.ShapeDtypeStruct`.
         axes: the names of the axes of w.
     """
     return spec.tree("embedding.specs", params, {"w": (axes, "table")})

@@ -62,7 +62,7 @@ def specs(params: Params, *, axes: str = "d_in d_out") -> dict[str, Spec]:
     """Which matrix w is: by dW = Xᵀ dY, features in by features out. b is none.
 
     Args:
-        params: arrays, or `jax.ShapeDtypeStruct`s.
+        params: arrays, or `jax.ShapeDtypeStruct`.
         axes: the names of the axes of w; the last one is that of b.
     """
     return spec.tree("linear.specs", params, {"w": (axes, "io"), "b": (axes.split()[-1],)})
