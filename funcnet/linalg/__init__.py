@@ -1,12 +1,21 @@
-"""Linear algebra: of a layer (docs/linalg.md), and of a loss in its params (docs/curvature.md)."""
+"""Linear algebra: of a layer (docs/linalg.md), and of a loss in its params (docs/curvature.md).
 
-from funcnet.linalg import circulant, kronecker, krylov, pca
-from funcnet.linalg.curvature import fisher, ggn, hessian
+What operations need is here at once, the rest when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from funcnet.linalg import circulant, krylov
 from funcnet.linalg.estimates import Estimate
-from funcnet.linalg.factored import kfac
 from funcnet.linalg.matrices import as_matrices, from_matrices
 from funcnet.linalg.operator import Interval, Operator, Solution, symmetric
-from funcnet.linalg.polar import polar
+from funcnet.linalg.polar import polar  # a function in a file of its name: later it would be the file
+
+if TYPE_CHECKING:
+    from funcnet.linalg import kronecker, pca
+    from funcnet.linalg.curvature import fisher, ggn, hessian
+    from funcnet.linalg.factored import kfac
 
 __all__ = [
     "Estimate",
@@ -26,3 +35,16 @@ __all__ = [
     "polar",
     "symmetric",
 ]
+_FUNCTIONS = {"fisher": "curvature", "ggn": "curvature", "hessian": "curvature", "kfac": "factored"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"funcnet.linalg.{_FUNCTIONS[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"funcnet.linalg.{name}")
+    raise AttributeError(f"module 'funcnet.linalg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
