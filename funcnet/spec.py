@@ -13,7 +13,7 @@ import jax
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
 
-__all__ = ["Matrix", "Spec", "decay_mask", "is_spec", "of", "stacked", "tree"]
+__all__ = ["Matrix", "Spec", "decay_mask", "fits", "is_spec", "of", "stacked", "tree"]
 
 Matrix = None | Literal["table"] | tuple[tuple[int, ...], str]
 
@@ -122,6 +122,38 @@ def check(where: str, specs: Any) -> None:
                 path=name,
                 expected="specs: those of a net, specs(config), or of an operation, specs(params)",
                 actual=describe(leaf),
+            )
+
+
+def fits(where: str, specs: Any, params: Any) -> None:
+    """Refuse specs that are not those of params.
+
+    Raises:
+        DTypeError: a leaf is no Spec.
+        StructureError: they are those of another tree.
+        ShapeError: one is of another leaf.
+    """
+    check(where, specs)
+    pairs = jax.tree.leaves_with_path(specs, is_leaf=is_spec), jax.tree.leaves_with_path(params)
+    if jax.tree.structure(specs, is_leaf=is_spec) != jax.tree.structure(params):
+        theirs, own = (
+            ", ".join(f"{jax.tree_util.keystr(at)} {list(leaf.shape)}" for at, leaf in leaves)
+            for leaves in pairs
+        )
+        raise StructureError(
+            f"{where}: specs are those of another tree than params.",
+            path="specs",
+            expected=own,
+            actual=theirs,
+        )
+    for (at, leaf), (_, param) in zip(*pairs, strict=True):
+        if leaf.shape != tuple(param.shape):
+            name = f"specs{jax.tree_util.keystr(at)}"
+            raise ShapeError(
+                f"{where}: {name} is of another leaf.",
+                path=name,
+                expected=describe(param),
+                actual=f"a Spec of {leaf.shape}",
             )
 
 

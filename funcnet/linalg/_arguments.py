@@ -1,6 +1,5 @@
 """What `pca` asks of its arguments, in errors of funcnet's own."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from funcnet._numbers import index
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, ValueRangeError, describe, shorten
+from funcnet.mean import wide
 
 __all__ = [
     "components",
@@ -18,12 +19,10 @@ __all__ = [
     "features",
     "finite",
     "floating",
-    "integer",
     "kind",
     "one_of",
     "row_mask",
     "too_few",
-    "wide",
 ]
 
 
@@ -71,10 +70,6 @@ def floating(where: str, path: str, x: Any) -> Array:
         if isinstance(x, list | tuple)
         else None,
     )
-
-
-def wide(x: Array) -> Array:
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
 def features(where: str, path: str, x: Any, size: int, source: str, dtype: Any) -> Array:
@@ -136,19 +131,9 @@ def one_of(where: str, method: Any, methods: Sequence[str]) -> None:
         )
 
 
-def integer(value: Any) -> int | None:
-    """Python's int of an integer that is known; True is none."""
-    if isinstance(value, bool | np.bool_ | jax.core.Tracer):
-        return None
-    try:
-        return operator.index(value)
-    except Exception:  # also what another library's array raises
-        return None
-
-
 def components(where: str, k: Any, most: int, source: str) -> int | None:
     """k as an int; None where it is a share."""
-    count = integer(k)
+    count = index(k)
     if count is not None and 1 <= count <= most:
         return count
     share = isinstance(k, float | np.floating)

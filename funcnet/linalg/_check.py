@@ -1,6 +1,5 @@
 """Checks of the numbers and keys that the functions of this folder are given."""
 
-import operator
 from typing import Any
 
 import jax
@@ -8,32 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from funcnet._numbers import whole
 from funcnet.errors import DTypeError, ValueRangeError, describe
 
 __all__ = ["damping", "key", "whole"]
-
-
-def whole(where: str, path: str, value: Any, least: int, expected: str | None = None) -> int:
-    """`value`, an integer of `least` or more.
-
-    Raises:
-        DTypeError: it is no integer.
-        ValueRangeError: it is less.
-    """
-    expected = expected or f"{least} or more"
-    try:
-        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None:
-        raise DTypeError(
-            f"{where}: {path} is no integer.", path=path, expected=expected, actual=describe(value)
-        )
-    if number < least:
-        raise ValueRangeError(
-            f"{where}: {path} is {number}.", path=path, expected=expected, actual=str(number)
-        )
-    return number
 
 
 def damping(where: str, value: Any, dtype: str, *, zero: bool) -> jax.Array:

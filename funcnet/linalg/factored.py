@@ -26,7 +26,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from funcnet import spec as facts
-from funcnet.errors import StructureError
 from funcnet.linalg import _batches, _check, kronecker, space
 from funcnet.linalg._batches import Groups
 from funcnet.linalg.curvature import of_examples
@@ -81,29 +80,10 @@ def kfac(
     _check.key(_WHERE, key)
     most = _check.whole(_WHERE, "most", most, 0)
     damping = _check.damping(_WHERE, damping, own.dtype, zero=False)
-    plan = _Plan(losses, own, _leaves(own, params, specs), most)
+    facts.fits(_WHERE, specs, params)
+    plan = _Plan(losses, own, tuple(jax.tree.leaves(specs, is_leaf=is_spec)), most)
     blocks = _blocks(plan, jax.tree.map(jnp.asarray, params), groups, key, damping)
     return symmetric(Partial(_Inverse(own, plan.specs), blocks), own.size, own.dtype, own)
-
-
-def _leaves(own: Space, params: PyTree, specs: PyTree) -> tuple[Spec, ...]:
-    """The spec of each leaf."""
-    facts.check(_WHERE, specs)
-    found = jax.tree.leaves(specs, is_leaf=is_spec)
-    if jax.tree.structure(specs, is_leaf=is_spec) != own.tree or any(
-        tuple(spec.shape) != shape for spec, shape in zip(found, own.shapes, strict=True)
-    ):
-        paths = [jax.tree_util.keystr(at) for at, _ in jax.tree.leaves_with_path(params)]
-        raise StructureError(
-            f"{_WHERE}: specs are those of another tree than params.",
-            path="specs",
-            expected=", ".join(f"{p} {list(s)}" for p, s in zip(paths, own.shapes, strict=True)),
-            actual=", ".join(
-                f"{jax.tree_util.keystr(at)} {list(spec.shape)}"
-                for at, spec in jax.tree.leaves_with_path(specs, is_leaf=is_spec)
-            ),
-        )
-    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +168,7 @@ def _spectrum(factor: Array) -> tuple[Array | None, Array]:
     if factor.ndim == 2:
         return None, factor
     basis = kronecker.eigenbasis(factor)
-    return basis, jnp.maximum((basis * (factor @ basis)).sum(-2), 0)
+    return basis, kronecker.eigenvalues(factor, basis)
 
 
 def _times(inverse: _Inverse, blocks: list[Any], x: Array) -> Array:

@@ -5,11 +5,12 @@ iteration S Q, made orthonormal again, follows its eigenvectors. On every device
 a triangular solve are many times faster than a QR decomposition or an eigenvalue problem.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-__all__ = ["eigenbasis", "orthonormal", "refreshed"]
+from funcnet.linalg.cholesky import orthonormal
+
+__all__ = ["eigenbasis", "eigenvalues", "refreshed"]
 
 _FLOOR = 1e-5  # of the trace: what is smaller keeps its direction, as rounding would choose another
 
@@ -17,6 +18,11 @@ _FLOOR = 1e-5  # of the trace: what is smaller keeps its direction, as rounding 
 def eigenbasis(factor: Float[Array, "s n n"]) -> Float[Array, "s n n"]:
     """The eigenvectors as columns, that of the largest eigenvalue first."""
     return jnp.linalg.eigh(factor)[1][..., ::-1]
+
+
+def eigenvalues(factor: Float[Array, "s n n"], basis: Float[Array, "s n n"]) -> Float[Array, "s n"]:
+    """What the factor does along each column of a basis near its own: qᵀ S q, of which none is negative."""
+    return jnp.maximum((basis * (factor @ basis)).sum(-2), 0)
 
 
 def refreshed(
@@ -37,20 +43,3 @@ def refreshed(
     fine = jnp.isfinite(new).all((-2, -1))
     order = jnp.where(fine[:, None], order, jnp.arange(order.shape[-1]))
     return jnp.where(fine[:, None, None], new, basis), order
-
-
-def orthonormal(columns: Float[Array, "s m n"]) -> Float[Array, "s m n"]:
-    """Columns that span what the first k of these span, for every k: Q of Q R, by Cholesky, twice.
-
-    The first time a little is added to the diagonal, without which columns that are nearly dependent would
-    fail; the second time makes good what that left. Source: T. Fukaya et al., "Shifted Cholesky QR for
-    computing the QR factorization of ill-conditioned matrices", arXiv 1809.11085.
-    """
-    length = jnp.sqrt((columns * columns).sum(-2, keepdims=True))
-    q = columns / jnp.where(length > 0, length, 1)
-    eye = jnp.eye(q.shape[-1], dtype=q.dtype)
-    for shift in (8 * q.shape[-2] * float(jnp.finfo(q.dtype).eps), 0.0):
-        gram = jnp.matmul(q.swapaxes(-1, -2), q, precision=jax.lax.Precision.HIGHEST)
-        lower = jnp.linalg.cholesky(gram + shift * eye)
-        q = jax.lax.linalg.triangular_solve(lower, q, lower=True, transpose_a=True)
-    return q

@@ -7,13 +7,12 @@ stack come first, then in, then out, each in the order in which they stand.
 import math
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Shaped
 
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.spec import Spec
 
-__all__ = ["as_matrices", "from_matrices", "sizes", "wide_dtype"]
+__all__ = ["as_matrices", "from_matrices", "sizes"]
 
 
 def as_matrices(w: Shaped[Any, "..."], spec: Spec) -> Shaped[Any, "s i o"]:
@@ -65,11 +64,6 @@ def sizes(spec: Spec) -> tuple[int, int, int]:
         math.prod(n for n, role in zip(shape, roles, strict=True) if role == letter) for letter in "sio"
     )
     return stack, rows, columns
-
-
-def wide_dtype(dtype: Any) -> Any:
-    """What matrices of this dtype are iterated on in: float32 or wider."""
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def _order(where: str, spec: Spec) -> tuple[tuple[int, ...], list[int]]:

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from funcnet._numbers import index
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe, shorten
 from funcnet.linalg import _arguments
+from funcnet.linalg.cholesky import conditioned
 
 __all__ = [
     "METHODS",
@@ -228,7 +230,7 @@ def empty(d: int, dtype: Any = jnp.float32) -> State:
     Array([16.], dtype=float32)
     """
     where = "pca.empty"
-    size = _arguments.integer(d)
+    size = index(d)
     if size is None:
         raise DTypeError(f"{where}: d is not an integer.", path="d", expected="d: int", actual=describe(d))
     if size < 1:
@@ -402,23 +404,12 @@ def _randomized(z: Array, k: int) -> tuple[Array, Array]:
     y = jax.random.normal(jax.random.key(0), (z.shape[1], width), z.dtype)
     powers = []
     for _ in range(_POWERS):
-        y = _conditioned(product(z.T, product(z, y)))
+        y = conditioned(product(z.T, product(z, y)))
         powers.append(y)
     q = jnp.linalg.qr(jnp.concatenate(powers, 1))[0]
     b = product(z, q)
     variances, vectors = jnp.linalg.eigh(product(b.T, b), symmetrize_input=False)
     return _signed(product(q, vectors[:, ::-1][:, :k]).T), jnp.maximum(variances[::-1][:k], 0)
-
-
-def _conditioned(y: Array) -> Array:
-    """Columns of the same span, nearly orthonormal: by Cholesky, with so much added that it cannot fail."""
-    for size in (lambda y: jnp.abs(y).max(0), lambda y: jnp.sqrt((y * y).sum(0))):  # no square overflows
-        length = size(y)
-        y = y / jnp.where(length > 0, length, 1)[None]
-    shift = 8 * y.shape[0] * float(jnp.finfo(y.dtype).eps)
-    gram = jnp.matmul(y.T, y, precision=_HIGHEST) + shift * jnp.eye(y.shape[1], dtype=y.dtype)
-    lower = jnp.linalg.cholesky(gram, symmetrize_input=False)
-    return jax.lax.linalg.triangular_solve(lower, y, lower=True, transpose_a=True)
 
 
 def _signed(v: Array) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from funcnet.errors import ValueRangeError
-from funcnet.linalg.matrices import wide_dtype
+from funcnet.mean import wide
 
 __all__ = ["METHODS", "polar"]
 
@@ -51,8 +51,8 @@ def polar(m: Float[Array, "s i o"], *, method: str = "auto") -> Float[Array, "s 
             expected=", ".join(f'"{name}"' for name in METHODS),
             actual=repr(method),
         )
-    wide = m.astype(wide_dtype(m.dtype))
-    flat = wide.swapaxes(1, 2) if m.shape[1] > m.shape[2] else wide
+    x = wide(m)
+    flat = x.swapaxes(1, 2) if m.shape[1] > m.shape[2] else x
     chosen = _fastest(flat.shape) if method == "auto" else method
     result = {"direct": _direct, "gram": _gram, "svd": _svd}[chosen](_within_one(flat))
     return (result.swapaxes(1, 2) if m.shape[1] > m.shape[2] else result).astype(m.dtype)

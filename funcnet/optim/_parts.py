@@ -1,27 +1,29 @@
 """What the optimizers share: matrices by one rule, everything else by AdamW, one rate for both."""
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from funcnet import spec
-from funcnet.errors import ShapeError, StructureError, describe
-from funcnet.spec import Spec
 
-__all__ = ["Rate", "by_matrices", "matrices"]
+__all__ = ["Rate", "by_matrices", "length", "wide_dtype"]
 
 Rate = float | jax.Array | Callable[[Any], Any]
 
 
-def matrices(where: str, specs: Any, tables: bool) -> Any:
-    """The specs of what is a matrix; `optax.MaskedNode` in place of the others."""
-    spec.check(where, specs)
-    counted = lambda leaf: isinstance(leaf.matrix, tuple) or (tables and leaf.matrix == "table")
-    return jax.tree.map(
-        lambda leaf: leaf if counted(leaf) else optax.MaskedNode(), specs, is_leaf=spec.is_spec
-    )
+def wide_dtype(dtype: Any) -> Any:
+    """What is kept of matrices of this dtype: float32 or wider."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def length(x: Float[Array, "s i o"]) -> Float[Array, "s 1 1"]:
+    """The Frobenius norm of each."""
+    return jnp.sqrt((x * x).sum((1, 2), keepdims=True))
 
 
 def by_matrices(
@@ -49,13 +51,11 @@ def by_matrices(
         b2: of Adam.
         eps: of Adam.
     """
-    chosen = matrices(where, specs, tables)
-    masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
-    labels = jax.tree.map(
-        lambda leaf: "rest" if masked(leaf) else "matrix",
-        chosen,
-        is_leaf=lambda leaf: spec.is_spec(leaf) or masked(leaf),
-    )
+    spec.check(where, specs)
+    counts = lambda leaf: isinstance(leaf.matrix, tuple) or (tables and leaf.matrix == "table")
+    each = functools.partial(jax.tree.map, is_leaf=spec.is_spec)
+    chosen = each(lambda leaf: leaf if counts(leaf) else optax.MaskedNode(), specs)
+    labels = each(lambda leaf: "matrix" if counts(leaf) else "rest", specs)
     parts: dict[Hashable, optax.GradientTransformation] = {
         "matrix": rule(chosen),
         "rest": optax.scale_by_adam(b1, b2, eps),
@@ -67,30 +67,7 @@ def by_matrices(
     )
 
     def init(params: Any) -> Any:
-        _fits(where, specs, params)
+        spec.fits(where, specs, params)
         return chained.init(params)
 
     return optax.GradientTransformationExtraArgs(init, chained.update)
-
-
-def _fits(where: str, specs: Any, params: Any) -> None:
-    """Refuse specs of another tree."""
-    if jax.tree.structure(specs, is_leaf=spec.is_spec) != jax.tree.structure(params):
-        raise StructureError(
-            f"{where}: specs are those of another tree.",
-            path="specs",
-            expected=f"the structure of the params, {jax.tree.structure(params)}",
-            actual=str(jax.tree.structure(specs, is_leaf=spec.is_spec)),
-        )
-
-    def same(path: Any, leaf: Spec, param: Any) -> None:
-        if leaf.shape != param.shape:
-            name = f"specs{jax.tree_util.keystr(path)}"
-            raise ShapeError(
-                f"{where}: {name} is of another leaf.",
-                path=name,
-                expected=describe(param),
-                actual=f"a Spec of {leaf.shape}",
-            )
-
-    jax.tree.map_with_path(same, specs, params, is_leaf=spec.is_spec)

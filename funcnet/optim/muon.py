@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from funcnet.linalg.matrices import as_matrices, from_matrices, sizes, wide_dtype
+from funcnet.linalg.matrices import as_matrices, from_matrices, sizes
 from funcnet.linalg.polar import polar
-from funcnet.optim._parts import Rate, by_matrices
+from funcnet.optim._parts import Rate, by_matrices, length, wide_dtype
 from funcnet.spec import Spec, is_spec
 
 __all__ = ["State", "muon", "normuon", "scale_by_muon"]
@@ -171,6 +171,5 @@ def _evened(factor: Array, before: Array, decay: float) -> tuple[Array, Array]:
     wide = factor.astype(before.dtype)
     second = decay * before + (1 - decay) * (wide * wide).mean(1)
     even = wide / (jnp.sqrt(second) + 1e-8)[:, None, :]
-    length = lambda x: jnp.sqrt((x * x).sum((1, 2), keepdims=True))
     new = length(even)
     return (even * (length(wide) / jnp.where(new > 0, new, 1))).astype(factor.dtype), second

@@ -16,8 +16,8 @@ import optax
 from jaxtyping import Array, Float, Integer
 
 from funcnet.linalg import kronecker
-from funcnet.linalg.matrices import as_matrices, from_matrices, sizes, wide_dtype
-from funcnet.optim._parts import Rate, by_matrices
+from funcnet.linalg.matrices import as_matrices, from_matrices, sizes
+from funcnet.optim._parts import Rate, by_matrices, length, wide_dtype
 from funcnet.spec import Spec, is_spec
 
 __all__ = ["Moments", "Side", "State", "scale_by_factors", "shampoo", "soap"]
@@ -166,7 +166,7 @@ def scale_by_factors(
                 square = b2 * was.square + (1 - b2) * g * g
                 adam = _back(mean, left, right) / shares[0] / (jnp.sqrt(square / shares[1]) + eps)
                 step = mean / _roots(left, right, g.shape)
-                step = step * (_length(adam) / jnp.maximum(_length(step), 1e-30))
+                step = step * (length(adam) / jnp.maximum(length(step), 1e-30))
             step = jnp.where(first, 0, _back(step, left, right))
             kept = jax.lax.cond(
                 state.steps % every == 0,
@@ -224,14 +224,10 @@ def _roots(left: Side | None, right: Side | None, shape: tuple[int, ...]) -> Arr
     def values(side: Side | None, n: int) -> Array:
         if side is None:
             return jnp.ones((shape[0], n))
-        sizes = jnp.maximum((side.basis * (side.factor @ side.basis)).sum(-2), 0)
+        sizes = kronecker.eigenvalues(side.factor, side.basis)
         return sizes + _DAMPING * sizes.max(-1, keepdims=True) + 1e-30
 
     return (values(left, shape[1])[:, :, None] * values(right, shape[2])[:, None, :]) ** 0.25
-
-
-def _length(x: Array) -> Array:
-    return jnp.sqrt((x * x).sum((1, 2), keepdims=True))
 
 
 def _refresh(was: Moments, first: Array, elementwise: bool) -> Moments:

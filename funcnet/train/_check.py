@@ -1,6 +1,5 @@
 """Checks of what the functions of this folder are given, in the user's words."""
 
-import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,29 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from funcnet._numbers import whole
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 
 __all__ = ["alive", "flag", "function", "here", "iterable", "own", "shown", "whole"]
-
-
-def whole(where: str, path: str, value: Any, least: int) -> int:
-    """`value`, an integer of `least` or more."""
-    try:
-        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
-    except (TypeError, RuntimeError):  # that of a tensor of another library that has no value here
-        number = None
-    if number is None:
-        raise DTypeError(
-            f"{where}: {path} is no integer.",
-            path=path,
-            expected=f"an integer, {least} or more",
-            actual=describe(value),
-        )
-    if number < least:
-        raise ValueRangeError(
-            f"{where}: {path} is {number}.", path=path, expected=f"{least} or more", actual=str(number)
-        )
-    return number
 
 
 def flag(where: str, path: str, value: Any) -> bool:
