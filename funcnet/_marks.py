@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from funcnet._programs import CALLS, OWN, frames, line, parts_of_scan
+from funcnet._programs import CALLS, line, origin, parts_of_scan
 from funcnet.errors import DTypeError, ShapeError, StructureError, describe, shorten
 
 __all__ = ["Layer", "Look", "Mark", "Place", "enter_p", "full", "joined", "looking", "tap_p"]
@@ -348,10 +348,8 @@ class Look:
             if (path, layers) in sinks:
                 x = _sink_p.bind(x, sinks[path, layers])
             got[path, layers] = x
-        if self.outer is not None and any(
-            only is None or _matches(_path(eqn.params["scopes"][start:], eqn.params["name"]), only)
-            for start, only in self.outer.lookers
-        ):
+        scopes, name = eqn.params["scopes"], eqn.params["name"]
+        if self.outer is not None and dataclasses.replace(self.outer, scopes=scopes).marks(name):
             x = tap_p.bind(x, **eqn.params)
         return x
 
@@ -506,6 +504,5 @@ def _in_order(pieces: dict[Layer, Any], axis: int, missing: float) -> jax.Array:
 
 def _written(eqn: Any) -> str:
     """The user's line that an equation is of; where there is none, funcnet's."""
-    written = frames(eqn)
-    theirs = [frame for frame in written if not frame.file_name.startswith(OWN)] or written
-    return ": ".join(filter(None, line(theirs[0]))) if theirs else "where, is not known"
+    frame = origin(eqn)
+    return "where, is not known" if frame is None else ": ".join(filter(None, line(frame)))

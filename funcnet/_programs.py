@@ -8,7 +8,7 @@ import jax
 import jaxtyping
 import numpy as np
 
-__all__ = ["CALLS", "OWN", "frames", "line", "parts_of_scan", "place"]
+__all__ = ["CALLS", "OWN", "frames", "line", "origin", "parts_of_scan", "place"]
 
 # Primitives that run one inner program over their own inputs, and where it is.
 CALLS = {
@@ -55,6 +55,13 @@ def line(frame: Any) -> tuple[str, str]:
 
 def place(eqn: Any) -> str:
     """The line that made an equation, ``model.py:41``: the user's own, where there is one."""
+    frame = origin(eqn)
+    return "a line unknown" if frame is None else line(frame)[0]
+
+
+def origin(eqn: Any) -> Any:
+    """The call that made an equation: the innermost of the user's own, else of funcnet's; None: not known."""
     written = frames(eqn)
-    theirs = [frame for frame in written if not frame.file_name.startswith(OWN)]
-    return next((line(frame)[0] for frame in [*theirs, *written]), "a line unknown")
+    return next(
+        (frame for frame in written if not frame.file_name.startswith(OWN)), next(iter(written), None)
+    )

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from funcnet import rules, spec, taps
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
-from funcnet.nets import stack
+from funcnet.nets import _blocks, stack
 from funcnet.ops import _check as checks
 from funcnet.ops import _squares
 from funcnet.ops._dtype import wide
@@ -299,7 +299,10 @@ def specs(config: Config) -> dict[str, Any]:
     params = jax.eval_shape(lambda: init(jax.random.key(0), config))
     tables = {"tokens": "v d", "positions": "t d", "types": "types d"}
     facts = {name: embedding.specs(params[name], axes=axes) for name, axes in tables.items()}
-    facts |= {"norm": layer_norm.specs(params["norm"]), "blocks": stack.specs(_block_specs, params["blocks"])}
+    facts |= {
+        "norm": layer_norm.specs(params["norm"]),
+        "blocks": stack.specs(_blocks.specs, params["blocks"]),
+    }
     maps = {"pooler": "d_in d_out", "head": "d classes", "next_sentence": "d classes"}
     for name in maps.keys() & params.keys():
         masked = name == "head" and config.head == "masked"
@@ -310,16 +313,6 @@ def specs(config: Config) -> dict[str, Any]:
 def _masked_specs(head: dict[str, Any]) -> dict[str, Any]:
     inner = {"linear": linear.specs(head["linear"]), "norm": layer_norm.specs(head["norm"])}
     return {**inner, "b": spec.of(head["b"], "v")}
-
-
-def _block_specs(block: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "attention": multihead.specs(block["attention"]),
-        "norm1": layer_norm.specs(block["norm1"]),
-        "up": linear.specs(block["up"], axes="d d_hidden"),
-        "down": linear.specs(block["down"], axes="d_hidden d"),
-        "norm2": layer_norm.specs(block["norm2"]),
-    }
 
 
 def _check(ids: Any, config: Config, mask: Any, types: Any) -> None:

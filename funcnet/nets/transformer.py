@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from funcnet import taps
 from funcnet.errors import ShapeError, StructureError, ValueRangeError, shorten
 from funcnet.errors import describe as describe_value
-from funcnet.nets import stack
+from funcnet.nets import _blocks, stack
 from funcnet.ops import _check
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import alibi, multihead
@@ -522,16 +522,9 @@ def specs(config: Config) -> dict[str, Any]:
     _check.config("transformer.specs", config, Config)
     params = jax.eval_shape(lambda: init(jax.random.key(0), config))
     norm = layer_norm.specs if config.norm == "layer" else rms_norm.specs
-    maps = {"up": "d d_hidden", "gate": "d d_hidden", "down": "d_hidden d"}
-
-    def block(parts: dict[str, Any]) -> dict[str, Any]:
-        facts = {name: linear.specs(parts[name], axes=axes) for name, axes in maps.items() if name in parts}
-        facts |= {"norm1": norm(parts["norm1"]), "norm2": norm(parts["norm2"])}
-        return {**facts, "attention": multihead.specs(parts["attention"])}
-
     facts = {
         "tokens": embedding.specs(params["tokens"]),
-        "blocks": stack.specs(block, params["blocks"]),
+        "blocks": stack.specs(lambda block: _blocks.specs(block, norm), params["blocks"]),
         "norm": norm(params["norm"]),
     }
     if "positions" in params:

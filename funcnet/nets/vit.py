@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet import rules, spec, taps
 from funcnet.errors import ValueRangeError
 from funcnet.errors import describe as describe_value
-from funcnet.nets import _images, stack
+from funcnet.nets import _blocks, _images, stack
 from funcnet.ops import _check, _squares
 from funcnet.ops._shape import align
 from funcnet.ops.attention import multihead
@@ -258,18 +258,8 @@ def specs(config: Config) -> dict[str, Any]:
         "patches": linear.specs(params["patches"], axes="pixels d"),
         "cls": spec.of(params["cls"], "d"),
         "positions": embedding.specs(params["positions"], axes="t d"),
-        "blocks": stack.specs(_block_specs, params["blocks"]),
+        "blocks": stack.specs(_blocks.specs, params["blocks"]),
         "norm": layer_norm.specs(params["norm"]),
     }
     heads = {"head": "d classes", "pooler": "d_in d_out"}
     return facts | {name: linear.specs(params[name], axes=a) for name, a in heads.items() if name in params}
-
-
-def _block_specs(block: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "norm1": layer_norm.specs(block["norm1"]),
-        "attention": multihead.specs(block["attention"]),
-        "norm2": layer_norm.specs(block["norm2"]),
-        "up": linear.specs(block["up"], axes="d d_hidden"),
-        "down": linear.specs(block["down"], axes="d_hidden d"),
-    }

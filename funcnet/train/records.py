@@ -179,7 +179,7 @@ def _joined(*parts: Record) -> Record:
 def _refuse_twice(parts: Sequence[Record]) -> None:
     record: Record = {}
     for part in parts:
-        for name in part.keys() & record.keys():
+        for name in filter(record.__contains__, part):
             raise ValueRangeError(
                 f'train.fit: two things to be recorded have the name "{name}".',
                 path=name,
