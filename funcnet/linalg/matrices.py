@@ -22,6 +22,7 @@ def as_matrices(w: Shaped[Any, "..."], spec: Spec) -> Shaped[Any, "s i o"]:
         StructureError: by its spec the leaf is no matrix.
         ShapeError: it does not have the shape of its spec.
 
+    >>> import jax.numpy as jnp
     >>> from funcnet.spec import of
     >>> w = jnp.ones((3, 3, 2, 6))
     >>> as_matrices(w, of(w, "h w c_in c_out", "iiiso", (3, 3, 2, 2, 3))).shape
