@@ -349,6 +349,17 @@ CASES = [
     case("multihead", heads(3, 4, 2, 2), F(5, 3), dropout_rate=0.3, key=K()),
     case("multihead", heads(1, 1, 1, 1), F(1, 1)),
     case("multihead", heads(3, 2, 2, 2), F(0, 5, 3)),
+    case(
+        "multihead",
+        {
+            **heads(5, 3, 3, 7),
+            "q": {"down": F(5, 2), "up": F(2, 3, 7), "b": F(3, 7)},
+            "v": {"down": F(5, 3), "up": F(3, 3, 7)},
+            "o": {"down": F(3, 7, 2), "up": F(2, 5), "b": F(5)},
+        },
+        F(2, 11, 5),
+        causal=True,
+    ),
     # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy
     # max_pool
     case("max_pool", F(2, 7, 11, 3), kernel=(2, 3)),

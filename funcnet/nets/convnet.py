@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet import taps
 from funcnet.errors import ShapeError
-from funcnet.nets import _images
+from funcnet.nets import _images, maps
 from funcnet.ops import _check
 from funcnet.ops.conv import conv, max_pool
 from funcnet.ops.dense import linear
@@ -99,11 +99,11 @@ def apply(
     _check.tree(where, params, "stages", "hidden", "head")
     for i, stage in enumerate(_check.layers(where, params, "stages")):
         for j, layer in enumerate(stage):
-            x = taps.tap(f"stages.{i}.{j}", relu.apply(conv.apply(layer, x)))
+            x = taps.tap(f"stages.{i}.{j}", relu.apply(maps.conv(layer, x)))
         x = max_pool.apply(x, kernel=(2, 2))
-    x = linear.apply(params["hidden"], x.reshape(*x.shape[:-3], math.prod(x.shape[-3:])))
+    x = maps.linear(params["hidden"], x.reshape(*x.shape[:-3], math.prod(x.shape[-3:])))
     x = taps.tap("hidden", relu.apply(x))
-    return linear.apply(params["head"], dropout.apply(x, rate=config.dropout, key=key))
+    return maps.linear(params["head"], dropout.apply(x, rate=config.dropout, key=key))
 
 
 def specs(config: Config) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from funcnet import rules, spec, taps
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.errors import describe as describe_value
-from funcnet.nets import _blocks, stack
+from funcnet.nets import _blocks, maps, stack
 from funcnet.ops import _check as checks
 from funcnet.ops import _squares
 from funcnet.ops._dtype import wide
@@ -204,8 +204,8 @@ def apply(
             )
         a = taps.tap("attention", dropout.apply(a, rate=config.dropout, key=key_attention))
         x = taps.tap("middle", layer_norm.apply(layer["norm1"], x + a, config.norm_eps))
-        h = taps.tap("mlp.hidden", gelu.apply(linear.apply(layer["up"], x)))
-        h = dropout.apply(linear.apply(layer["down"], h), rate=config.dropout, key=key_mlp)
+        h = taps.tap("mlp.hidden", gelu.apply(maps.linear(layer["up"], x)))
+        h = dropout.apply(maps.linear(layer["down"], h), rate=config.dropout, key=key_mlp)
         h = taps.tap("mlp", h)
         return taps.tap("out", layer_norm.apply(layer["norm2"], x + h, config.norm_eps))
 
@@ -251,7 +251,7 @@ def pool_first(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array
     checks.tree(where, params, "pooler")
     x = checks.floating(where, "x", x)
     checks.rank(where, "x", x, 2, "*n, t, d")
-    return tanh.apply(linear.apply(params["pooler"], x[..., 0, :]))
+    return tanh.apply(maps.linear(params["pooler"], x[..., 0, :]))
 
 
 def logits(
@@ -270,12 +270,12 @@ def logits(
     match config.head:
         case "masked":
             head = params["head"]
-            h = layer_norm.apply(head["norm"], gelu.apply(linear.apply(head["linear"], x)), config.norm_eps)
+            h = layer_norm.apply(head["norm"], gelu.apply(maps.linear(head["linear"], x)), config.norm_eps)
             return linear.apply({"w": params["tokens"]["w"].T, "b": head["b"]}, h)
         case "sequence":
-            return linear.apply(params["head"], pool_first(params, x))
+            return maps.linear(params["head"], pool_first(params, x))
         case "tokens" | "answer":
-            return linear.apply(params["head"], x)
+            return maps.linear(params["head"], x)
     raise ValueRangeError(
         "encoder.logits: the model has no head.",
         path="config.head",
@@ -286,7 +286,7 @@ def logits(
 
 def next_sentence(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array, "*n 2"]:
     """BERT's logits of x [*n, t, d]: the second sentence follows the first, or comes from elsewhere."""
-    return linear.apply(params["next_sentence"], pool_first(params, x))
+    return maps.linear(params["next_sentence"], pool_first(params, x))
 
 
 def _cast(params: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet import taps
 from funcnet.errors import ValueRangeError
+from funcnet.nets import maps
 from funcnet.ops import _check
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
@@ -59,8 +60,8 @@ def apply(params: dict[str, Any], x: Float[Array, "*n d_in"], config: Config) ->
     _check.tree("mlp.apply", params, "layers")
     *hidden, last = _check.layers("mlp.apply", params, "layers")
     for i, layer in enumerate(hidden):
-        x = taps.tap(f"layers.{i}", relu.apply(linear.apply(layer, x)))
-    return linear.apply(last, x)
+        x = taps.tap(f"layers.{i}", relu.apply(maps.linear(layer, x)))
+    return maps.linear(last, x)
 
 
 def specs(config: Config) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet import taps
 from funcnet.errors import ValueRangeError
-from funcnet.nets import _images
+from funcnet.nets import _images, maps
 from funcnet.ops import _check
 from funcnet.ops.conv import conv, max_pool
 from funcnet.ops.conv._window import Padding
@@ -214,7 +214,7 @@ def apply(
         return y
 
     def convolved(layer: Any, sizes: _Conv, x: Array) -> Array:
-        return conv.apply(layer, x, stride=sizes.stride, padding=pads(sizes.kernel))
+        return maps.conv(layer, x, stride=sizes.stride, padding=pads(sizes.kernel))
 
     def block(layer: dict[str, Any], old: dict[str, Any], x: Array, sizes: _Block) -> tuple[Array, dict]:
         new: dict[str, Any] = {}
@@ -240,7 +240,7 @@ def apply(
                 x, new = block(layer, old, x, sizes)
             news.append(new)
         new_stages.append(news)
-    return linear.apply(params["head"], x.mean((-3, -2))), {"stem": new_stem, "stages": new_stages}
+    return maps.linear(params["head"], x.mean((-3, -2))), {"stem": new_stem, "stages": new_stages}
 
 
 def specs(config: Config) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from funcnet import taps
 from funcnet.errors import ShapeError, StructureError, ValueRangeError, shorten
 from funcnet.errors import describe as describe_value
-from funcnet.nets import _blocks, stack
+from funcnet.nets import _blocks, maps, stack
 from funcnet.ops import _check
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import alibi, multihead
@@ -351,7 +351,7 @@ def logits(params: dict[str, Any], x: Float[Array, "*n d"], config: Config) -> F
     if config.head is None:
         return x
     if config.head != "next":
-        return linear.apply(cast(params["head"], config), x)
+        return maps.linear(cast(params["head"], config), x)
     y = linear.apply({"w": head(params, config)}, x)
     c = config.logit_softcap
     return y if c is None else c * jnp.tanh(y / c)
@@ -389,12 +389,12 @@ def _norm(params: Any, x: Array, config: Config) -> Array:
 
 def _mlp(block: dict[str, Any], x: Array, config: Config) -> Array:
     x = _norm(block["norm2"], x, config)
-    up = linear.apply(block["up"], x)
+    up = maps.linear(block["up"], x)
     if config.mlp == "swiglu":
-        h = swiglu.apply(linear.apply(block["gate"], x), up)
+        h = swiglu.apply(maps.linear(block["gate"], x), up)
     else:
         h = gelu.apply(up, config.mlp == "gelu_tanh")
-    return linear.apply(block["down"], taps.tap("mlp.hidden", h))
+    return maps.linear(block["down"], taps.tap("mlp.hidden", h))
 
 
 def _unroll(config: Config) -> int:

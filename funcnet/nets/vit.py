@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet import rules, spec, taps
 from funcnet.errors import ValueRangeError
 from funcnet.errors import describe as describe_value
-from funcnet.nets import _blocks, _images, stack
+from funcnet.nets import _blocks, _images, maps, stack
 from funcnet.ops import _check, _squares
 from funcnet.ops._shape import align
 from funcnet.ops.attention import multihead
@@ -170,7 +170,7 @@ def hidden(
     if config.dtype is not None:
         params, images = jax.tree.map(lambda v: v.astype(config.dtype), (params, images))
     key_embedding, key_blocks = (None, None) if key is None else jax.random.split(key)
-    x = linear.apply(params["patches"], patches(images, config.patch))
+    x = maps.linear(params["patches"], patches(images, config.patch))
     d = jax.ShapeDtypeStruct(x.shape[-1:], x.dtype)
     cls = _check.floating(where, 'params["cls"]', params["cls"])
     _check.same_shape(where, 'params["cls"]', cls, "a patch's features", d)
@@ -193,8 +193,8 @@ def hidden(
             )
         a = taps.tap("attention", dropout.apply(a, rate=config.dropout, key=key_attention))
         x = taps.tap("middle", x + a)
-        h = linear.apply(layer["up"], layer_norm.apply(layer["norm2"], x, config.norm_eps))
-        h = linear.apply(layer["down"], taps.tap("mlp.hidden", gelu.apply(h)))
+        h = maps.linear(layer["up"], layer_norm.apply(layer["norm2"], x, config.norm_eps))
+        h = maps.linear(layer["down"], taps.tap("mlp.hidden", gelu.apply(h)))
         h = taps.tap("mlp", dropout.apply(h, rate=config.dropout, key=key_mlp))
         return taps.tap("out", x + h)
 
@@ -242,12 +242,12 @@ def apply(
     head = (
         params["head"] if config.dtype is None else jax.tree.map(lambda w: w.astype(x.dtype), params["head"])
     )
-    return linear.apply(head, x)
+    return maps.linear(head, x)
 
 
 def pool_first(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array, "*n d"]:
     """The summary of `hidden` features x [*n, t, d]: tanh of a linear map of the first, the class token's."""
-    return tanh.apply(linear.apply(params["pooler"], x[..., 0, :]))
+    return tanh.apply(maps.linear(params["pooler"], x[..., 0, :]))
 
 
 def specs(config: Config) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from funcnet import rules, taps
 from funcnet.errors import ShapeError, StructureError, ValueRangeError, describe
-from funcnet.ops import _check
+from funcnet.ops import _check, _factored
 from funcnet.ops._dtype import common, wide
 from funcnet.ops._shape import align
 from funcnet.ops.attention import _projections, attention
@@ -236,7 +236,9 @@ def _write(old: Array, new: Array, before: Array, after: Array, ring: bool) -> A
 def _key_weight(where: str, params: Any) -> Any:
     """The w of "k", of which only the shape is read."""
     part = params.get("k") if isinstance(params, Mapping) else None
-    w: Any = part.get("w") if isinstance(part, Mapping) else None
+    w: Any = _factored.kernel(part) if _factored.is_factored(part) else None
+    if w is None and isinstance(part, Mapping):
+        w = part.get("w")
     known = isinstance(w, jax.ShapeDtypeStruct) or _check.dtype_of(w) is not None
     if not known or len(w.shape) != 3 or not jnp.issubdtype(w.dtype, jnp.floating):
         raise StructureError(
@@ -249,7 +251,7 @@ def _key_weight(where: str, params: Any) -> Any:
 
 
 def _check_cache(where: str, params: Params, n: tuple[int, ...], cache: Any) -> Cache:
-    _, h_kv, e = params["k"]["w"].shape
+    _, h_kv, e = _factored.kernel(params["k"]).shape
     lead = "".join(f"{size}, " for size in n)
     parts = cache if isinstance(cache, Mapping) else {"cache": cache}
     shapes = {name: v.shape if _check.dtype_of(v) is not None else None for name, v in parts.items()}
@@ -260,7 +262,7 @@ def _check_cache(where: str, params: Params, n: tuple[int, ...], cache: Any) -> 
             f"{where}: the cache does not fit x and params.",
             path="cache",
             expected=f"k, v: float[{lead}{h_kv}, s, {e}], length: int32[{lead.rstrip(', ')}]     "
-            f'(params["k"]["w"]: {describe(params["k"]["w"])})',
+            f'(params["k"]["w"]: {describe(_factored.kernel(params["k"]))})',
             actual=", ".join(f"{name}: {describe(value)}" for name, value in parts.items()),
             hint="init_cache(params, n, length), n the leading axes of x, makes one that fits.",
         )
@@ -272,12 +274,12 @@ def _cached_dtypes(k: Any, v: Any, length: Any) -> bool:
 
 
 def _check_slopes(where: str, params: Params, slopes: Any) -> Array:
-    slopes, h = _check.floating(where, "slopes", slopes), params["q"]["w"].shape[1]
+    slopes, h = _check.floating(where, "slopes", slopes), _factored.kernel(params["q"]).shape[1]
     if slopes.shape != (h,):
         raise ShapeError(
             f"{where}: slopes are not one number for each head.",
             path="slopes",
-            expected=f'slopes: float[{h}]     (params["q"]["w"]: {describe(params["q"]["w"])})',
+            expected=f'slopes: float[{h}]     (params["q"]["w"]: {describe(_factored.kernel(params["q"]))})',
             actual=f"slopes: {describe(slopes)}",
         )
     return slopes

@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from funcnet import rules, taps
 from funcnet.errors import ShapeError, StructureError, describe
-from funcnet.ops import _bias, _check, _squares
+from funcnet.ops import _bias, _check, _factored, _squares
 from funcnet.ops._dtype import common, wide
 from funcnet.ops.attention import rope as rotary
 from funcnet.ops.norm import rms_norm
@@ -21,9 +22,14 @@ __all__ = ["Params", "Projection", "check", "heads", "mappings", "matrices", "pr
 
 
 class Projection(TypedDict):
-    """One linear map; w and b have the head axes among theirs. b may be absent."""
+    """One linear map; w and b have the head axes among theirs. b may be absent.
 
-    w: Float[Array, "..."]
+    In the place of w there may be "down" and "up", of which it is the product: see `_factored`.
+    """
+
+    w: NotRequired[Float[Array, "..."]]
+    down: NotRequired[Float[Array, "..."]]
+    up: NotRequired[Float[Array, "..."]]
     b: NotRequired[Float[Array, "..."]]
 
 
@@ -57,7 +63,14 @@ def heads(
     return taps.tap("q", ready("q", q)), taps.tap("k", ready("k", k)), taps.tap("v", v)
 
 
-def _squares_of_projection(params: Projection, x: Array, dy: Array, *, axes: int) -> Array:
+def project(params: Projection, x: Array, *, axes: int) -> Array:
+    """x W + b: W takes the last `axes` axes of x."""
+    for each in _factored.parts(params):
+        x, axes = _project(each, x, axes=axes), 1
+    return x
+
+
+def _squares_of_projection(params: Any, x: Array, dy: Array, *, axes: int) -> Array:
     """|dW|² + |db|² of each example, as of `linear`."""
     w = params["w"]
     flat = _squares.positions(x, axes), _squares.positions(dy, w.ndim - axes)
@@ -65,8 +78,7 @@ def _squares_of_projection(params: Projection, x: Array, dy: Array, *, axes: int
 
 
 @rules.part(_squares_of_projection)
-def project(params: Projection, x: Array, *, axes: int) -> Array:
-    """x W + b: W takes the last `axes` axes of x."""
+def _project(params: Any, x: Array, *, axes: int) -> Array:
     w, x = common(params["w"], x)
     rows, w_ = matrices(x, w, axes)
     y = jnp.matmul(rows, w_, preferred_element_type=wide(x.dtype))
@@ -82,7 +94,7 @@ def matrices(x: Array, w: Array, axes: int) -> tuple[Array, Array]:
 def check(where: str, params: Any, x: Any) -> Array:
     _check_params(where, params)
     x = _check.floating(where, "x", x)
-    w = params["q"]["w"]
+    w = _factored.kernel(params["q"])
     _check.rank(where, "x", x, 2, f"*n, t, {w.shape[0]}")
     _check.features(where, x, w.shape[0], f'params["q"]["w"] ({describe(w)})', dims="*n, t")
     return x
@@ -97,7 +109,9 @@ def mappings(where: str, params: Any) -> None:
 
 def _check_params(where: str, params: Any) -> None:
     if not isinstance(params, Mapping) or any(
-        not isinstance(params.get(name), Mapping) or params[name].get("w") is None for name in "qkvo"
+        not isinstance(params.get(name), Mapping)
+        or (params[name].get("w") is None and not _factored.is_factored(params[name]))
+        for name in "qkvo"
     ):
         keys = ", ".join(f'"{key}"' for key in params) if isinstance(params, Mapping) else describe(params)
         raise StructureError(
@@ -109,12 +123,15 @@ def _check_params(where: str, params: Any) -> None:
         )
     mappings(where, params)
     for name in "qkvo":
-        _check.floating(where, f'params["{name}"]["w"]', params[name]["w"])
+        _factored.check(where, f'params["{name}"]', params[name])
+        if not _factored.is_factored(params[name]):
+            _check.floating(where, f'params["{name}"]["w"]', params[name]["w"])
+    kernels = {name: _factored.kernel(params[name]) for name in "qkvo"}
     _check.leaves(where, params)
-    w = params["q"]["w"]
-    if w.ndim != 3:
+    w = kernels["q"]
+    if len(w.shape) != 3:
         raise ShapeError(
-            f'{where}: params["q"]["w"] has rank {w.ndim}, but 3 is needed.',
+            f'{where}: params["q"]["w"] has rank {len(w.shape)}, but 3 is needed.',
             path='params["q"]["w"]',
             expected='params["q"]["w"]: float[d, h, e]',
             actual=f'params["q"]["w"]: {describe(w)}',
@@ -123,7 +140,7 @@ def _check_params(where: str, params: Any) -> None:
     for name in ("q_norm", "k_norm"):
         if params.get(name) is not None:
             _check.parameter(f'{where}: params["{name}"]', params[name], "w", ndim=1)
-    h_kv = params["k"]["w"].shape[1] if params["k"]["w"].ndim == 3 else "h_kv"
+    h_kv = kernels["k"].shape[1] if len(kernels["k"].shape) == 3 else "h_kv"
     sizes: dict[str, dict[str, tuple[Any, ...]]] = {
         "q": {"w": (d, h, e), "b": (h, e)},
         "k": {"w": (d, h_kv, e), "b": (h_kv, e)},
@@ -133,13 +150,15 @@ def _check_params(where: str, params: Any) -> None:
         "k_norm": {"w": (e,)},
     }
     leaves = [
-        (f'params["{name}"]["{leaf}"]', params[name].get(leaf), size)
+        (f'params["{name}"]["{leaf}"]', _leaf(params[name], leaf), size)
         for name, parts in sizes.items()
         if params.get(name) is not None
         for leaf, size in parts.items()
     ]
     for path, value, expected in [*leaves, ('params["sinks"]', params.get("sinks"), (h,))]:
-        if value is not None and _check.floating(where, path, value).shape != expected:
+        if not isinstance(value, jax.ShapeDtypeStruct | None):
+            _check.floating(where, path, value)
+        if value is not None and value.shape != expected:
             raise ShapeError(
                 f"{where}: {path} does not fit the other parameters.",
                 path=path,
@@ -147,3 +166,8 @@ def _check_params(where: str, params: Any) -> None:
                 f'(params["q"]["w"]: {describe(w)})',
                 actual=f"{path}: {describe(value)}",
             )
+
+
+def _leaf(params: Any, name: str) -> Any:
+    """A leaf of a projection; of a factored one, w is a shape and a dtype."""
+    return _factored.kernel(params) if name == "w" else params.get(name)

@@ -7,7 +7,8 @@ Before they attend, q and k are normalised (rms_norm over the head width) where 
 
 Dimensions: *n any leading axes (batch), t positions, d features, h heads of the queries, h_kv heads of the
 keys and values, e head width: x, y [*n, t, d], q.w [d, h, e], k.w and v.w [d, h_kv, e], o.w [h, e, d]. The
-numbers of heads are read off these shapes. Sources: Vaswani et al., "Attention is all you need", arXiv
+numbers of heads are read off these shapes. A w may also be factored: "down" and "up" in its place, whose
+product it is (`_factored`). Sources: Vaswani et al., "Attention is all you need", arXiv
 1706.03762, §3.2.2; norms of queries and keys: Henry et al., arXiv 2010.04245, here as in Qwen3.
 
 `decode` does the same for a sequence that comes in pieces, and keeps the keys and values in a cache.
@@ -23,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from funcnet import rules, spec, taps
 from funcnet.errors import StructureError, ValueRangeError, describe
-from funcnet.ops import _bias, _check, _squares
+from funcnet.ops import _bias, _check, _factored, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops.attention import _projections, attention
@@ -126,9 +127,10 @@ def specs(params: Params, *, heads_apart: bool = False) -> dict[str, Any]:
         heads_apart: each head is a matrix of its own, as q_h = x W_h may be read as well.
     """
     into, out_of = ("iso", "sio") if heads_apart else ("ioo", "iio")
-    head = {"w": ("d h e", into), "b": ("h e",)}
+    head = {"w": ("d h e", into), "b": ("h e",), "down": ("d r", "io"), "up": ("r h e", "ioo")}
+    last = {"w": ("h e d", out_of), "b": ("d",), "down": ("h e r", "iio"), "up": ("r d", "io")}
     norm = {"w": ("e",)}
-    names = {"q": head, "k": head, "v": head, "o": {"w": ("h e d", out_of), "b": ("d",)}}
+    names = {"q": head, "k": head, "v": head, "o": last}
     return spec.tree("multihead.specs", params, {**names, "q_norm": norm, "k_norm": norm, "sinks": ("h",)})
 
 
@@ -148,16 +150,22 @@ def reference(
     """
 
     def heads(name: str) -> Array:
-        w, x_ = common(params[name]["w"], x)
-        z = _bias.add(jnp.einsum("...td,dhe->...the", x_, w), params[name])
+        z = _through(params[name], x, 1)
         norm = params.get(f"{name}_norm")
         z = z if norm is None else rms_norm.reference(norm, z, norm_eps)
         return z if rope is None or name == "v" else rotary.reference(z, rope, positions=positions)
 
     q, k, v = heads("q"), heads("k"), heads("v")
     o = attention.reference(q, k, v, bias, params.get("sinks"), **attend)
-    w, o = common(params["o"]["w"], o)
-    return _bias.add(jnp.einsum("...the,hed->...td", o, w), params["o"])
+    return _through(params["o"], o, 2)
+
+
+def _through(p: Projection, x: Array, axes: int) -> Array:
+    """x W + b, W taking the last `axes` axes of x; in its two parts where it is factored."""
+    for part in _factored.parts(p):
+        w, x = common(part["w"], x)
+        x, axes = _bias.add(jnp.tensordot(x, w, axes), part), 1
+    return x
 
 
 @rules.composite
@@ -289,6 +297,12 @@ def _pullback(
 
 def _pull_projection(p: Projection, x: Array, dy: Array, axes: int) -> tuple[dict, Array]:
     """The cotangents of p and, not yet rounded, of x."""
+    if _factored.is_factored(p):
+        first, last = _factored.parts(p)
+        middle = _projections.project(first, x, axes=axes)
+        grads, dmiddle = _pull_projection(last, middle, dy, 1)
+        before, dx = _pull_projection(first, x, narrow(dmiddle, middle), axes)
+        return _factored.joined(before, grads), dx
     w, x = common(p["w"], x)
     n, sums = x.ndim - axes, wide(dy.dtype)
     rows, w_ = _projections.matrices(x, w, axes)
@@ -309,8 +323,8 @@ def cost(
 ) -> Cost:
     """2 · n · t · (d · e · (2 h + 2 h_kv) + 2 · t · h · e) flops: four projections and attention."""
     _projections.mappings("multihead.cost", params)
-    t, (_, h, e) = x.shape[-2], params["q"]["w"].shape
-    projections = sum(math.prod(p["w"].shape) for p in (params["q"], params["k"], params["v"], params["o"]))
+    t, (_, h, e) = x.shape[-2], _factored.kernel(params["q"]).shape
+    projections = sum(math.prod(part["w"].shape) for name in "qkvo" for part in _factored.parts(params[name]))
     products = math.prod(x.shape[:-1]) * (projections + 2 * t * h * e)
     return Cost(2 * products, traffic(reference, params, x, bias, **options))
 
