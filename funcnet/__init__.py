@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         train,
         verifier,
     )
+    from funcnet.analysis import lowrank
     from funcnet.linalg import pca
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
@@ -67,6 +68,7 @@ _FUNCTIONS = {
     "find_nan": "nonfinite",
     "generate": "nets.generate",
     "load": "store",
+    "lowrank": "analysis",
     "pca": "linalg",
     "save": "store",
     "tap": "taps",

@@ -58,7 +58,7 @@ def table_of(module: ModuleType, config: Any) -> tuple[list[str], list[list[str]
 
     import jax
 
-    from funcnet.tasks.layers import layers
+    from funcnet.analysis.layers import layers
 
     def apply(params: Any, x: Any) -> Any:
         return module.NET.apply(params, x, config)

@@ -398,7 +398,7 @@ def rates(task: "Task", params: Any, device_kind: str, dtype: str = "float32") -
     """What a step amounts to, for `train.fit`: in tokens, and in seconds of a device at its peak.
 
     The second, times the steps per second, is the share of the peak: the FLOPs of the loss by formula
-    (`tasks.layers`), times 3, since the backward pass has two products for one of the forward pass.
+    (`analysis.layers`), times 3, since the backward pass has two products for one of the forward pass.
 
     Args:
         task: what is trained.
@@ -409,7 +409,7 @@ def rates(task: "Task", params: Any, device_kind: str, dtype: str = "float32") -
     import jax
 
     from funcnet import backend
-    from funcnet.tasks.layers import layers
+    from funcnet.analysis.layers import layers
 
     amounts: dict[str, int | float] = {} if task.tokens is None else {"tokens_per_second": task.tokens}
     peak = backend.peak_flops(device_kind, dtype)

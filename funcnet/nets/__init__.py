@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from funcnet.nets.roles import matrices
 
 __all__ = [
-    "convnet", "encoder", "generate", "maps", "matrices", "mlp", "resnet", "roles", "stack", "transformer", "vit",
+    "convnet", "encoder", "generate", "maps", "matrices", "mlp", "resnet", "roles", "stack",
+    "transformer", "vit",
 ]  # fmt: skip
 
 

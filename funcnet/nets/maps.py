@@ -1,8 +1,8 @@
 """The linear maps and convolutions of a net, each in one part or factored: what nets call for them.
 
-Params are those of `linear` or `conv`; or "down" and "up" stand in the place of w, which is their product, and
-the map is two in a row: from all features or channels to r of them, then from those to all. `lowrank.compress`
-makes such params. The projections of `multihead` are maps of this kind by themselves.
+Params are those of `linear` or `conv`; or "down" and "up" stand in the place of w, which is their product,
+and the map is two in a row: from all features or channels to r of them, then from those to all.
+`lowrank.compress` makes such params. The projections of `multihead` are maps of this kind by themselves.
 """
 
 from collections.abc import Mapping

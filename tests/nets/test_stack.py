@@ -113,7 +113,7 @@ def test_the_gradient_of_unrolled_layers_is_one_concatenation_per_leaf():
 @pytest.mark.parametrize("unroll", [1, LAYERS])
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_calls_of_every_layer_are_recorded(unroll, remat):
-    """As `funcnet.tasks.layers` counts them: without jit a loop is traced as often as it runs."""
+    """As `funcnet.analysis.layers` counts them: without jit a loop is traced as often as it runs."""
     block = lambda p, x: fn.linear.apply(p, x)
     with jax.disable_jit(), rules.record() as calls:
         jax.eval_shape(lambda p, x: stack.apply(block, p, x, unroll=unroll, remat=remat), PARAMS, X)

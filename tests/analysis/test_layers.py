@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import funcnet as fn
+from funcnet.analysis.layers import Layer, layers
 from funcnet.nets import convnet, mlp, transformer
-from funcnet.tasks.layers import Layer, layers
 from tests.laws import products
 
 F32 = jnp.float32
