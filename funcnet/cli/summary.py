@@ -30,29 +30,32 @@ def run(args: list[str]) -> int:
     model = parse(_options, args, "funcnet summary")
     if model in tasks.TASKS:
         module = getattr(tasks, model)
-        config = module.config(module.Options())
+        config, params = module.config(module.Options()), None
     elif Path(model).exists():
         task, config, _ = _run.read_config(Path(model))
-        module = getattr(tasks, task)
+        module, params = getattr(tasks, task), _run.shapes(Path(model))
     else:
         raise UsageError(f"{model!r} is neither a task ({', '.join(tasks.TASKS)}) nor a run folder")
-    show(module, config)
+    show(module, config, params)
     return 0
 
 
-def show(module: ModuleType, config: Any) -> None:
+def show(module: ModuleType, config: Any, params: Any = None) -> None:
     """Print the layers of a task's model.
 
     Args:
         module: of the task.
         config: of the model.
+        params: theirs, arrays or shapes; None: those of `init`.
     """
-    columns, rows, right, note = table_of(module, config)
+    columns, rows, right, note = table_of(module, config, params)
     table(columns, rows, right)
     print(note)
 
 
-def table_of(module: ModuleType, config: Any) -> tuple[list[str], list[list[str]], list[str], str]:
+def table_of(
+    module: ModuleType, config: Any, params: Any = None
+) -> tuple[list[str], list[list[str]], list[str], str]:
     """The layers of a task's model: columns, rows, which columns are numbers, and a note."""
     import math
 
@@ -63,7 +66,8 @@ def table_of(module: ModuleType, config: Any) -> tuple[list[str], list[list[str]
     def apply(params: Any, x: Any) -> Any:
         return module.NET.apply(params, x, config)
 
-    params = jax.eval_shape(lambda: module.NET.init(jax.random.key(0), config))
+    if params is None:
+        params = jax.eval_shape(lambda: module.NET.init(jax.random.key(0), config))
     example = module.example(config)
     found = layers(apply, params, example)
     rows = []

@@ -24,24 +24,29 @@ from typing import Any, get_args, get_origin, get_type_hints
 import jax
 
 from funcnet import store, tasks
+from funcnet.analysis import lowrank
 from funcnet.errors import FileFormatError, ValueRangeError, shorten
 from funcnet.nets import transformer
-from funcnet.tasks._task import Saved
+from funcnet.tasks._task import Saved, Task
 
 __all__ = [
+    "again",
     "begun",
     "create",
     "described",
     "facts",
     "flat",
     "identity",
+    "ranks",
     "read",
     "read_config",
     "same",
+    "shapes",
     "write_config",
 ]
 
 _VERSION = 1
+_OPTIONS = {"options": "Options", "training": "Training"}  # of a task, by their names in config.json
 _LATER = {transformer.Config: ("head", "classes", "stop")}  # fields that the first files do not have
 
 
@@ -189,6 +194,57 @@ def facts(folder: Path) -> dict[str, Any]:
     return content
 
 
+def again(folder: Path) -> Task:
+    """The task of a run, as it was prepared, with its data.
+
+    Raises:
+        FileFormatError, OSError: as `read_config`; or the data are not there.
+        ValueRangeError: an option is out of range, or the data are others than those of the run.
+    """
+    content = facts(folder)
+    module = getattr(tasks, content["task"])
+    given = [
+        _config(getattr(module, kind), content.get(name, {}), folder / "config.json", f"{name} are")
+        for name, kind in _OPTIONS.items()
+    ]
+    task = module.prepare(*given)
+    was, now = (data.get("sha256") for data in (content["data"], task.data))
+    if was != now:
+        raise ValueRangeError(
+            f"{folder} was trained on other data than there are now.",
+            path="data",
+            expected=f"SHA-256 {was}",
+            actual=f"{now}",
+        )
+    return task
+
+
+def ranks(folder: Path) -> dict[str, int]:
+    """Those of the maps that `funcnet compress` has factored; none in other runs.
+
+    Raises:
+        FileFormatError, OSError: as `read_config`.
+    """
+    found = facts(folder).get("ranks", {})
+    if not isinstance(found, dict) or not all(type(rank) is int for rank in found.values()):
+        path = folder / "config.json"
+        raise FileFormatError(f"{path}: the ranks are no whole numbers by name.", path=str(path))
+    return found
+
+
+def shapes(folder: Path) -> Any:
+    """The params of a run as `jax.ShapeDtypeStruct`.
+
+    Raises:
+        FileFormatError, OSError: as `read_config`.
+        StructureError, ValueRangeError: its ranks are not those of its net.
+    """
+    task, config, _ = read_config(folder)
+    net: ModuleType = getattr(tasks, task).NET
+    whole = jax.eval_shape(lambda: net.init(jax.random.key(0), config))
+    return lowrank.factored(whole, net.specs(config), ranks(folder))
+
+
 def _content(folder: Path) -> Any:
     """What config.json holds."""
     path = folder / "config.json"
@@ -222,7 +278,7 @@ def _understood(folder: Path, content: Any) -> tuple[str, Any, dict[str, Any]]:
     )
 
 
-def _config(kind: type, values: Mapping[str, Any], path: Path) -> Any:
+def _config(kind: type, values: Mapping[str, Any], path: Path, what: str = "the model's config is") -> Any:
     """A Config from JSON, every field there and of its type."""
     every = get_type_hints(kind)
     hints = {
@@ -235,8 +291,8 @@ def _config(kind: type, values: Mapping[str, Any], path: Path) -> Any:
             wrong.discard(name)
     if wrong := sorted(wrong | (hints.keys() - fields.keys())):
         raise FileFormatError(
-            f"{path}: the model's config is wrong in {', '.join(wrong)}.",
-            path="model",
+            f"{path}: {what} wrong in {', '.join(wrong)}.",
+            path=what.split()[0] if what.endswith("are") else "model",
             expected=", ".join(f"{name}: {getattr(hint, '__name__', hint)}" for name, hint in hints.items()),
             actual=", ".join(f"{name}: {value!r:.40}" for name, value in values.items()),
         )
@@ -272,6 +328,8 @@ def _typed(value: Any, hint: Any) -> Any:
             sizes = sizes[:1] * len(value) if sizes[-1] is Ellipsis else sizes
             if len(value) == len(sizes) and all(type(v) is not int or v > 0 for v in value):
                 return tuple(map(_typed, value, sizes))
+        case kind if kind is Path and isinstance(value, str):
+            return Path(value)
         case builtins.float if type(value) in (int, float):
             return value
         case kind if type(value) is kind and kind in (int, bool, str, types.NoneType):
@@ -287,9 +345,7 @@ def read(folder: Path) -> Saved:
         OSError: a file cannot be read.
     """
     task, config, data = read_config(folder)
-    net: ModuleType = getattr(tasks, task).NET
     path = folder / "params.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no params.safetensors: was its training cut short?")
-    like = jax.eval_shape(lambda: net.init(jax.random.key(0), config))
-    return Saved(task, config, store.load(path, like=like), data)
+    return Saved(task, config, store.load(path, like=shapes(folder)), data)

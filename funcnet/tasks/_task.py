@@ -13,7 +13,29 @@ from jaxtyping import Array, Bool, Float, Int
 from funcnet.errors import ValueRangeError
 from funcnet.train import State
 
-__all__ = ["EPOCHS", "SEEDS", "STEPS", "Prediction", "Saved", "Task", "check_range", "correct", "fingerprint"]
+__all__ = [
+    "EPOCHS",
+    "SEEDS",
+    "STEPS",
+    "Examples",
+    "Prediction",
+    "Saved",
+    "Task",
+    "check_range",
+    "correct",
+    "fingerprint",
+    "spread",
+]
+
+
+class Examples(NamedTuple):
+    """What a net takes and should give: inputs as its `apply` has them [n, ...], and labels.
+
+    Those of images are classes [n], of texts the next characters [n, t].
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
 
 
 class Task(NamedTuple):
@@ -29,6 +51,7 @@ class Task(NamedTuple):
         every: steps from one evaluation to the next.
         held_out: what these data are called: "test" or "validation", and how much of them is used if not all.
         unit: what the loss is a mean over: "image", "character".
+        examples: so many of those that are trained on, spread over them, and all those that are not.
         data: facts about the data for the record, with their SHA-256; values that JSON can hold.
         tokens: how many a step predicts, where the model is one of language: the speed is then given in
             tokens, too.
@@ -45,6 +68,7 @@ class Task(NamedTuple):
     held_out: str
     unit: str
     data: dict[str, Any]
+    examples: Callable[[int], tuple[Examples, Examples]]
     tokens: int | None = None
     finish: Callable[[Any, Path], None] | None = None
 
@@ -71,6 +95,15 @@ SEEDS = (0, 2**32 - 1)
 # A state counts its steps in an int32; 10,000 epochs fit, also of 60,000 images one by one.
 STEPS = (1, 2**31 - 1)
 EPOCHS = (1, 10_000)
+
+
+def spread(n: int, most: int) -> Int[np.ndarray, " m"]:
+    """The numbers of `most` of n examples, or of all if there are no more.
+
+    >>> spread(7, 3), spread(2, 3)
+    (array([0, 3, 6]), array([0, 1]))
+    """
+    return np.linspace(0, n - 1, min(n, most)).astype(int)
 
 
 def check_range(options: Any, **ranges: tuple[int | float, int | float]) -> None:

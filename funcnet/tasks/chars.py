@@ -25,7 +25,18 @@ from funcnet.nets.generate import generate as next_tokens
 from funcnet.ops.loss import cross_entropy
 from funcnet.tasks import _training
 from funcnet.tasks._optimizer import share
-from funcnet.tasks._task import SEEDS, STEPS, Prediction, Saved, Task, check_range, correct, fingerprint
+from funcnet.tasks._task import (
+    SEEDS,
+    STEPS,
+    Examples,
+    Prediction,
+    Saved,
+    Task,
+    check_range,
+    correct,
+    fingerprint,
+    spread,
+)
 from funcnet.tasks._training import Training
 
 NET = transformer
@@ -249,6 +260,9 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     vars(step)["loss"] = lambda params, batch, key: loss(params, batch.ids, key)
     vars(step)["max_skipped"] = inner.max_skipped
 
+    def pieces_of(windows: np.ndarray) -> Examples:
+        return Examples(windows[:, :-1], windows[:, 1:])
+
     def finish(params: Any, folder: Path) -> None:
         prompt = decode(held_out[:t].tolist(), characters)
         more = generate(Saved("chars", net, params, facts), prompt, tokens=SAMPLE, temperature=0.8)
@@ -273,6 +287,12 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         held_out=called,
         unit="character",
         data=facts,
+        examples=lambda n: (
+            pieces_of(
+                np.lib.stride_tricks.sliding_window_view(train_ids, t + 1)[spread(len(train_ids) - t, n)]
+            ),
+            pieces_of(windows),
+        ),
         tokens=options.batch * t,
         finish=finish,
     )

@@ -18,7 +18,18 @@ from funcnet import train
 from funcnet.nets import convnet
 from funcnet.ops.loss import cross_entropy
 from funcnet.tasks import _images, _plots, _training
-from funcnet.tasks._task import EPOCHS, SEEDS, Prediction, Saved, Task, check_range, correct, fingerprint
+from funcnet.tasks._task import (
+    EPOCHS,
+    SEEDS,
+    Examples,
+    Prediction,
+    Saved,
+    Task,
+    check_range,
+    correct,
+    fingerprint,
+    spread,
+)
 from funcnet.tasks._training import Training
 
 NET = convnet
@@ -131,6 +142,10 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
             "test": len(test_set.labels),
             "sha256": fingerprint(*train_set, *test_set),
         },
+        examples=lambda n: (
+            Examples(*(part[spread(len(part), n)] for part in train_set)),
+            Examples(*test_set),
+        ),
         finish=finish,
     )
 

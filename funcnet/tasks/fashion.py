@@ -18,7 +18,18 @@ from funcnet.errors import FileFormatError
 from funcnet.nets import convnet
 from funcnet.ops.loss import cross_entropy
 from funcnet.tasks import _idx, _images, _plots, _training
-from funcnet.tasks._task import EPOCHS, SEEDS, Prediction, Saved, Task, check_range, correct, fingerprint
+from funcnet.tasks._task import (
+    EPOCHS,
+    SEEDS,
+    Examples,
+    Prediction,
+    Saved,
+    Task,
+    check_range,
+    correct,
+    fingerprint,
+    spread,
+)
 from funcnet.tasks._training import Training
 
 NET = convnet
@@ -127,6 +138,9 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         logits = convnet.apply(cast(params), cast(images), net)
         return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
 
+    def taken(split: Split, which: Any) -> Examples:
+        return Examples(np.asarray(split.images[which], np.float32)[..., None] / 255, split.labels[which])
+
     def finish(params: Any, folder: Path) -> None:
         images = test_set.images.astype(np.float32) / 255
         guess = _images.classify(params, images[..., None], net).argmax(-1)
@@ -152,6 +166,7 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
             "test": len(test_set.labels),
             "sha256": fingerprint(*train_set, *test_set),
         },
+        examples=lambda n: (taken(train_set, spread(len(train_set.labels), n)), taken(test_set, slice(None))),
         finish=finish,
     )
 
