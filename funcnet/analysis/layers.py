@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from funcnet import rules
+from funcnet.ops._factored import is_factored, parts
 
 __all__ = ["Layer", "layers"]
 
@@ -51,10 +52,17 @@ def layers(apply: Callable[..., Any], params: Any, *args: Any) -> list[Layer]:
     found: dict[Key, dict[str, tuple[int, ...]]] = {}
 
     def visit(node: Any, path: str) -> None:
+        if is_factored(node):
+            for name, part in zip(("down", "up"), parts(node), strict=True):
+                take(part, path, name)
+        else:
+            take(node, path)
+
+    def take(node: Any, path: str, w: str = "w") -> None:
         candidates = (_key(node), _key(node, first=1)) if isinstance(node, dict) else ()
         key = next((key for key in candidates if key in keys), None)
         if key is not None or hasattr(node, "dtype"):  # an array that no call takes has a row of its own
-            found.setdefault(key or (path, ()), {}).update(_shapes(node, path))
+            found.setdefault(key or (path, ()), {}).update(_shapes(node, path, w))
         elif node is not None:
             for name, child in node.items() if isinstance(node, dict) else enumerate(node):
                 visit(child, f"{path}.{name}".lstrip("."))
@@ -104,10 +112,10 @@ def _key(tree: Any, first: int = 0) -> Key:
     return structure, tuple(np.shape(leaf)[first:] for leaf in leaves)
 
 
-def _shapes(node: Any, path: str) -> dict[str, tuple[int, ...]]:
-    """The leaves below `path`, the weight before its bias."""
-    shapes = {
-        f"{path}.{jax.tree_util.keystr(names, simple=True, separator='.')}".strip("."): leaf.shape
-        for names, leaf in jax.tree.leaves_with_path(node)
-    }
+def _shapes(node: Any, path: str, w: str) -> dict[str, tuple[int, ...]]:
+    """The leaves below `path`, the weight before its bias; of a factored map's parts, w has its own name."""
+    shapes = {}
+    for names, leaf in jax.tree.leaves_with_path(node):
+        name = jax.tree_util.keystr(names, simple=True, separator=".")
+        shapes[f"{path}.{w if name == 'w' else name}".strip(".")] = leaf.shape
     return dict(sorted(shapes.items(), key=lambda item: (item[0].rpartition(".")[0], item[0].endswith("b"))))

@@ -145,7 +145,7 @@ def compress(
     for name, rank in chosen.items():
         small = _put(small, maps[name].path, lambda p, n=name, r=rank: _factor(p, maps[n], components[n], r))
     rows = [
-        Layer(name, each.full, rank, _kept(components[name], rank), (each.whole, each.flops(rank)))
+        Layer(name, each.full, rank, _kept(components[name], rank), (each.flops(None), each.flops(rank)))
         for name, each in maps.items()
         for rank in [chosen.get(name)]
     ]
@@ -241,20 +241,14 @@ def _at_most(k: int, n: int, confidence: float = 0.95) -> float:
 class _Map(NamedTuple):
     """A map: w is [*stack, *inputs, *outputs], `stack` and `outputs` numbers of axes.
 
-    A whole one costs `whole` FLOPs, one of rank r `base` + `slope` r.
+    A batch has `rows` results of it, those of all layers of a stack counted.
     """
 
     path: tuple[Any, ...]
     spec: Spec
     stack: int
     outputs: int
-    whole: int = 0
-    base: int = 0
-    slope: int = 0
-
-    @property
-    def full(self) -> int:
-        return min(self.sizes[1:])
+    rows: int = 0
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -262,13 +256,25 @@ class _Map(NamedTuple):
         shape, end = self.spec.shape, len(self.spec.shape) - self.outputs
         return math.prod(shape[: self.stack]), math.prod(shape[self.stack : end]), math.prod(shape[end:])
 
+    @property
+    def full(self) -> int:
+        return min(self.sizes[1:])
+
+    @property
+    def slope(self) -> int:
+        """FLOPs for each rank."""
+        _, inputs, outputs = self.sizes
+        return 2 * self.rows * (inputs + outputs)
+
+    def flops(self, rank: int | None) -> int:
+        """In two parts of this rank, or whole."""
+        _, inputs, outputs = self.sizes
+        return 2 * self.rows * inputs * outputs if rank is None else self.slope * rank
+
     def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of down and up."""
         shape, end = self.spec.shape, len(self.spec.shape) - self.outputs
         return (*shape[:end], rank), (*shape[: self.stack], rank, *shape[end:])
-
-    def flops(self, rank: int | None) -> int:
-        return self.whole if rank is None else self.base + self.slope * rank
 
 
 def _matrices(specs: PyTree) -> list[tuple[tuple[Any, ...], Spec, tuple[int, int]]]:
@@ -299,29 +305,46 @@ def _name(path: Sequence[Any]) -> str:
 
 
 def _maps(where: str, apply: Callable[..., Any], params: PyTree, specs: PyTree, x: PyTree) -> dict[str, _Map]:
-    """Those that the net takes in both forms, with their FLOPs, counted from its program at ranks 1 and 2."""
-    total, maps, refused = _flops(apply, params, x), {}, {}
-    for path, spec, axes in _matrices(specs):
-        each = _Map(path, spec, *axes)
-        try:
-            one, two = (_flops(apply, _put(params, path, _shapes(each, rank)), x) for rank in (1, 2))
-        except (FuncnetError, KeyError) as error:
-            refused[_name(path)] = error
-            continue
-        _, d_in, d_out = each.sizes
-        slope = two - one
-        whole = slope * d_in * d_out // (d_in + d_out)
-        maps[_name(path)] = each._replace(whole=whole, base=one - slope - total + whole, slope=slope)
-    if not maps:
-        first = next(iter(refused.items()), None)
+    """Those that the net uses and takes in both forms."""
+    found = {_name(path): _Map(path, spec, *axes) for path, spec, axes in _matrices(specs)}
+    refused = _refused(apply, params, found, x)
+    if refused is not None:  # then one by one
+        one_by_one = {name: _refused(apply, params, {name: each}, x) for name, each in found.items()}
+        refused = next(filter(None, one_by_one.values()), refused)
+        found = {name: each for name, each in found.items() if one_by_one[name] is None}
+    rows = dict.fromkeys(found, 0)
+
+    def count(name: str, probe: Any, y: Array) -> Array:
+        del probe
+        rows[name] += y.size // found[name].sizes[2]
+        return y
+
+    with jax.disable_jit():  # loops unrolled
+        jax.eval_shape(
+            lambda params, x: _probed(apply, params, found, dict.fromkeys(found), count, x), params, x
+        )
+    used = {name: each._replace(rows=rows[name]) for name, each in found.items() if rows[name]}
+    if not used:
         raise StructureError(
             f"{where}: none of the net's maps can be factored.",
             path="net",
             expected='params with {"w"} that the net hands to nets.maps.linear, nets.maps.conv or multihead',
-            actual="no such matrix in specs" if first is None else f"{first[0]}: {first[1]}".splitlines()[0],
+            actual="no such matrix in specs" if refused is None else str(refused).splitlines()[0],
             hint="call fn.nets.maps.linear(params, x) in place of fn.linear.apply(params, x).",
         )
-    return maps
+    return used
+
+
+def _refused(apply: Callable[..., Any], params: PyTree, maps: dict[str, _Map], x: PyTree) -> Exception | None:
+    """Why the net does not take these maps in two parts."""
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    for each in maps.values():
+        params = _put(params, each.path, _shapes(each, 1))
+    try:
+        jax.eval_shape(apply, params, x)
+    except (FuncnetError, KeyError) as error:
+        return error
+    return None
 
 
 def _flops(apply: Callable[..., Any], params: PyTree, x: PyTree) -> int:
@@ -373,7 +396,7 @@ class _Components(NamedTuple):
     variances: np.ndarray
 
 
-_PROBE = "probe"  # a name beside w, under which what a map gives is added up
+_MARK = "probe of "  # the name of a map follows; the key of its probe, beside w
 
 
 def _components(
@@ -381,8 +404,7 @@ def _components(
 ) -> dict[str, _Components]:
     """By two passes over the data, the second about the means of the first.
 
-    The sums are the cotangents of zeros that lie beside w and come to each call with it: so JAX adds them up,
-    through loops and stacks, whatever the net does between its maps.
+    The sums are the cotangents of zeros beside w: so JAX adds them up, through loops and stacks.
     """
     sums = jax.jit(lambda params, about, x: _sums(apply, params, maps, about, x))
 
@@ -424,14 +446,9 @@ def _sums(
         parts = {"about": mean, "count": jnp.zeros(s), "sum": jnp.zeros((s, o)), "gram": jnp.zeros((s, o, o))}
         return {name: jnp.reshape(v, (*lead, *v.shape[1:])) for name, v in parts.items()}
 
-    def run(probes: dict[str, Any]) -> Any:
-        tree = params
-        for name, each in maps.items():
-            tree = _put(tree, each.path, lambda p, n=name: {**p, _PROBE: probes[n]})
-        with rules.metered(_meter):
-            return apply(tree, x)
-
-    out, pull = jax.vjp(run, {name: probe(each, about[name]) for name, each in maps.items()})
+    probes = {name: probe(each, about[name]) for name, each in maps.items()}
+    see = lambda name, probe, y: _seen(y, probe)
+    out, pull = jax.vjp(lambda probes: _probed(apply, params, maps, probes, see, x), probes)
     (found,) = pull(jax.tree.map(jnp.zeros_like, out))
     return {
         name: {k: v.reshape(each.sizes[0], *v.shape[each.stack :]) for k, v in found[name].items()}
@@ -439,15 +456,34 @@ def _sums(
     }
 
 
-def _meter(f: Any, formula: Any, at: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    del formula
-    own, probe = args[at], None
-    if isinstance(own, Mapping) and _PROBE in own:
-        probe = own[_PROBE]
-        own = {name: leaf for name, leaf in own.items() if name != _PROBE}
-    with rules.metered(None):
-        y = f(*args[:at], own, *args[at + 1 :], **options)
-    return y if probe is None else _seen(y, probe)
+def _probed(
+    apply: Callable[..., Any],
+    params: PyTree,
+    maps: dict[str, _Map],
+    probes: dict[str, Any],
+    see: Callable[[str, Any, Array], Array],
+    x: PyTree,
+) -> Any:
+    """``apply(params, x)``, where each map gives ``see(name, probe, y)`` instead of y.
+
+    The probes lie beside w and come to each call with it, through whatever the net does between its maps.
+    """
+
+    def meter(f: Any, formula: Any, at: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        del formula
+        own, mark, probe = args[at], None, None
+        if isinstance(own, Mapping):
+            mark = next((key for key in own if str(key).startswith(_MARK)), None)
+            probe = None if mark is None else own[mark]
+            own = {key: leaf for key, leaf in own.items() if key is not mark}
+        with rules.metered(None):
+            y = f(*args[:at], own, *args[at + 1 :], **options)
+        return y if mark is None else see(mark.removeprefix(_MARK), probe, y)
+
+    for name, each in maps.items():
+        params = _put(params, each.path, lambda p, n=name: {**p, _MARK + n: probes[n]})
+    with rules.metered(meter):
+        return apply(params, x)
 
 
 @jax.custom_vjp
@@ -532,7 +568,7 @@ def _chosen(
 ) -> dict[str, int]:
     """The ranks by which the program has `target` FLOPs."""
     tried = {name: _tried(each) for name, each in maps.items()}
-    least = total - sum(each.whole - min(each.whole, each.flops(1)) for each in maps.values())
+    least = total - sum(max(0, each.flops(None) - each.flops(1)) for each in maps.values())
     if least > target:
         raise ValueRangeError(
             f"{where}: with rank 1 everywhere the net still has {least / total:.1%} of its FLOPs.",
@@ -576,7 +612,7 @@ def _chosen(
 
 def _tried(each: _Map) -> list[int]:
     """Ranks that cost less than the whole map, each about `_STEP` of the one before, down to 1."""
-    rank = min(each.full, (each.whole - each.base - 1) // each.slope) if each.slope else 0
+    rank = min(each.full, (each.flops(None) - 1) // each.slope)
     found = []
     while rank >= 1:
         found.append(rank)

@@ -16,9 +16,14 @@ from funcnet.ops import _check
 __all__ = ["check", "is_factored", "joined", "kernel", "parts"]
 
 
+_NAMES = ("down", "up")
+
+
 def is_factored(params: Any) -> bool:
-    """Whether they are a map in two parts."""
-    return isinstance(params, Mapping) and params.get("w") is None and {"down", "up"} <= params.keys()
+    """Whether they are a map in two parts. (A block of a transformer has maps of these names.)"""
+    if not isinstance(params, Mapping) or params.get("w") is not None:
+        return False
+    return all(params.get(name) is not None and not isinstance(params[name], Mapping) for name in _NAMES)
 
 
 def parts(params: Mapping[str, Any]) -> list[Any]:
@@ -29,7 +34,7 @@ def parts(params: Mapping[str, Any]) -> list[Any]:
     """
     if not is_factored(params):
         return [params]
-    rest = {name: leaf for name, leaf in params.items() if name not in ("down", "up", "w")}
+    rest = {name: leaf for name, leaf in params.items() if name not in (*_NAMES, "w")}
     return [{"w": params["down"]}, {"w": params["up"], **rest}]
 
 
@@ -55,7 +60,7 @@ def check(where: str, path: str, params: Any) -> None:
     """
     if not is_factored(params):
         return
-    down, up = (_check.floating(where, f'{path}["{name}"]', params[name]) for name in ("down", "up"))
+    down, up = (_check.floating(where, f'{path}["{name}"]', params[name]) for name in _NAMES)
     if min(down.ndim, up.ndim) < 2 or down.shape[-1] != up.shape[0]:
         raise ShapeError(
             f"{where}: the parts of {path} do not fit together.",
