@@ -447,7 +447,7 @@ def _sums(
         return {name: jnp.reshape(v, (*lead, *v.shape[1:])) for name, v in parts.items()}
 
     probes = {name: probe(each, about[name]) for name, each in maps.items()}
-    see = lambda name, probe, y: _seen(y, probe)
+    see = lambda _, probe, y: _seen(y, probe)
     out, pull = jax.vjp(lambda probes: _probed(apply, params, maps, probes, see, x), probes)
     (found,) = pull(jax.tree.map(jnp.zeros_like, out))
     return {

@@ -20,7 +20,7 @@ _NAMES = ("down", "up")
 
 
 def is_factored(params: Any) -> bool:
-    """Whether they are a map in two parts. (A block of a transformer has maps of these names.)"""
+    """Whether they are a map in two parts: arrays, as a block of a transformer has maps of these names."""
     if not isinstance(params, Mapping) or params.get("w") is not None:
         return False
     return all(params.get(name) is not None and not isinstance(params[name], Mapping) for name in _NAMES)

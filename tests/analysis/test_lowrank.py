@@ -35,7 +35,7 @@ IMAGES = normal(2, 8, 8, 2)
 def _resnet():
     config = resnet.Config(image=(8, 8, 2), channels=(4, 6), blocks=(1, 1), classes=3)
     params, state = resnet.init(KEY, config), resnet.init_state(config)
-    apply = lambda params, x, config: resnet.apply(params, state, x, config)[0]
+    apply = lambda params, x, config: resnet.apply(params, state, x, config, train=False)[0]
     return types.SimpleNamespace(apply=apply, specs=resnet.specs), config, IMAGES, params
 
 
