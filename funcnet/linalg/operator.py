@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import sparse
 from jax.tree_util import Partial
 
 from funcnet.errors import ShapeError, ValueRangeError, describe
@@ -116,8 +115,11 @@ class Operator:
                 actual=repr(format),
             )
         if format == "bcoo":
-            dense = lambda: sparse.BCOO.fromdense(self.matrix(), nse=math.prod(self.shape))
-            return dense() if self.entries is None else self.entries()
+            if self.entries is not None:
+                return self.entries()
+            from jax.experimental.sparse import BCOO  # with scipy: only whoever asks waits for it
+
+            return BCOO.fromdense(self.matrix(), nse=math.prod(self.shape))
         if self.dense is None:
             return self.forward(jnp.eye(self.shape[1], dtype=self.dtype)).T
         return self.dense()
@@ -430,7 +432,7 @@ def _swapped(array: Partial) -> jax.Array:
     return array().swapaxes(-1, -2)
 
 
-def _transposed_entries(entries: Partial) -> sparse.BCOO:
+def _transposed_entries(entries: Partial) -> Any:
     return entries().T
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import sparse
 from jax.tree_util import Partial
 
 from funcnet import rules
@@ -201,7 +200,7 @@ def _periodic(w: Array, static: Map, sizes: Sequence[int], lows: Sequence[int]) 
     return taps.reshape(*taps.shape[: d + 1], -1, split.shape[-1])
 
 
-def _entries(w: Array, *, static: Map) -> sparse.BCOO:
+def _entries(w: Array, *, static: Map) -> Any:  # BCOO
     """The elements of T(w) that are products of a tap; where taps meet, their sum is the element."""
     window, groups = static.window, static.groups
     d, c_in, c_out = w.ndim - 2, w.shape[-2], w.shape[-1]
@@ -224,7 +223,9 @@ def _entries(w: Array, *, static: Map) -> sparse.BCOO:
     indices = jnp.asarray(np.stack([row, np.broadcast_to(column, shape)], -1).reshape(-1, 2), jnp.int32)
     values = w.reshape(-1, c_in, c_out)[tap].reshape(-1)
     rows = math.prod(window.out) * c_out
-    return sparse.BCOO((values, indices), shape=(rows, math.prod(window.sizes) * c_in * groups))
+    from jax.experimental.sparse import BCOO  # with scipy: only whoever asks waits for it
+
+    return BCOO((values, indices), shape=(rows, math.prod(window.sizes) * c_in * groups))
 
 
 # ---- checks -----------------------------------------------------------------------------------------------
