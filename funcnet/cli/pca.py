@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _IMAGES, _POINTS = 12, 4000  # drawn at most
+_ROWS = 20_000  # of what a model sees, at most
 
 
 class Asked(NamedTuple):
@@ -52,8 +53,8 @@ def _options(
     """Find the principal components of rows of numbers: the variance along each, and pictures of them.
 
     Args:
-        data: digits, the data set; a .npy file [n, d], or of images [n, h, w] or [n, h, w, 1]; or a folder of
-            a run of digits: what the last hidden layer of its model gives for the test images.
+        data: digits, the data set; a .npy file [n, d], or of images [n, h, w] or [n, h, w, 1]; or a run
+            folder: what the last hidden layer of its model gives for data that it was not trained on.
         components: how many are listed and drawn.
         labels: a .npy file of n labels, which colour the points of a .npy file.
         out: a picture of the variances, the components and the rows along the first two, .png, or a page,
@@ -145,22 +146,31 @@ def _load(path: Path, what: str) -> np.ndarray:
 
 
 def _activations(folder: Path) -> Rows:
-    """What the layer before the head of a run's model gives for the test images."""
+    """What the head of a run's model is applied to, on data that it was not trained on.
+
+    Of a text, that at each position; the labels are then the characters that follow.
+    """
     import jax
-    import jax.numpy as jnp
 
-    from funcnet import tasks, train
+    from funcnet import taps, tasks
     from funcnet.tasks import _run
+    from funcnet.tasks._task import spread
 
-    saved = _run.read(folder)
-    if saved.task != "digits":
-        raise UsageError(f"{folder} is a run of {saved.task}; runs of digits can be looked into")
-    net, test = tasks.digits.NET, tasks.digits.data()[1]
-    w = saved.params["head"]["w"]
-    headless = {**saved.params, "head": {"w": jnp.eye(w.shape[0], dtype=w.dtype)}}
-    hidden = jax.jit(lambda images: net.apply(headless, images, saved.config))
-    x = np.concatenate([np.asarray(hidden(part)) for part in train.in_order(test.images, 500)])
-    return Rows(f"the last hidden layer of {folder}", x, test.labels)
+    saved, (_, held_out) = _run.read(folder), _run.again(folder).examples(1)
+    task = getattr(tasks, saved.task)
+
+    @jax.jit
+    def values(inputs: Any) -> Any:
+        seen = taps.collect(lambda x: task.NET.apply(saved.params, x, saved.config), only=task.LAST)
+        value = seen(inputs)[1][task.LAST]
+        return value[-1] if value.ndim > inputs.ndim + 1 else value  # of stacked layers the last
+
+    chosen = spread(len(held_out.inputs), _ROWS // held_out.labels[0].size)
+    x = np.concatenate(
+        [np.asarray(values(held_out.inputs[part])) for part in np.array_split(chosen, 1 + len(chosen) // 500)]
+    )
+    labels = held_out.labels[chosen]
+    return Rows(f"the last hidden layer of {folder}", x.reshape(labels.size, -1), labels.ravel())
 
 
 def _table(found: "PCA", k: int) -> tuple[list[str], list[list[str]]]:

@@ -40,6 +40,7 @@ from funcnet.tasks._task import (
 from funcnet.tasks._training import Training
 
 NET = transformer
+LAST = "blocks.out"  # the tapped value that its head is applied to
 MANUAL = "pydoc_data/topics.py"
 LONGEST = 2**20  # characters that a model goes on for; its memory does not depend on it
 MEASURED = 2**16  # characters of the held-out text, at most, that an evaluation reads

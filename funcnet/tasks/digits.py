@@ -33,6 +33,7 @@ from funcnet.tasks._task import (
 from funcnet.tasks._training import Training
 
 NET = convnet
+LAST = "hidden"  # the tapped value that its head is applied to
 CLASSES = tuple("0123456789")
 
 

@@ -33,6 +33,7 @@ from funcnet.tasks._task import (
 from funcnet.tasks._training import Training
 
 NET = convnet
+LAST = "hidden"  # the tapped value that its head is applied to
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from funcnet import store
 from funcnet.cli import main
 from funcnet.nets import convnet
 from funcnet.tasks import _run, digits
+from tests.cli.runs import untrained
 
 CONFIG = convnet.Config((8, 8, 1), channels=(4, 4), depth=2, hidden=6)
 
@@ -18,12 +18,7 @@ CONFIG = convnet.Config((8, 8, 1), channels=(4, 4), depth=2, hidden=6)
 def run(tmp_path, monkeypatch):
     """A run of digits with a small net that has learned nothing."""
     monkeypatch.chdir(tmp_path)
-    folder, task = tmp_path / "run", digits.prepare(digits.Options())
-    facts = {"options": vars(digits.Options()), "training": vars(digits.Training()), "seed": 0}
-    folder.mkdir()
-    _run.write_config(folder, "digits", CONFIG, data=task.data, **facts)
-    store.save(folder / "params.safetensors", convnet.init(jax.random.key(0), CONFIG))
-    return folder
+    return untrained(tmp_path / "run", "digits", CONFIG)
 
 
 def called(capsys, *args):

@@ -6,11 +6,11 @@ import pytest
 from matplotlib.image import imread
 from sklearn.decomposition import PCA
 
-from funcnet import store
 from funcnet.cli import main
-from funcnet.nets import convnet
+from funcnet.nets import convnet, transformer
 from funcnet.tasks import _run, digits
 from tests.browser import Reader
+from tests.cli.runs import untrained
 
 CONFIG = convnet.Config((8, 8, 1), channels=(2,), hidden=5)
 
@@ -19,6 +19,10 @@ CONFIG = convnet.Config((8, 8, 1), channels=(2,), hidden=5)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def tiny(vocabulary):
+    return transformer.Config(vocabulary=vocabulary, context=32, layers=2, heads=2, d=4, windows=(8,))
 
 
 def called(capsys, *args):
@@ -51,10 +55,7 @@ def test_a_file_of_images_with_labels(here, capsys):
 
 
 def test_the_activations_of_a_run(here, capsys):
-    params = convnet.init(jax.random.key(0), CONFIG)
-    (here / "run").mkdir()
-    _run.write_config(here / "run", "digits", CONFIG, data={})
-    store.save(here / "run" / "params.safetensors", params)
+    params = _run.read(untrained(here / "run", "digits", CONFIG)).params
     code, out, err = called(capsys, "run", "--components", 2)
     assert (code, err) == (0, "")
     assert out.startswith("the last hidden layer of run: 360 rows of 5 numbers\n")
@@ -63,6 +64,17 @@ def test_the_activations_of_a_run(here, capsys):
     images = jax.numpy.asarray(digits.data()[1].images)
     ratios = PCA(2).fit(convnet.apply(hidden, images, CONFIG)).explained_variance_ratio_
     assert shares(out) == [f"{ratio:.1%}" for ratio in ratios]
+
+
+def test_of_a_text_a_row_for_each_character(here, capsys):
+    text = "what is small is not added to what is large, " * 20
+    (here / "text.txt").write_text(text)
+    untrained(here / "run", "chars", tiny(len(set(text))), text=here / "text.txt", context=8, steps=1)
+    code, out, err = called(capsys, "run", "--components", 2)
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        f"the last hidden layer of run: {(len(text) // 10 - 1) // 8 * 8} rows of 4 numbers\n"
+    )
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 
 import funcnet as fn
 from funcnet.errors import FileFormatError, ValueRangeError
-from funcnet.nets import convnet
-from funcnet.tasks import digits, fashion
+from funcnet.nets import convnet, transformer
+from funcnet.tasks import chars, digits, fashion
 from funcnet.tasks._training import Training
 
 
@@ -140,3 +140,29 @@ def test_a_time_for_images(module, tmp_path):
 def test_options_that_make_no_sense(module, name, value):
     with pytest.raises(ValueRangeError, match=f"{name} is "):
         module.Options(**{name: value})
+
+
+def test_examples_are_what_the_net_takes(tmp_path):
+    (tmp_path / "text.txt").write_text("abcde" * 60)
+    prepared = {
+        "digits": digits.prepare(digits.Options()),
+        "fashion": fashion.prepare(fashion.Options(data=fashion_files(tmp_path), batch=10)),
+        "chars": chars.prepare(chars.Options(text=tmp_path / "text.txt", context=9, steps=1)),
+    }
+    sizes = {"digits": (5, 360), "fashion": (5, 20), "chars": (5, 3)}
+    for name, task in prepared.items():
+        trained, held_out = task.examples(5)
+        assert (len(trained.inputs), len(held_out.inputs)) == sizes[name]
+        for part in (trained, held_out):
+            assert len(part.labels) == len(part.inputs)
+        net = {"chars": transformer}.get(name, convnet)
+        params = jax.eval_shape(lambda net=net, task=task: net.init(jax.random.key(0), task.config))
+        outputs = jax.eval_shape(
+            lambda p, x, net=net, task=task: net.apply(p, x, task.config), params, trained.inputs
+        )
+        assert outputs.shape[:-1] == trained.labels.shape
+    pixels = prepared["fashion"].examples(1)[0].inputs
+    assert pixels.dtype == np.float32
+    assert 0.5 < pixels.max() <= 1
+    text = prepared["chars"].examples(2)[0]
+    np.testing.assert_array_equal(text.inputs[:, 1:], text.labels[:, :-1])
