@@ -264,7 +264,7 @@ def test_meters_nest():
         fn.multihead.apply(draw(lambda key: fn.multihead.init(key, 4, 2)), normal(2, 3, 4))
         fn.linear_cross_entropy.apply(normal(2, 3), normal(3, 5), integers(5, 2))
         fn.relu.apply(normal(2))
-    assert seen == [("project", 0)] * 4 + [("apply", 1)]
+    assert seen == [("_project", 0)] * 4 + [("apply", 1)]
 
 
 # ---- the formulas, where the laws' cases do not go --------------------------------------------------------
