@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         train,
         verifier,
     )
+    from funcnet.analysis import xray
     from funcnet.linalg import pca
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
@@ -72,6 +73,7 @@ _FUNCTIONS = {
     "tap": "taps",
     "verify": "verifier",
     "verify_model": "verifier",
+    "xray": "analysis",
 }
 __all__ = [*_OPERATIONS, *_PACKAGES, *_FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]
 
