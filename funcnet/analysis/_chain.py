@@ -52,6 +52,7 @@ def traced(f: Callable[[Any, Any], Any], params: Any, x: Any) -> Program:
         def meter(
             f: Any, formula: Any, at: int | None, args: tuple[Any, ...], options: dict[str, Any]
         ) -> Any:
+            del formula
             name = f.__module__.rpartition(".")[2]
             leaf = numbers.get(id(args[at].get("w"))) if at == 0 and name in ("linear", "conv") else None
             if name == "conv" and leaf is not None:

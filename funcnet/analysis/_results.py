@@ -95,10 +95,16 @@ class XRay(NamedTuple):
     findings: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and cells; a column that is empty in every row is left out."""
-        cells = [[row.name, *(_cell(row, of) for of in _COLUMNS.values())] for row in self.rows]
-        names = ["layer", *_COLUMNS]
+    def table(self, part: str | None = None) -> tuple[list[str], list[list[str]]]:
+        """Columns and cells; a column that is empty in every row is left out.
+
+        Args:
+            part: "weight", "activation" or "gradient": that alone, of the layers that have it. None: all.
+        """
+        rows = [row for row in self.rows if part is None or getattr(row, part) is not None]
+        chosen = {name: of for name, of in _COLUMNS.items() if part in (None, of[0])}
+        cells = [[row.name, *(_cell(row, of) for of in chosen.values())] for row in rows]
+        names = ["layer", *chosen]
         kept = [i for i in range(len(names)) if not i or any(row[i] for row in cells)]
         return [names[i] for i in kept], [[row[i] for i in kept] for row in cells]
 
@@ -111,7 +117,7 @@ class XRay(NamedTuple):
         if whole.gradient is not None:
             norm, scale, holders = whole.gradient
             facts["gradient"] = (
-                f"norm {norm:.3g}, noise scale {_scale(scale, n)}, half of it in {holders} examples"
+                f"norm {norm:.3g}, noise scale {_scale(scale, n)}, half in {holders} of {n} examples"
             )
         if math.isfinite(whole.lipschitz):
             facts["Lipschitz bound"] = f"{whole.lipschitz:,.4g}"

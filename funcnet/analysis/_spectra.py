@@ -85,7 +85,7 @@ def weights(
             found[path] = [_convolution(found[path][0], largest, leaf, call, *taps[path])]
             if math.isnan(found[path][0].condition):
                 reasons.append(
-                    f"condition of {path}: its circular extension is too large, or its stride does not divide x."
+                    f"condition of {path}: an extension too large, or a stride that does not divide x."
                 )
         elif _kernel(spec):
             nan = math.nan
@@ -170,7 +170,7 @@ def tail_exponent(values: Float[np.ndarray, " k"]) -> tuple[float, float]:
 
 
 def _taps(kernels: Mapping[str, tuple[Any, Convolved]]) -> dict[str, tuple[Any, Any, Any]]:
-    """By path the taps of the matrix itself if it is circulant, of one that it is a part of, of the extension."""
+    """By path the taps of the matrix itself if it is circulant, of one above it, of its extension."""
 
     def of(w: Any, call: Convolved) -> tuple[Any, ...]:
         options = {name: value for name, value in call.options.items() if name != "method"}
@@ -250,5 +250,5 @@ def _from_below(spectrum: np.ndarray, shape: tuple[int, ...], window: Any) -> fl
 
 
 def _times(x: np.ndarray, spectrum: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    images = np.fft.rfftn(x, axes=axes)[..., None, :] @ spectrum
-    return np.fft.irfftn(images[..., 0, :], s=[x.shape[axis] for axis in axes], axes=axes)
+    images = np.einsum("...a,...ab->...b", np.fft.rfftn(x, axes=axes), spectrum)  # (by BLAS, one call a row)
+    return np.fft.irfftn(images, s=[x.shape[axis] for axis in axes], axes=axes)

@@ -118,8 +118,8 @@ def xray(
         )
         left_out += ["Gauss-Newton matrix: the loss is not that of the net's own logits."] * (ggn is None)
         whole = whole._replace(hessian=hessian, ggn=ggn)
-    rows = _rows(leaves, weights, seen, gradients)
-    return XRay(rows, whole, _findings.findings(rows, whole), (*left_out,))
+    found = XRay(_rows(leaves, weights, seen, gradients), whole, (), (*left_out,))
+    return found._replace(findings=_findings.findings(found))
 
 
 # ---- what is asked ----------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def _functions(net: Any, config: Any, params: PyTree, batch: PyTree, loss: Any) 
             losses, losses, logits, None, (None, "the loss is given, and what of the batch are inputs is not")
         )
     pair = isinstance(batch, tuple | list)
-    if pair and len(batch) != 2 or not pair and not hasattr(batch, "dtype"):
+    if (pair and len(batch) != 2) or (not pair and not hasattr(batch, "dtype")):
         raise StructureError(
             f"{_WHERE}: the batch is neither (inputs, labels) nor inputs.",
             path="batch",
@@ -272,7 +272,7 @@ def _gradient(squares: Any, of_total: float, n: int) -> Gradient:
 
 
 def _sensitivity(logits: Callable[[Any, Any], Any], params: PyTree, x: Array) -> tuple[Any, str]:
-    """The largest singular values of d logits / d x of single examples: median, most, of how many; or why not."""
+    """‖d logits / d x‖ of single examples: the median, the largest, of how many; or None and why not."""
     out = jax.eval_shape(logits, params, x)
     outputs, sizes = math.prod(out.shape[1:]), math.prod(x.shape[1:])
     count = min(x.shape[0], JACOBIAN // max(1, outputs * sizes))

@@ -7,6 +7,8 @@ A task is one module that can be read and copied as it stands. It has
 - `config(options) -> NET.Config`;
 - `example(config)`: one input of the model, for `layers`;
 - `prepare(options) -> Task`: the data, the loss, the optimizer, the evaluation;
+- `examples(saved, options, count)`: inputs and labels that it is trained on, for `funcnet xray`; the options
+  are those in config.json;
 - `predict(saved, path) -> Prediction`: what a trained model says about a file;
 - `generate(saved, prompt, ...) -> str`, of a language model only: how it goes on with a text.
 

@@ -35,9 +35,11 @@ __all__ = [
     "facts",
     "flat",
     "identity",
+    "keys",
     "read",
     "read_config",
     "same",
+    "start",
     "write_config",
 ]
 
@@ -277,6 +279,23 @@ def _typed(value: Any, hint: Any) -> Any:
         case kind if type(value) is kind and kind in (int, bool, str, types.NoneType):
             return value
     raise ValueError
+
+
+def keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The keys of a run: of its first parameters, of what verifies it, and of the training."""
+    init, check, train = jax.random.split(jax.random.key(seed), 3)
+    return init, check, train
+
+
+def start(folder: Path) -> Any:
+    """The parameters that a run began with, drawn again; None if its config.json has no seed.
+
+    Raises:
+        FileFormatError, OSError: as `read_config`.
+    """
+    task, config, _ = read_config(folder)
+    seed = facts(folder).get("seed")
+    return getattr(tasks, task).NET.init(keys(seed)[0], config) if type(seed) is int else None
 
 
 def read(folder: Path) -> Saved:

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.resources
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -276,6 +276,26 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         tokens=options.batch * t,
         finish=finish,
     )
+
+
+def examples(saved: Saved, options: Mapping[str, Any], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces spread over the training text, and what follows each character.
+
+    Raises:
+        FileFormatError: it is not the text that the model was trained on.
+        OSError: it cannot be read.
+    """
+    path = options.get("text")
+    text = read(None if path is None else Path(path))
+    if fingerprint(np.frombuffer(text.encode(), np.uint8)) != saved.data.get("sha256"):
+        raise FileFormatError(
+            f"{path or MANUAL}: this is not the text that the model was trained on.", path=str(path or MANUAL)
+        )
+    ids, t = encode(text, _characters(saved)), _piece(saved.config)
+    last = len(ids) - len(ids) // 10 - t - 1
+    starts = np.unique(np.linspace(0, last, count).astype(int))
+    pieces = ids[starts[:, None] + np.arange(t + 1)]
+    return pieces[:, :-1], pieces[:, 1:]
 
 
 def generate(

@@ -6,6 +6,7 @@ Handwritten Digits", UCI Machine Learning Repository, 1998 (its test set).
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,6 +134,13 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         },
         finish=finish,
     )
+
+
+def examples(saved: Saved, options: Mapping[str, Any], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first training images, not shifted, and their labels."""
+    del saved, options
+    images, labels = data()[0]
+    return images[:count], labels[:count]
 
 
 def predict(saved: Saved, path: Path) -> Prediction:

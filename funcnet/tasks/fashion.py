@@ -6,6 +6,7 @@ Learning Algorithms", 2017. Debian's package dataset-fashion-mnist installs its 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,6 +155,13 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         },
         finish=finish,
     )
+
+
+def examples(saved: Saved, options: Mapping[str, Any], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first training images and their labels."""
+    del saved
+    images, labels = _split(Path(options.get("data", DEBIAN)), "train")
+    return images[:count, ..., None].astype(np.float32) / 255, labels[:count]
 
 
 def predict(saved: Saved, path: Path) -> Prediction:
