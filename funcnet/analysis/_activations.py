@@ -84,7 +84,7 @@ def _measured(path: str, v: Array, ndim: int) -> dict[str, Array]:
     facts = {
         "units": jnp.full(len(x), units),
         "rows": jnp.full(len(x), rows),
-        "dead": (most == least).sum(1) * (rows > 1),  # one row says nothing
+        "dead": ((most == least) & (rows > 1)).sum(1),  # one row says nothing
         "saturated": jnp.where(size <= 1, (near.mean(1) >= OFTEN).sum(1), 0),
         "mean": means.mean((1, 2)),
         "spread": jnp.sqrt(((x - means.mean(2, keepdims=True)) ** 2).mean((1, 2))),
@@ -99,12 +99,13 @@ def _entropy(p: Float[Array, "layers *n h t s"]) -> Float[Array, "layers h"]:
     h = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum(-1)
     seen = (p > 0).any(-3).sum(-1)[..., None, :]  # [layers, *n, 1, t]
     counts = seen >= 2
-    share = jnp.where(counts, h / jnp.log(jnp.where(counts, seen, 2)), 0)
+    share = jnp.where(counts, h / jnp.log(jnp.where(counts, seen, 2).astype(h.dtype)), 0)
     axes = (*range(1, p.ndim - 3), p.ndim - 2)
-    return share.sum(axes) / jnp.maximum(jnp.broadcast_to(counts, h.shape).sum(axes), 1)
+    of = jnp.broadcast_to(counts, h.shape).sum(axes).astype(h.dtype)
+    return share.sum(axes) / jnp.maximum(of, 1)
 
 
-def _activation(facts: dict[str, np.ndarray]) -> Activation:
+def _activation(facts: dict[str, Any]) -> Activation:
     directions = math.nan
     if "gram" in facts and np.isfinite(facts["gram"]).all():
         variances = np.maximum(np.linalg.eigvalsh(facts["gram"].astype(float))[::-1], 0)

@@ -99,10 +99,10 @@ def _singular(found: XRay) -> str:
 
 
 def _few(found: XRay) -> str:
-    n, gradient = found.whole.examples, found.whole.gradient
-    if n < 50 or gradient is None or not 0 < gradient.holders <= FEW * n:
+    gradient = found.whole.gradient
+    if gradient is None or gradient.examples < 50 or not 0 < gradient.holders <= FEW * gradient.examples:
         return ""
-    return f"{gradient.holders} of {n} examples hold{'s' * (gradient.holders == 1)}"
+    return f"{gradient.holders} of {gradient.examples} examples hold{'s' * (gradient.holders == 1)}"
 
 
 def _still(found: XRay) -> str:

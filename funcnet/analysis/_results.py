@@ -42,11 +42,13 @@ class Gradient(NamedTuple):
         norm: its own.
         noise_scale: tr Σ / ‖G‖², as of `noise_scale`; inf where that many examples do not tell ‖G‖ from 0.
         holders: the fewest examples with half of Σ ‖gₙ‖².
+        examples: n.
     """
 
     norm: float
     noise_scale: float
     holders: int
+    examples: int
 
 
 class Row(NamedTuple):
@@ -115,10 +117,8 @@ class XRay(NamedTuple):
         if math.isfinite(whole.loss):
             facts["mean loss"] = f"{whole.loss:.4g}"
         if whole.gradient is not None:
-            norm, scale, holders = whole.gradient
-            facts["gradient"] = (
-                f"norm {norm:.3g}, noise scale {_scale(scale, n)}, half in {holders} of {n} examples"
-            )
+            norm, half = f"norm {whole.gradient.norm:.3g}", f"half in {_half(whole.gradient)} examples"
+            facts["gradient"] = f"{norm}, noise scale {_scale(whole.gradient)}, {half}"
         if math.isfinite(whole.lipschitz):
             facts["Lipschitz bound"] = f"{whole.lipschitz:,.4g}"
         if whole.sensitivity is not None:
@@ -169,8 +169,13 @@ def _norm(weight: Weight) -> str:
     return lower if lower == upper else f"{lower}–{upper}"
 
 
-def _scale(value: float, examples: int | None = None) -> str:
-    return _number(value) if math.isfinite(value) else f"beyond {examples} examples" if examples else "?"
+def _scale(gradient: Gradient) -> str:
+    scale = gradient.noise_scale
+    return f"above {gradient.examples}" if math.isinf(scale) else _number(scale)
+
+
+def _half(gradient: Gradient) -> str:
+    return f"{gradient.holders}/{gradient.examples}"
 
 
 def _some(count: int) -> str:
@@ -201,6 +206,6 @@ _COLUMNS: dict[str, tuple[str, Callable[..., str]]] = {
     "spread": ("activation", lambda a: _number(a.spread)),
     "entropy": ("activation", _entropy),
     "gradient": ("gradient", lambda g: _number(g.norm)),
-    "noise scale": ("gradient", lambda g: _scale(g.noise_scale)),
-    "half in": ("gradient", lambda g: str(g.holders)),
+    "noise scale": ("gradient", _scale),
+    "half in": ("gradient", _half),
 }

@@ -265,7 +265,8 @@ def _gradient(squares: Any, of_total: float, n: int) -> Gradient:
         noise = of_squares(total, of_mean, n)
         scale = float(noise.scale) if noise.square > 0 else math.inf
     held = np.cumsum(np.sort(squares)[::-1])
-    return Gradient(float(of_mean**0.5), scale, int((held < total / 2).sum() + 1) if total > 0 else 0)
+    holders = int((held < total / 2).sum() + 1) if total > 0 else 0
+    return Gradient(float(of_mean**0.5), scale, holders, n)
 
 
 # ---- the whole --------------------------------------------------------------------------------------------
