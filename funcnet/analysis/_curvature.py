@@ -73,9 +73,9 @@ def curvature(a: Operator, key: PRNGKeyArray, probes: int = PROBES, steps: int =
     )
 
 
-def _tridiagonal(a: Operator, v: Float[Array, "m n"], steps: int) -> list[Float[np.ndarray, "k k"]]:
+def _tridiagonal(a: Operator, signs: Float[Array, "m n"], steps: int) -> list[Float[np.ndarray, "k k"]]:
     """T of each probe, made with full reorthogonalisation; shorter where its space is exhausted."""
-    v = np.asarray(v) / v.shape[1] ** 0.5
+    v = np.asarray(signs) / signs.shape[1] ** 0.5
     basis = np.zeros((v.shape[0], steps, v.shape[1]), v.dtype)
     diagonal, beside = np.zeros((v.shape[0], steps)), np.zeros((v.shape[0], steps))
     for j in range(steps):

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from funcnet.linalg.matrices import as_matrices, sizes
+from funcnet.linalg.matrices import as_matrices
 from funcnet.ops.conv import _toeplitz, conv
 from funcnet.spec import Spec
 
-__all__ = ["Convolved", "Weight", "effective_rank", "tail_exponent", "weights"]
+__all__ = ["Convolved", "Weight", "effective_rank", "stacked", "tail_exponent", "weights"]
 
 VALUES = 50  # of a spectrum, the fewest whose tail is fitted
 TAIL = 20  # values of a tail, at least
@@ -60,38 +60,49 @@ class Convolved(NamedTuple):
 
 
 def weights(
-    leaves: Mapping[str, tuple[Spec, Any, Any]], convolved: Mapping[str, Convolved]
+    leaves: Mapping[str, tuple[Spec, Any, Any]], convolved: Mapping[str, Convolved], unseen: bool = False
 ) -> tuple[dict[str, list[Weight]], list[str]]:
     """The matrices of each leaf, one for each layer of a stack, and what could not be measured.
 
     Args:
         leaves: by path the spec, the array, and that at the start, or None.
         convolved: by path the call of a kernel.
+        unseen: whether there are convolutions whose kernels are not known.
     """
     found, reasons = {}, []
     taps = _taps({path: (leaves[path][1], call) for path, call in convolved.items()})
     for path, (spec, leaf, start) in leaves.items():
-        layers = spec.shape[0] if spec.axes[:1] == ("layers",) else 1
-        stacks = [
-            [] if v is None else as_matrices(np.asarray(v), spec).reshape(layers, -1, *sizes(spec)[1:])
-            for v in (leaf, start)
-        ]
-        found[path] = [_linear(w) for w in stacks[0].astype(float)]
+        stack = _stack(leaf, spec)
+        found[path] = [_linear(w) for w in stack]
         if start is not None:
-            pairs = zip(found[path], *(s.astype(float) for s in stacks), strict=True)
+            pairs = zip(found[path], stack, _stack(start, spec), strict=True)
             found[path] = [row._replace(moved=_moved(w, w0)) for row, w, w0 in pairs]
         if path in taps and np.isfinite(found[path][0].norm).all():
             call, largest = convolved[path], found[path][0].norm[1]
             found[path] = [_convolution(found[path][0], largest, leaf, call, *taps[path])]
+            if math.isnan(found[path][0].norm[0]):
+                reasons.append(f"norm of {path}: its border is reflected.")
             if math.isnan(found[path][0].condition):
                 reasons.append(
                     f"condition of {path}: an extension too large, or a stride that does not divide x."
                 )
-        elif _kernel(spec):
+        elif _kernel(spec) or (unseen and len(spec.axes) - stacked(spec) > 2):
             nan = math.nan
             found[path] = [row._replace(norm=(nan, nan), condition=nan) for row in found[path]]
             reasons.append(f"norm and condition of {path}: it is not seen in one call of conv.")
     return found, reasons
+
+
+def stacked(spec: Spec) -> bool:
+    """Whether it is of a stack of layers."""
+    return spec.axes[:1] == ("layers",)
+
+
+def _stack(leaf: Any, spec: Spec) -> Float[np.ndarray, "layers s i o"]:
+    """In float64."""
+    layers = spec.shape[0] if stacked(spec) else 1
+    matrices = as_matrices(np.asarray(leaf), spec).astype(float)
+    return matrices.reshape(layers, -1, *matrices.shape[1:])
 
 
 def _kernel(spec: Spec) -> bool:

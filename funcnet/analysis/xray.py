@@ -22,11 +22,12 @@ from funcnet.analysis._activations import activations
 from funcnet.analysis._curvature import Curvature
 from funcnet.analysis._curvature import curvature as curvature_of
 from funcnet.analysis._results import Activation, Gradient, Row, Whole, XRay
-from funcnet.analysis._spectra import Weight
+from funcnet.analysis._spectra import Weight, stacked
 from funcnet.analysis.example_norms import examples_of, of_squares
 from funcnet.errors import DTypeError, StructureError, describe
 from funcnet.linalg.curvature import of_examples
 from funcnet.ops import _check
+from funcnet.ops._dtype import wide
 from funcnet.ops.loss import cross_entropy
 from funcnet.spec import Spec
 
@@ -88,7 +89,9 @@ def xray(
     paths = [_path(at) for at, _ in jax.tree.leaves_with_path(params)]
     calls = {paths[i]: calls for i, calls in program.convolved.items()}
     convolved = {path: each[0] for path, each in calls.items() if len(each) == 1 and path in leaves}
-    weights, reasons = _spectra.weights(leaves, convolved)
+    weights, reasons = _spectra.weights(
+        leaves, convolved, not {"conv", "conv_transpose"}.isdisjoint(program.others)
+    )
     left_out += reasons
     seen, reasons = activations(of.whole, params, batch)
     left_out += reasons
@@ -109,8 +112,10 @@ def xray(
         sensitivity, reason = _sensitivity(of.logits, params, inputs)
         left_out += [f"sensitivity: {reason}."] * bool(reason)
         whole = whole._replace(lipschitz=bound, sensitivity=sensitivity)
-    if curvature and of.losses is None:
-        left_out.append("curvature: there is no loss.")
+    if curvature and not math.isfinite(whole.loss):
+        left_out.append(
+            f"curvature: {'there is no loss' if of.losses is None else 'the loss is not finite'}."
+        )
     elif curvature:
         key = jax.random.key(0) if key is None else key
         hessian, ggn = _curvatures(
@@ -230,8 +235,8 @@ def _gradients(
     def squares(grads: PyTree) -> dict[str, Array]:
         found = {}
         for at, leaf in jax.tree.leaves_with_path(grads):
-            stacked = _path(at) in leaves and leaves[_path(at)][0].axes[:1] == ("layers",)
-            rows = leaf.reshape(leaf.shape[0] if stacked else 1, -1)
+            layers = _path(at) in leaves and stacked(leaves[_path(at)][0])
+            rows = leaf.reshape(leaf.shape[0] if layers else 1, -1)
             found[jax.tree_util.keystr(at)] = (rows * rows).sum(1)
         return found
 
@@ -239,9 +244,11 @@ def _gradients(
         def step(total: PyTree, i: Array) -> Any:
             entry = jax.tree.map(lambda v: jax.lax.dynamic_slice_in_dim(v, i, 1) if v.ndim else v, batch)
             value, grads = jax.value_and_grad(lambda params: losses(params, entry)[0])(params)
+            grads = jax.tree.map(lambda g: g.astype(wide(g.dtype)), grads)
             return jax.tree.map(jnp.add, total, grads), (value, squares(grads))
 
-        total, (values, each) = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), jnp.arange(n))
+        zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, wide(w.dtype)), params)
+        total, (values, each) = jax.lax.scan(step, zeros, jnp.arange(n))
         return values, each, squares(total)
 
     values, each, of_total = jax.tree.map(lambda v: np.asarray(v).astype(float), jax.jit(run)(params, batch))
@@ -290,8 +297,10 @@ def _sensitivity(logits: Callable[[Any, Any], Any], params: PyTree, x: Array) ->
         rows = jax.lax.map(row, jnp.eye(outputs, dtype=out.dtype))
         return jnp.einsum("and,bnd->nab", rows, rows)
 
-    values = np.linalg.eigvalsh(np.asarray(jax.jit(grams)(params, x[:count])).astype(float))[:, -1]
-    norms = np.sqrt(np.maximum(values, 0))
+    found = np.asarray(jax.jit(grams)(params, x[:count])).astype(float)
+    if not np.isfinite(found).all():
+        return None, "the derivative is not finite"
+    norms = np.sqrt(np.maximum(np.linalg.eigvalsh(found)[:, -1], 0))
     return (float(np.median(norms)), float(norms.max()), count), ""
 
 
@@ -322,7 +331,7 @@ def _rows(
     for path, found in weights.items():
         root, _, rest = path.partition(".")
         for i, weight in enumerate(found):
-            name = ".".join(filter(None, [root, str(i), rest])) if len(found) > 1 else path
+            name = ".".join(filter(None, [root, str(i), rest])) if stacked(leaves[path][0]) else path
             gradient = gradients[path][i] if path in gradients else None
             rows[name] = rows.get(name, Row(name))._replace(weight=weight, gradient=gradient)
     roots = dict.fromkeys(name.partition(".")[0] for name in [*sorted(tables), *rows])

@@ -121,6 +121,22 @@ def test_a_kernel_that_is_not_seen_has_no_norm():
     assert reason == "norm and condition of c: it is not seen in one call of conv."
 
 
+def test_where_convolutions_are_not_seen_no_matrix_of_three_axes_has_a_norm():
+    w = normal(2, 3, 4)
+    of = spec.of(w, "a b c", "iio")
+    assert math.isnan(_spectra.weights({"w": (of, w, None)}, {}, unseen=True)[0]["w"][0].norm[0])
+    assert _spectra.weights({"w": (of, w, None)}, {})[0]["w"][0].norm[0] > 0
+
+
+def test_a_reflected_border_has_no_norm():
+    w = normal(3, 1, 1)
+    given = {"c": (fn.conv.specs({"w": w})["w"], w, None)}
+    found, reasons = _spectra.weights(given, {"c": Convolved((5, 1), {"padding_mode": "reflect"})})
+    assert math.isnan(found["c"][0].norm[1])
+    assert found["c"][0].condition > 1
+    assert reasons == ["norm of c: its border is reflected."]
+
+
 def test_a_stack_has_a_row_for_each_layer():
     w = normal(3, 4, 2, 5)
     of = spec.stacked(fn.multihead.specs({"q": {"w": w[0]}})["q"]["w"], 3)
@@ -333,9 +349,9 @@ def test_causal_heads_are_measured_by_the_keys_that_they_see():
     params = draw(fn.nets.transformer.init, config)
     q = params["blocks"]["attention"]["q"]
     params["blocks"]["attention"]["q"] = jax.tree.map(jnp.zeros_like, q)
-    f = lambda params, ids: fn.nets.transformer.apply(params, ids, config)
-    found, _ = activations(f, params, jnp.asarray(RNG.integers(0, 7, (2, 6))))
-    np.testing.assert_allclose(found["blocks.0.attention"].entropy, (1, 1))
+    found = rows(fn.xray(fn.nets.transformer, params, config, jnp.asarray(RNG.integers(0, 7, (2, 6)))))
+    np.testing.assert_allclose(found["blocks.0.attention"].activation.entropy, (1, 1))
+    assert found["blocks.0.attention.q"].weight.norm == (0, 0)  # of a stack of one layer
 
 
 def test_what_cannot_be_measured_is_said(of_encoder):
@@ -449,6 +465,19 @@ def test_a_rectifier_that_never_fires_is_found():
     params["layers"][0]["b"] = jnp.array([-100.0, 0, 0, 0, 0, 0])
     found = fn.xray(mlp, params, MLP, normal(20, 4))
     assert any(text.startswith("1 of 6 units of `layers.0` never fire") for text in found.findings)
+
+
+def test_params_that_are_not_finite():
+    params = mlp.init(jax.random.key(0), MLP)
+    params["layers"][1]["w"] = params["layers"][1]["w"].at[0, 0].set(jnp.nan)
+    found = fn.xray(mlp, params, MLP, (normal(5, 4), jnp.arange(5) % 3), curvature=True)
+    assert found.findings[0].startswith("What `layers.1`, `layers.0` holds is not finite")
+    assert found.left_out[1:] == (
+        "Lipschitz bound: a norm is not known.",
+        "sensitivity: the derivative is not finite.",
+        "curvature: the loss is not finite.",
+    )
+    assert "layers.1" in str(found)
 
 
 def test_it_prints(of_convnet):
