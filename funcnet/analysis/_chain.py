@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from funcnet import rules
@@ -19,7 +20,11 @@ __all__ = ["Program", "lipschitz", "traced"]
 
 # At most 1: |σ(a) − σ(b)| ≤ |a − b|, and so of the largest or the mean in windows that do not overlap.
 _SLOPES, _POOLS = ("relu", "tanh", "sigmoid"), ("max_pool", "avg_pool")
-_MOVES = ("reshape", "squeeze", "expand_dims", "transpose", "rev", "copy", "copy_p", "convert_element_type")
+_SAME = (
+    "abs", "convert_element_type", "copy", "copy_p", "expand_dims", "logistic", "neg", "reshape", "rev",
+    "squeeze", "tanh", "transpose",
+)  # fmt: skip
+_SUMS = ("add", "add_any", "max", "min", "sub")  # |max(a, b) − max(a', b')| ≤ |a − a'| + |b − b'|
 
 _bounded_p = Primitive("bounded")
 _bounded_p.def_abstract_eval(lambda x, *, aval, **_: x.update(shape=aval.shape, dtype=aval.dtype))
@@ -110,9 +115,9 @@ def _through(jaxpr: Any, known: dict[Any, float], norms: Mapping[int, float]) ->
         if eqn.primitive is _bounded_p:
             leaf = eqn.params["leaf"]
             bound = given[0] * (1.0 if leaf is None else norms.get(leaf, math.nan))
-        elif name in _MOVES:
+        elif name in _SAME and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
             bound = given[0]
-        elif name in ("add", "sub", "add_any"):
+        elif name in _SUMS:
             bound = sum(given)  # of a constant nothing
         elif inner is not None:
             inner = getattr(inner, "jaxpr", inner)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 
 from funcnet.analysis._results import Activation, XRay
-from funcnet.analysis._spectra import Weight
 
 __all__ = ["findings"]
 
@@ -36,12 +35,8 @@ def _names(names: Iterable[str]) -> str:
     return _listed([f"`{name}`" for name in names])
 
 
-def _weights(found: XRay) -> list[tuple[str, Weight]]:
-    return [(row.name, row.weight) for row in found.rows if row.weight is not None]
-
-
-def _activations(found: XRay) -> list[tuple[str, Activation]]:
-    return [(row.name, row.activation) for row in found.rows if row.activation and row.activation.units]
+def _activations(found: XRay) -> dict[str, Activation]:
+    return {name: each for name, each in found.each("activation").items() if each.units}
 
 
 def _units(counts: Sequence[tuple[str, int, int]], share: float) -> str:
@@ -54,25 +49,27 @@ def _units(counts: Sequence[tuple[str, int, int]], share: float) -> str:
 
 
 def _not_finite(found: XRay) -> str:
-    bad = [name for name, weight in _weights(found) if not weight.spectrum.size]
-    bad += [name for name, each in _activations(found) if not math.isfinite(each.spread)]
-    bad += [row.name for row in found.rows if row.gradient and not math.isfinite(row.gradient.norm)]
+    bad = [name for name, weight in found.each("weight").items() if not weight.spectrum.size]
+    bad += [name for name, each in _activations(found).items() if not math.isfinite(each.spread)]
+    bad += [name for name, each in found.each("gradient").items() if not math.isfinite(each.norm)]
     return _names(dict.fromkeys(bad))
 
 
 def _dead(found: XRay) -> str:
-    return _units([(name, each.dead, each.units) for name, each in _activations(found)], DEAD)
+    return _units([(name, each.dead, each.units) for name, each in _activations(found).items()], DEAD)
 
 
 def _saturated(found: XRay) -> str:
-    return _units([(name, each.saturated, each.units) for name, each in _activations(found)], SATURATED)
+    return _units(
+        [(name, each.saturated, each.units) for name, each in _activations(found).items()], SATURATED
+    )
 
 
 def _collapsed(found: XRay) -> str:
     return _listed(
         [
             f"{each.directions:.0f} of {each.units} directions of `{name}`"
-            for name, each in _activations(found)
+            for name, each in _activations(found).items()
             if each.units >= 16 and each.rows >= 2 * each.units
             if 0 < each.directions <= max(1, COLLAPSED * each.units)
         ]
@@ -81,10 +78,9 @@ def _collapsed(found: XRay) -> str:
 
 def _heads(found: XRay) -> str:
     heads = [
-        (f"head {i} of `{row.name}`", share)
-        for row in found.rows
-        if row.activation
-        for i, share in enumerate(row.activation.entropy)
+        (f"head {i} of `{name}`", share)
+        for name, each in found.each("activation").items()
+        for i, share in enumerate(each.entropy)
     ]
     one = [name for name, share in heads if share <= ONE_KEY]
     alike = [name for name, share in heads if share >= ALL_ALIKE]
@@ -95,7 +91,7 @@ def _heads(found: XRay) -> str:
 
 
 def _singular(found: XRay) -> str:
-    return _names(name for name, weight in _weights(found) if weight.condition >= SINGULAR)
+    return _names(name for name, weight in found.each("weight").items() if weight.condition >= SINGULAR)
 
 
 def _few(found: XRay) -> str:
@@ -106,7 +102,7 @@ def _few(found: XRay) -> str:
 
 
 def _still(found: XRay) -> str:
-    return _names(name for name, weight in _weights(found) if weight.moved <= STILL)
+    return _names(name for name, weight in found.each("weight").items() if weight.moved <= STILL)
 
 
 def _heavy(found: XRay) -> str:
@@ -118,7 +114,7 @@ def _light(found: XRay) -> str:
 
 
 def _tails(found: XRay, low: float, high: float) -> str:
-    fitted = [(name, weight.tail) for name, weight in _weights(found) if weight.fit <= FIT]
+    fitted = [(name, weight.tail) for name, weight in found.each("weight").items() if weight.fit <= FIT]
     return _listed([f"`{name}` ({tail:.1f})" for name, tail in fitted if low < tail < high])
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from funcnet.analysis._curvature import Curvature
 from funcnet.analysis._spectra import Weight
@@ -96,6 +96,10 @@ class XRay(NamedTuple):
     whole: Whole
     findings: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    def each(self, part: str) -> dict[str, Any]:
+        """By layer one part, "weight", "activation" or "gradient", of the rows that have it."""
+        return {row.name: getattr(row, part) for row in self.rows if getattr(row, part) is not None}
 
     def table(self, part: str | None = None) -> tuple[list[str], list[list[str]]]:
         """Columns and cells; a column that is empty in every row is left out.

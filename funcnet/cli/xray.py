@@ -1,6 +1,5 @@
 """`funcnet xray RUN`: a trained model seen through, as a table, a picture and a page."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -97,118 +96,90 @@ def _picture(path: Path, found: "XRay") -> None:
 
     from funcnet.tasks._plots import _save
 
-    wanted = [draw for has, draw in _PANELS if has(found)]
-    rows, bars = -(-len(wanted) // 2), sum(row.activation is not None for row in found.rows)
-    height = min(max(3.9, 0.13 * bars), 12)
+    weights, seen, gradients = map(found.each, ("weight", "activation", "gradient"))
+    spectra = {name: weight.spectrum for name, weight in weights.items() if weight.spectrum.size > 1}
+    units = {name: (each.directions, each.dead, each.units) for name, each in seen.items() if each.units}
+    heads = {name: each.entropy for name, each in seen.items() if each.entropy}
+    lengths = {name: float(np.linalg.norm(weights[name].spectrum)) for name in gradients}
+    shares = {name: each.norm / (lengths[name] or 1.0) for name, each in gradients.items()}
+    curved = {"Hessian": found.whole.hessian, "Gauss-Newton matrix": found.whole.ggn}
+    curved = {name: each for name, each in curved.items() if each is not None}
+    panels = ((_spectra, spectra), (_units, units), (_heads, heads), (_gradients, shares), (_density, curved))
+    wanted = [(draw, data) for draw, data in panels if data]
+
+    rows, height = -(-len(wanted) // 2), min(max(3.9, 0.13 * len(units)), 12)
     figure = Figure(figsize=(11, height * rows), dpi=110, layout="constrained")
-    every = figure.subplots(rows, 2, squeeze=False).flat
-    for axes in every:
+    every = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axes in every[len(wanted) :]:
         axes.set_axis_off()
-    for axes, draw in zip(figure.axes, wanted, strict=False):
-        axes.set_axis_on()
+    for axes, (draw, data) in zip(every, wanted, strict=False):
         axes.spines[["top", "right"]].set_visible(False)
-        draw(axes, found)
+        draw(axes, data)
     _save(figure, path)
 
 
-def _spectra(axes: Any, found: "XRay") -> None:
-    """Singular values over their rank, both as shares of the largest; of many layers some, evenly."""
+def _spectra(axes: Any, spectra: dict[str, np.ndarray]) -> None:
+    """Singular values over their rank; of many layers some, evenly."""
     from matplotlib import colormaps
 
-    rows = [row for row in found.rows if row.weight is not None and row.weight.spectrum.size > 1]
-    kept = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(_LINES, len(rows))).astype(int))]
-    colors = colormaps["viridis"](np.linspace(0, 0.92, len(kept)))
-    for row, color in zip(kept, colors, strict=True):
-        values = row.weight.spectrum if row.weight is not None else np.zeros(0)
-        values = values[values > 0]
-        axes.plot(np.linspace(0, 1, len(values)), values, color=color, linewidth=1.4, label=row.name)
+    names = list(spectra)
+    kept = np.unique(np.linspace(0, len(names) - 1, min(_LINES, len(names))).astype(int))
+    for i, color in zip(kept, colormaps["viridis"](np.linspace(0, 0.92, len(kept))), strict=True):
+        values = spectra[names[i]][spectra[names[i]] > 0]
+        axes.plot(np.linspace(0, 1, len(values)), values, color=color, linewidth=1.4, label=names[i])
     axes.set(yscale="log", xlabel="rank, as a share", title="singular values of the matrices")
     axes.legend(frameon=False, fontsize=7, ncols=2)
 
 
-def _units(axes: Any, found: "XRay") -> None:
+def _units(axes: Any, units: dict[str, tuple[float, int, int]]) -> None:
     """Of each layer the share of units that live, and of directions that hold 90 % of the variance."""
-    rows = [row for row in found.rows if row.activation is not None and row.activation.units]
-    at = np.arange(len(rows))
-    shares = [
-        (a.directions / a.units, 1 - a.dead / a.units)
-        for a in (row.activation for row in rows)
-        if a is not None
-    ]
-    directions, alive = zip(*shares, strict=True)
-    axes.barh(at, alive, color="#bbccdd", label="units that are not dead")
-    axes.barh(at, directions, height=0.45, color="#4477aa", label="directions with 90 % of the variance")
-    axes.set(title="activations: share of the units", xlim=(0, 1.02), ylim=(len(rows) - 0.4, -0.6))
+    directions, dead, every = map(np.array, zip(*units.values(), strict=True))
+    at = np.arange(len(units))
+    axes.barh(at, 1 - dead / every, color="#bbccdd", label="units that are not dead")
+    axes.barh(at, directions / every, 0.45, color="#4477aa", label="directions with 90 % of the variance")
+    axes.set(title="activations: share of the units", xlim=(0, 1.02))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_yticks(at, [row.name for row in rows], fontsize=8 if len(rows) <= 24 else 6)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2)
+    _layers(axes, list(units))
 
 
-def _heads(axes: Any, found: "XRay") -> None:
+def _layers(axes: Any, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) <= 24 else 6)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _heads(axes: Any, heads: dict[str, tuple[float, ...]]) -> None:
     """The entropy of each head's attention: 0 one key, 1 all alike."""
-    rows = [
-        (row.name, row.activation.entropy) for row in found.rows if row.activation and row.activation.entropy
-    ]
-    shares = np.full((len(rows), max(len(heads) for _, heads in rows)), np.nan)
-    for i, (_, heads) in enumerate(rows):
-        shares[i, : len(heads)] = heads
+    widest = max(map(len, heads.values()))
+    shares = [[*each, *[np.nan] * (widest - len(each))] for each in heads.values()]
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     axes.set(title="entropy of attention, of its largest", xlabel="head")
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+    axes.set_yticks(range(len(heads)), list(heads), fontsize=8)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.figure.colorbar(image, ax=axes)
 
 
-def _gradients(axes: Any, found: "XRay") -> None:
+def _gradients(axes: Any, shares: dict[str, float]) -> None:
     """The norm of the gradient of each matrix, relative to that of the matrix itself."""
-    rows = [row for row in found.rows if row.gradient is not None and row.weight is not None]
-    sizes = [
-        row.gradient.norm / max(float(np.linalg.norm(row.weight.spectrum)), 1e-30)
-        for row in rows
-        if row.gradient is not None and row.weight is not None
-    ]
-    axes.barh(range(len(rows)), sizes, color="#cc6677")
-    axes.set(title="norm of the gradient, of that of the matrix", ylim=(len(rows) - 0.4, -0.6))
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8 if len(rows) <= 24 else 6)
+    axes.barh(range(len(shares)), list(shares.values()), color="#cc6677")
+    axes.set_title("norm of the gradient, of that of the matrix")
+    _layers(axes, list(shares))
 
 
-def _density(axes: Any, found: "XRay") -> None:
-    """The share of eigenvalues in bins, of the curvature."""
-    pairs = (("Hessian", found.whole.hessian, "#4477aa"), ("Gauss-Newton matrix", found.whole.ggn, "#cc6677"))
-    known = [(name, each, color) for name, each, color in pairs if each is not None]
-    ends = [end for _, each, _ in known for end in (each.values[0], each.values[-1])]
-    near = max(map(abs, ends)) * 1e-4 or 1.0
-    scale = lambda v: np.arcsinh(np.asarray(v) / near)
-    edges = near * np.sinh(np.linspace(scale(min(ends)), scale(max(ends)), 41))
-    for name, each, color in known:
+def _density(axes: Any, curved: dict[str, Any]) -> None:
+    """The share of eigenvalues in bins."""
+    low, high = (end([each.values[i] for each in curved.values()]) for end, i in ((min, 0), (max, -1)))
+    near = max(-low, high) * 1e-4 or 1.0  # linear up to here, then by powers
+    edges = near * np.sinh(np.linspace(np.arcsinh(low / near), np.arcsinh(high / near), 41))
+    for (name, each), color in zip(curved.items(), ("#4477aa", "#cc6677"), strict=False):
         shares, _ = np.histogram(np.clip(each.values, edges[0], edges[-1]), edges, weights=each.density)
         axes.stairs(np.maximum(shares, 1e-12), edges, color=color, label=name, linewidth=1.5)
     axes.set_xscale("symlog", linthresh=near)
-    ticks = [
-        sign * 10.0**e for sign in (-1, 1) for e in range(-12, 13, 2) if near < 10.0**e < max(map(abs, ends))
-    ]
-    axes.set_xticks([0, *(tick for tick in ticks if min(ends) <= tick <= max(ends))])
-    axes.set(
-        yscale="log",
-        xlabel="eigenvalue",
-        ylim=(1e-8, 1.5),
-        title="density of the curvature: share of eigenvalues",
-    )
+    powers = [10.0**e for e in range(-12, 13, 2) if near < 10.0**e < max(-low, high)]
+    axes.set_xticks([0, *(x for power in powers for x in (-power, power) if low <= x <= high)])
+    axes.set(yscale="log", xlabel="eigenvalue", ylim=(1e-8, 1.5))
+    axes.set_title("density of the curvature: share of eigenvalues")
     axes.legend(frameon=False, fontsize=8)
-
-
-def _has(part: str, of: str) -> Callable[["XRay"], bool]:
-    """Whether a row has a part in which something is not empty."""
-    return lambda found: any(np.size(getattr(getattr(row, part), of, ())) > 0 for row in found.rows)
-
-
-_PANELS = (
-    (_has("weight", "spectrum"), _spectra),
-    (lambda found: any(row.activation and row.activation.units for row in found.rows), _units),
-    (_has("activation", "entropy"), _heads),
-    (_has("gradient", "norm"), _gradients),
-    (lambda found: found.whole.hessian is not None, _density),
-)
 
 
 # ---- the page ---------------------------------------------------------------------------------------------
@@ -227,6 +198,11 @@ def _html(run: str, task: str, found: "XRay") -> str:
     listed = lambda texts: (
         f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>" if texts else ""
     )
+
+    def layers(part: str) -> str:
+        columns, cells = found.table(part)
+        return _page.table(columns, cells, columns[1:]) if cells else ""
+
     title = f"X-ray of {run}"
     return _page.page(
         title,
@@ -234,13 +210,6 @@ def _html(run: str, task: str, found: "XRay") -> str:
         f"{_page.facts(found.facts())}</header>",
         _page.section("What is unusual", listed(found.findings) or "<p>Nothing, by the thresholds.</p>"),
         _page.section("Pictures", picture),
-        *(_page.section(f"{part}s", _part(found, part)) for part in ("weight", "activation", "gradient")),
+        *(_page.section(f"{part}s", layers(part)) for part in ("weight", "activation", "gradient")),
         _page.section("Not measured", listed(found.left_out)),
     )
-
-
-def _part(found: "XRay", part: str) -> str:
-    from funcnet.cli import _page
-
-    columns, cells = found.table(part)
-    return _page.table(columns, cells, columns[1:]) if cells else ""

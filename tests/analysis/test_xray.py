@@ -20,13 +20,16 @@ from funcnet.errors import DTypeError, ShapeError, StructureError
 from funcnet.nets import convnet, encoder, mlp
 from tests.errors import golden
 
-RNG = np.random.default_rng(0)
 CONFIG = convnet.Config((4, 4, 2), channels=(3,), hidden=5, classes=3)
 MLP = mlp.Config((4, 6, 3))
 
 
 def normal(*shape):
     return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape))
+
+
+def ids(*shape):
+    return jnp.asarray(np.random.default_rng(0).integers(0, 7, shape))
 
 
 def draw(init, config):
@@ -189,12 +192,15 @@ def test_what_has_a_lipschitz_bound_and_what_has_none():
     assert lipschitz(lambda p, x: x + b(p, fn.relu.apply(a(p, x)))) == (5, "")
     assert lipschitz(lambda p, x: fn.dropout.apply(a(p, x), rate=0.5)) == (2, "")
     assert lipschitz(lambda p, x: a(p, a(p, x)) + 1) == (4, "")
+    assert lipschitz(lambda p, x: jnp.tanh(-a(p, jnp.maximum(x, 0)))) == (2, "")
+    assert lipschitz(lambda p, x: jnp.minimum(a(p, x), x)) == (3, "")
     assert lipschitz(lambda p, x: (p["a"]["w"] * 2).sum() + 0 * p["b"]["w"]) == (0, "")
     assert lipschitz(lambda p, x: pool(x.reshape(2, 4))) != (1, "")  # x[..., None] is a broadcast to JAX
     for f, reason in [
         (lambda p, x: 2 * a(p, x), "none is known through mul"),
         (lambda p, x: fn.gelu.apply(a(p, x)), "none is known through gelu"),
         (lambda p, x: a(p, x) * x, "none is known through mul"),
+        (lambda p, x: x.astype(int), "none is known through convert_element_type"),
         (lambda p, x: fn.linear.apply({"w": p["a"]["w"].T}, x), "none is known through linear"),
         (lambda p, x: fn.attention.apply(*[x.reshape(2, 2, 1, 2)] * 3), "there is none through attention"),
         (
@@ -250,8 +256,9 @@ def test_curvature_of_a_known_spectrum():
 
 
 def test_the_trace_is_unbiased_and_its_error_true():
-    q = np.linalg.qr(RNG.standard_normal((300, 300)))[0]
-    values = np.concatenate([[90.0, 60.0, 40.0, 20.0], RNG.uniform(-1, 1, 296)])
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.standard_normal((300, 300)))[0]
+    values = np.concatenate([[90.0, 60.0, 40.0, 20.0], rng.uniform(-1, 1, 296)])
     a = fn.linalg.symmetric(
         jax.tree_util.Partial(lambda m, x: x @ m, jnp.asarray(q * values @ q.T)), 300, "float64"
     )
@@ -294,7 +301,7 @@ def test_activations_of_known_values():
     x[:, 0] = np.linspace(-1, 1, 100)  # 1 direction, with
     x[:, 1] = np.linspace(-1, 1, 100) ** 2 - 1 / 3  # another, smaller one
     x[:, 2] = 0.7  # never changes, as the last
-    s = np.where(RNG.uniform(size=(100, 3)) < 0.5, -0.995, 0.999)
+    s = np.where(np.random.default_rng(0).uniform(size=(100, 3)) < 0.5, -0.995, 0.999)
     s[:, 2] = np.linspace(-0.9, 0.9, 100)
     sigmoid = np.full((100, 2), 0.001)
     sigmoid[:, 1] = np.linspace(0.1, 0.8, 100)
@@ -346,15 +353,15 @@ def of_encoder():
     config = encoder.Config(11, 8, layers=2, heads=2, d=4, d_hidden=5, pooler=False)
     params = draw(encoder.init, config)
     q = params["blocks"]["attention"]["q"]
-    q["w"] = q["w"] * jnp.array([0.0, 1e4])[:, None, None, None]
+    q["w"] = q["w"] * jnp.array([0.0, 1e5])[:, None, None, None]
     q["b"] = q["b"] * jnp.array([0.0, 1.0])[:, None, None]
-    return fn.xray(encoder, params, config, jnp.asarray(RNG.integers(0, 11, (5, 7))))
+    return fn.xray(encoder, params, config, ids(5, 7))
 
 
 def test_entropy_of_heads(of_encoder):
     found = rows(of_encoder)
     np.testing.assert_allclose(found["blocks.0.attention"].activation.entropy, (1, 1))
-    assert max(found["blocks.1.attention"].activation.entropy) < 0.05
+    assert max(found["blocks.1.attention"].activation.entropy) < 0.1
     assert found["blocks.0.attention.q"].activation.units == 4
     (sentence,) = (text for text in of_encoder.findings if "heads" in text)
     assert "2 of 4 heads look at all keys alike (head 0 of `blocks.0.attention`" in sentence
@@ -365,7 +372,7 @@ def test_causal_heads_are_measured_by_the_keys_that_they_see():
     params = draw(fn.nets.transformer.init, config)
     q = params["blocks"]["attention"]["q"]
     params["blocks"]["attention"]["q"] = jax.tree.map(jnp.zeros_like, q)
-    found = rows(fn.xray(fn.nets.transformer, params, config, jnp.asarray(RNG.integers(0, 7, (2, 6)))))
+    found = rows(fn.xray(fn.nets.transformer, params, config, ids(2, 6)))
     np.testing.assert_allclose(found["blocks.0.attention"].activation.entropy, (1, 1))
     assert found["blocks.0.attention.q"].weight.norm == (0, 0)  # of a stack of one layer
 
@@ -402,9 +409,9 @@ def test_a_loss_of_ones_own():
 @pytest.mark.slow
 def test_tokens_with_labels_and_one_example():
     config = fn.nets.transformer.Config(7, layers=2, heads=2, d=4, d_hidden=3)
-    params, ids = draw(fn.nets.transformer.init, config), jnp.asarray(RNG.integers(0, 7, (1, 6)))
-    found = fn.xray(fn.nets.transformer, params, config, (ids[:, :-1], ids[:, 1:]))
-    losses = fn.cross_entropy.apply(fn.nets.transformer.apply(params, ids[:, :-1], config), ids[:, 1:])
+    params, text = draw(fn.nets.transformer.init, config), ids(1, 6)
+    found = fn.xray(fn.nets.transformer, params, config, (text[:, :-1], text[:, 1:]))
+    losses = fn.cross_entropy.apply(fn.nets.transformer.apply(params, text[:, :-1], config), text[:, 1:])
     np.testing.assert_allclose(found.whole.loss, losses.mean())
     assert found.whole.gradient.holders == 1
     assert math.isnan(found.whole.gradient.noise_scale)

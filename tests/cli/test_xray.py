@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from funcnet import store
+from funcnet.analysis._results import Activation, Row, Whole, XRay
 from funcnet.cli import main
 from funcnet.cli import xray as command
 from funcnet.nets import convnet, transformer
@@ -128,9 +129,12 @@ def test_what_cannot_be_done(here, capsys):
         assert message in err, args
 
 
-def test_panels_are_there_for_what_was_measured():
-    from funcnet.analysis._results import Activation, Row, Whole, XRay
-
+def test_a_picture_of_what_was_measured(here):
     nothing = Activation(0, 0, float("nan"), 0, 0, float("nan"), float("nan"), (0.5, 0.7))
-    found = XRay((Row("a", activation=nothing),), Whole(1))
-    assert [draw.__name__ for has, draw in command._PANELS if has(found)] == ["_heads"]
+    found = XRay(
+        (Row("a", activation=nothing), Row("b", activation=nothing._replace(entropy=(0.1,)))), Whole(1)
+    )
+    command._picture(here / "heads.png", found)
+    half = imread("heads.png")[:, :605]
+    assert (half < 1).any()
+    assert (imread("heads.png")[:, 800:, :3] == 1).all(), "one panel, and nothing beside it"
