@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         train,
         verifier,
     )
-    from funcnet.analysis import lowrank
+    from funcnet.analysis import lowrank, xray
     from funcnet.linalg import pca
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
@@ -74,6 +74,7 @@ _FUNCTIONS = {
     "tap": "taps",
     "verify": "verifier",
     "verify_model": "verifier",
+    "xray": "analysis",
 }
 __all__ = [*_OPERATIONS, *_PACKAGES, *_FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]
 

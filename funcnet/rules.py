@@ -189,8 +189,8 @@ def _marked(f: Callable[P, R], formula: Any, *, recorded: bool) -> Callable[P, R
 
     @functools.wraps(f)
     def marked(*args: P.args, **options: P.kwargs) -> R:
-        tape, meter = _tape.value if recorded else None, _meter.value
-        if meter is not None and (at is None or not hasattr(formula, "squares")):
+        tape, (meter, every) = _tape.value if recorded else None, _meter.value or (None, False)
+        if not (every and recorded) and (at is None or not hasattr(formula, "squares")):
             meter = None
         if tape is not None or meter is not None:
             given = signature.bind(*args, **options).arguments
@@ -207,13 +207,17 @@ def _marked(f: Callable[P, R], formula: Any, *, recorded: bool) -> Callable[P, R
 
 
 @contextlib.contextmanager
-def metered(meter: Callable[..., Any] | None) -> Iterator[None]:
+def metered(meter: Callable[..., Any] | None, *, every: bool = False) -> Iterator[None]:
     """Hand every call that uses parameters to `meter`, which answers it; None ends that.
 
     ``meter(f, formula, at, args, options)``: the call ``f(*args, **options)``, ``formula.squares``, its
     formula, and ``args[at]``, its parameters. What f calls goes to the meter too, unless that ends it.
+
+    Args:
+        meter: the one who answers.
+        every: all operations and composites too; `at` is None where there are no parameters.
     """
-    with _meter(meter):
+    with _meter(None if meter is None else (meter, every)):
         yield
 
 

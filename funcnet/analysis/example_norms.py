@@ -160,8 +160,12 @@ def noise_scale(result: ExampleNorms) -> NoiseScale:
         )
     dtype = result.norms.dtype
     flat = [summed(leaf.reshape(1, leaf.size))[0].astype(dtype) for leaf in jax.tree.leaves(result.grads)]
-    of_mean = sum(flat, jnp.zeros((), dtype)) / n**2
-    trace = ((result.norms**2).sum() - n * of_mean) / (n - 1)
+    return of_squares((result.norms**2).sum(), sum(flat, jnp.zeros((), dtype)) / n**2, n)
+
+
+def of_squares(total: Any, of_mean: Any, n: int) -> NoiseScale:
+    """The noise scale by Σ ‖gₙ‖² and ‖ḡ‖² of n ≥ 2 examples."""
+    trace = (total - n * of_mean) / (n - 1)
     square = of_mean - trace / n
     return NoiseScale(trace / square, trace, square)
 
@@ -173,7 +177,7 @@ def _counting(
     where: str, loss: Any, params: PyTree, batch: PyTree, key: Any
 ) -> tuple[Callable[[PyTree, Array], Array], Array]:
     """(params, total) -> the losses [n]; total are zeros, and their cotangent the squares."""
-    n = _examples(where, batch)
+    n = examples_of(where, batch)
     call = lambda params, batch, key: signature.call(where, loss, params, None, batch, key)
     abstract = lambda tree: jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), tree)
     many = _stretched(n, params, batch)
@@ -205,7 +209,7 @@ def _array(leaf: Any) -> Any:
     return leaf if hasattr(leaf, "dtype") and hasattr(leaf, "ndim") else jnp.asarray(leaf)
 
 
-def _examples(where: str, batch: PyTree) -> int:
+def examples_of(where: str, batch: PyTree) -> int:
     """The length of the first axes."""
     first: tuple[str, int] | None = None
     for path, leaf in jax.tree.leaves_with_path(batch):

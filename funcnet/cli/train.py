@@ -135,7 +135,7 @@ def train(name: str, options: Any, training: "Training", out: Path | None, resum
             untrained.callback((folder / "config.json").unlink, missing_ok=True)  # so it can be used again
         heading(f"{name}: {tasks.TASKS[name]}")
         print("\n".join(f"{fact:<10}{value}" for fact, value in facts.items() if value))
-        key_init, key_check, key_train = jax.random.split(jax.random.key(options.seed), 3)
+        key_init, key_check, key_train = _run.keys(options.seed)
         scale = LOSS_SCALE if training.dtype == "float16" else None
         params = module.NET.init(key_init, task.config)
         state = init(params, task.optimizer, key=key_train, average=training.average, loss_scale=scale)

@@ -37,11 +37,14 @@ __all__ = [
     "facts",
     "flat",
     "identity",
+    "keys",
+    "net",
     "ranks",
     "read",
     "read_config",
     "same",
     "shapes",
+    "start",
     "write_config",
 ]
 
@@ -240,9 +243,21 @@ def shapes(folder: Path) -> Any:
         StructureError, ValueRangeError: its ranks are not those of its net.
     """
     task, config, _ = read_config(folder)
-    net: ModuleType = getattr(tasks, task).NET
-    whole = jax.eval_shape(lambda: net.init(jax.random.key(0), config))
-    return lowrank.factored(whole, net.specs(config), ranks(folder))
+    module: ModuleType = getattr(tasks, task).NET
+    whole = jax.eval_shape(lambda: module.init(jax.random.key(0), config))
+    return lowrank.factored(whole, module.specs(config), ranks(folder))
+
+
+def net(folder: Path) -> Any:
+    """``apply`` and ``specs`` of a run's net, of the maps that it has factored too.
+
+    Raises:
+        FileFormatError, OSError: as `read_config`.
+    """
+    module, factored = getattr(tasks, read_config(folder)[0]).NET, ranks(folder)
+    return types.SimpleNamespace(
+        apply=module.apply, specs=lambda config: lowrank.specs(module.specs(config), factored)
+    )
 
 
 def _content(folder: Path) -> Any:
@@ -335,6 +350,29 @@ def _typed(value: Any, hint: Any) -> Any:
         case kind if type(value) is kind and kind in (int, bool, str, types.NoneType):
             return value
     raise ValueError
+
+
+def keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The keys of a run: of its first parameters, of what verifies it, and of the training."""
+    init, check, train = jax.random.split(jax.random.key(seed), 3)
+    return init, check, train
+
+
+def start(folder: Path) -> Any:
+    """The parameters that a run began with, drawn again; None if that cannot be.
+
+    Its config.json has no seed, or it is a compressed one, which began with those of another net.
+
+    Raises:
+        FileFormatError, OSError: as `read_config`.
+    """
+    task, config, _ = read_config(folder)
+    seed = facts(folder).get("seed")
+    return (
+        getattr(tasks, task).NET.init(keys(seed)[0], config)
+        if type(seed) is int and not ranks(folder)
+        else None
+    )
 
 
 def read(folder: Path) -> Saved:

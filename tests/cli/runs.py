@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-
 from funcnet import store, tasks
 from funcnet.tasks import _run
 
@@ -24,5 +22,5 @@ def untrained(folder, task, config=None, **options):
     facts = {"options": dataclasses.asdict(chosen), "training": dataclasses.asdict(module.Training())}
     folder.mkdir()
     _run.write_config(folder, task, config, data=prepared.data, seed=chosen.seed, **facts)
-    store.save(folder / "params.safetensors", module.NET.init(jax.random.key(0), config))
+    store.save(folder / "params.safetensors", module.NET.init(_run.keys(chosen.seed)[0], config))
     return folder

@@ -64,7 +64,7 @@ def test_help_of_a_command(capsys, command):
 
 
 def test_wrong_commands(capsys):
-    known = "train, predict, generate, compare, summary, pca, verify, doctor (funcnet --help)"
+    known = "train, predict, generate, compare, summary, pca, xray, compress, verify, doctor (funcnet --help)"
     assert refused(capsys) == f"funcnet: which command: there are {known}"
     assert refused(capsys, "trian") == f"funcnet: no command 'trian': there are {known}"
     assert refused(capsys, "train", "digit") == (
