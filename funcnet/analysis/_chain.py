@@ -6,6 +6,7 @@ the others, as far as they are known: what only moves elements keeps it, and a s
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from funcnet import rules
 from funcnet._programs import CALLS
 from funcnet.analysis._spectra import Convolved
 
-__all__ = ["Program", "lipschitz", "traced"]
+__all__ = ["Program", "drift", "lipschitz", "traced"]
 
 # At most 1: |σ(a) − σ(b)| ≤ |a − b|, and so of the largest or the mean in windows that do not overlap.
 _SLOPES, _POOLS = ("relu", "tanh", "sigmoid"), ("max_pool", "avg_pool")
@@ -105,7 +106,25 @@ def lipschitz(program: Program, norms: Mapping[int, float]) -> tuple[float, str]
     return math.nan, f"none is known through {through}"
 
 
-def _through(jaxpr: Any, known: dict[Any, float], norms: Mapping[int, float]) -> list[float] | str:
+def drift(program: Program, norms: Mapping[int, float], added: Mapping[int, Any]) -> Any:
+    """A bound of |f'(x) − f(x)|, for a net f' whose maps differ: ‖A'‖ |x' − x| + |A' x − A x|, map by map.
+
+    Args:
+        program: of f, with a finite `lipschitz`.
+        norms: upper bounds of the norms of the maps of f', by the numbers of their leaves.
+        added: |A' x − A x| of each map, at what f gives it.
+    """
+    inputs = program.jaxpr.invars[program.params :]
+    bounds = _through(program.jaxpr, dict.fromkeys(inputs, 0.0), norms, added)
+    return sum(bound * bound for bound in bounds) ** 0.5
+
+
+def _through(
+    jaxpr: Any,
+    known: dict[Any, Any],
+    norms: Mapping[int, float],
+    added: Mapping[int, Any] = MappingProxyType({}),
+) -> list[Any] | str:
     """The bounds of the results; or the name of an equation that has none. What is not known is constant."""
     for eqn in jaxpr.eqns:
         given = [known[v] for v in eqn.invars if not hasattr(v, "val") and v in known]
@@ -114,7 +133,7 @@ def _through(jaxpr: Any, known: dict[Any, float], norms: Mapping[int, float]) ->
         name, inner = eqn.primitive.name, eqn.params.get(CALLS.get(eqn.primitive.name, ""))
         if eqn.primitive is _bounded_p:
             leaf = eqn.params["leaf"]
-            bound = given[0] * (1.0 if leaf is None else norms.get(leaf, math.nan))
+            bound = given[0] * (1.0 if leaf is None else norms.get(leaf, math.nan)) + added.get(leaf, 0.0)
         elif name in _SAME and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
             bound = given[0]
         elif name in _SUMS:
@@ -123,7 +142,7 @@ def _through(jaxpr: Any, known: dict[Any, float], norms: Mapping[int, float]) ->
             inner = getattr(inner, "jaxpr", inner)
             pairs = zip(inner.invars, eqn.invars, strict=True)
             within = {i: known[v] for i, v in pairs if not hasattr(v, "val") and v in known}
-            bounds = _through(inner, within, norms)
+            bounds = _through(inner, within, norms, added)
             if isinstance(bounds, str):
                 return bounds
             known.update(zip(eqn.outvars, bounds, strict=True))

@@ -12,7 +12,7 @@ from funcnet.cli._text import heading, table
 
 if TYPE_CHECKING:
     from funcnet.analysis.lowrank import Changed, Compressed
-    from funcnet.tasks._task import Examples, Task
+    from funcnet.tasks._task import Examples, Saved, Task
 
 __all__ = ["run"]
 
@@ -77,6 +77,7 @@ def run(args: list[str]) -> int:
         inputs, labels = map(_batches, held_out)
         found = lowrank.changed(net, saved.params, params, saved.config, inputs, labels)
         print("\n".join(_said(task, held_out, found)))
+        print(_certain(net, saved, params, inputs))
 
     said(small.params)
     params = small.params
@@ -123,6 +124,27 @@ def _said(task: "Task", held_out: "Examples", found: "Changed") -> list[str]:
     if held_out.labels.ndim == 1:
         lines[-1] += f": with 95 % confidence, below {math.ceil(1000 * found.at_most) / 1000:.1%} do"
     return lines
+
+
+def _certain(net: Any, saved: "Saved", params: Any, inputs: list[Any]) -> str:
+    """What the certified bound says."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from funcnet.analysis import lowrank
+
+    bounds, reason = lowrank.certified(net, saved.params, params, saved.config, inputs)
+    if bounds is None:
+        return f"no bound on the change of the outputs: {reason}"
+    logits = np.concatenate(
+        [np.asarray(net.apply(saved.params, jnp.asarray(x), saved.config)) for x in inputs]
+    )
+    first, second = np.sort(logits, -1)[:, :-3:-1].T
+    kept = int((first - second > 2**0.5 * bounds).sum())
+    return (
+        f"certified: the outputs change by at most {np.median(bounds):,.4g} (median), where the first class "
+        f"leads by {np.median(first - second):,.4g}: {kept:,} of {len(bounds):,} cannot get another class"
+    )
 
 
 def _trained(task: "Task", params: Any, specs: Any, options: dict[str, Any], steps: int) -> Any:

@@ -242,6 +242,38 @@ def test_what_has_changed():
     assert several[:2] + several[3:] == (5, 0, None)
 
 
+def test_a_bound_that_is_certified_holds():
+    config = convnet.Config((8, 8, 2), channels=(3, 5), depth=2, hidden=7, classes=3)
+    params, x = loud(convnet.init(KEY, config)), normal(5, 8, 8, 2)
+    small = lowrank.compress(convnet, params, config, x, 0.5)
+    changes = lambda small, x: jnp.linalg.norm(
+        convnet.apply(small, x, config) - convnet.apply(params, x, config), axis=1
+    )
+    for tree in (small.params, loud(small.params, seed=3)):  # further trained, say
+        bounds, reason = lowrank.certified(convnet, params, tree, config, [x, normal(3, 8, 8, 2, seed=5)])
+        assert reason == ""
+        found = np.concatenate([changes(tree, x), changes(tree, normal(3, 8, 8, 2, seed=5))])
+        assert (bounds >= found * (1 - 1e-6)).all()
+        assert (bounds > 2 * found).any(), "norms multiply up"
+
+
+def test_the_bound_is_exact_for_the_last_map_and_grows_by_norms():
+    params = {"layers": [{"w": 3 * jnp.eye(4)}, {"w": 2 * jnp.eye(4)}]}
+    config, x = mlp.Config((4, 4, 4), bias=False), jnp.abs(normal(6, 4))
+    last = {"layers": [params["layers"][0], {"w": jnp.eye(4)}]}
+    first = {"layers": [{"w": 2 * jnp.eye(4)}, params["layers"][1]]}
+    for tree, change in ((last, 3), (first, 2)):  # (2 − 1) · 3 x; 2 · (3 − 2) x
+        bounds, _ = lowrank.certified(mlp, params, tree, config, x)
+        np.testing.assert_allclose(bounds, change * jnp.linalg.norm(x, axis=1), rtol=1e-5)
+
+
+def test_through_attention_there_is_no_bound():
+    params = transformer.init(KEY, GPT)
+    bounds, reason = lowrank.certified(transformer, params, params, GPT, IDS)
+    assert bounds is None
+    assert "attention" in reason
+
+
 def bad(**changes):
     given = {"net": mlp, "params": mlp.init(KEY, MLP), "config": MLP, "data": normal(9, 7)} | changes
     return lambda: lowrank.compress(**given)

@@ -39,6 +39,7 @@ def test_a_smaller_run(run, capsys):
     changed = next(line for line in lines if "got another class" in line)
     assert changed.split()[1:4] == ["of", "360", "images"]
     assert "with 95 % confidence, below" in changed
+    assert lines[-3].startswith("certified: the outputs change by at most ")
     assert lines[-1] == f"the smaller model is in {run}-compressed"
 
     smaller = run.with_name("run-compressed")

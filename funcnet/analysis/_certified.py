@@ -1,0 +1,91 @@
+"""What the change of a net's maps can do to its outputs at most, example by example.
+
+A compressed map A' is given x' in place of x: |A' x' − A x| ≤ ‖A'‖ |x' − x| + |A' x − A x|. The last is
+measured, at what the net gives its map; the norm is certified; and through rectifiers and pools a difference
+does not grow. So bounds follow from map to map, from 0 at the input. They multiply up, and through attention
+or a norm there is none.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from funcnet import rules
+from funcnet.analysis import _chain, _spectra
+from funcnet.nets import maps
+from funcnet.ops import _factored
+from funcnet.ops._dtype import wide
+from funcnet.spec import is_spec
+
+__all__ = ["bounds"]
+
+
+def bounds(
+    apply: Callable[[PyTree, PyTree], Any], params: PyTree, small: PyTree, specs: PyTree, x: Any
+) -> tuple[Float[np.ndarray, " n"] | None, str]:
+    """Of each example a bound of |apply(small, x) − apply(params, x)|; or None, and why there is none.
+
+    Args:
+        apply: (params, x) -> outputs [n, ...].
+        params: of the net.
+        small: in which maps may be factored, or other ones of their shapes.
+        specs: of params.
+        x: [n, ...].
+    """
+    whole = _whole(small)
+    program = _chain.traced(apply, whole, x)
+    names = [_path(at) for at, _ in jax.tree.leaves_with_path(params)]
+    facts = zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(whole), strict=True)
+    leaves = {names[i]: (spec, leaf, None) for i, (spec, leaf) in enumerate(facts) if spec.matrix is not None}
+    convolved = {names[i]: calls[0] for i, calls in program.convolved.items() if len(calls) == 1}
+    found, _ = _spectra.weights(leaves, convolved)
+    norms = {names.index(name): each[0].norm[1] for name, each in found.items() if len(each) == 1}
+    bound, reason = _chain.lipschitz(program, norms)
+    if not math.isfinite(bound):
+        return None, reason
+    added = jax.jit(lambda params, small, x: _added(apply, params, small, x))(params, small, x)
+    return np.asarray(_chain.drift(program, norms, jax.device_get(added))), ""
+
+
+def _whole(node: PyTree) -> PyTree:
+    """The params with each factored map as one: w = down · up."""
+    if _factored.is_factored(node):
+        first, last = _factored.parts(node)
+        return {**last, "w": jnp.tensordot(first["w"], last["w"], 1)}
+    if isinstance(node, Mapping):
+        return {name: _whole(part) for name, part in node.items()}
+    return [_whole(part) for part in node] if isinstance(node, list | tuple) else node
+
+
+def _path(at: Any) -> str:
+    return jax.tree_util.keystr(at, simple=True, separator=".")
+
+
+def _added(
+    apply: Callable[[PyTree, PyTree], Any], params: PyTree, small: PyTree, x: Any
+) -> dict[int, Float[Array, " n"]]:
+    """|A' x − A x| of each map and example, by the numbers of the leaves w, at what the net gives A."""
+    places = {id(leaf): (i, at[:-1]) for i, (at, leaf) in enumerate(jax.tree.leaves_with_path(params))}
+    found: dict[int, Array] = {}
+
+    def meter(f: Any, formula: Any, at: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        del formula
+        with rules.metered(None):
+            y = f(*args, **options)
+            number, path = places[id(args[at]["w"])]
+            other = small
+            for entry in path:
+                other = other[getattr(entry, "key", getattr(entry, "idx", None))]
+            run = maps.conv if f.__module__.endswith(".conv") else maps.linear
+            change = run(other, args[1], **options) - y
+        found[number] = jnp.sqrt(jnp.square(change.astype(wide(y.dtype))).reshape(len(y), -1).sum(1))
+        return y
+
+    with rules.metered(meter):
+        apply(params, x)
+    return found
