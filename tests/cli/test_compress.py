@@ -71,7 +71,7 @@ def test_further_steps_of_training(run, capsys):
     assert out.startswith(plain.partition("\nthe smaller model")[0])
     trained, untrained = (_run.read(run.with_name(name)).params for name in ("small", "plain"))
     assert jax.tree.structure(trained) == jax.tree.structure(untrained)
-    assert not np.allclose(trained["head"]["w"], untrained["head"]["w"])
+    assert not np.allclose(trained["head"]["b"], untrained["head"]["b"])
 
 
 @pytest.mark.parametrize(
