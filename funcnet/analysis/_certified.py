@@ -49,6 +49,10 @@ def bounds(
     if not math.isfinite(bound):
         return None, reason
     added = jax.jit(lambda params, small, x: _added(apply, params, small, x))(params, small, x)
+    of_maps = {names[number].rpartition(".")[0] for number in added}
+    for name, before, after in zip(names, jax.tree.leaves(params), jax.tree.leaves(whole), strict=True):
+        if name.rpartition(".")[0] not in of_maps and not np.array_equal(before, after):
+            return None, f"{name}, which is of no map, has changed"
     return np.asarray(_chain.drift(program, norms, jax.device_get(added))), ""
 
 

@@ -116,6 +116,7 @@ def drift(program: Program, norms: Mapping[int, float], added: Mapping[int, Any]
     """
     inputs = program.jaxpr.invars[program.params :]
     bounds = _through(program.jaxpr, dict.fromkeys(inputs, 0.0), norms, added)
+    assert not isinstance(bounds, str)  # its Lipschitz bound is finite
     return sum(bound * bound for bound in bounds) ** 0.5
 
 
@@ -133,7 +134,8 @@ def _through(
         name, inner = eqn.primitive.name, eqn.params.get(CALLS.get(eqn.primitive.name, ""))
         if eqn.primitive is _bounded_p:
             leaf = eqn.params["leaf"]
-            bound = given[0] * (1.0 if leaf is None else norms.get(leaf, math.nan)) + added.get(leaf, 0.0)
+            scale = 1.0 if leaf is None else norms.get(leaf, math.nan)
+            bound = given[0] * scale + (0.0 if leaf is None else added.get(leaf, 0.0))
         elif name in _SAME and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
             bound = given[0]
         elif name in _SUMS:

@@ -13,6 +13,7 @@ classification and detection", arXiv 1505.06798, §3.1; the bound on how often a
 E. Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", 1934.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -460,7 +461,7 @@ def _components(
     zeros = {name: np.zeros((each.sizes[0], each.sizes[2]), np.float32) for name, each in maps.items()}
     first = over(zeros)
     means = {
-        name: np.float32(s["sum"] / np.maximum(s["count"][:, None], 1)) * np.float32(centred[name])
+        name: np.asarray(centred[name] * s["sum"] / np.maximum(s["count"][:, None], 1), np.float32)
         for name, s in first.items()
     }
     found = {}
@@ -623,9 +624,8 @@ def _chosen(
     @jax.jit
     def distance(params: PyTree, x: PyTree, before: PyTree) -> Array:
         pairs = zip(*map(jax.tree.leaves, (apply(params, x), before)), strict=True)
-        return sum(
-            (jnp.square(a.astype(wide(a.dtype)) - b.astype(wide(b.dtype))).sum() for a, b in pairs), 0.0
-        )
+        squares = [jnp.square(a.astype(wide(a.dtype)) - b.astype(wide(b.dtype))).sum() for a, b in pairs]
+        return functools.reduce(jnp.add, squares)
 
     def change(name: str, rank: int) -> float:
         each = maps[name]
@@ -645,9 +645,8 @@ def _chosen(
         )
         _, saved, name, rank = min(steps)
         chosen[name], now = rank, now + saved
-    each, rank = maps[name], chosen[name]  # the last one went further than it had to
-    if rank is not None:
-        chosen[name] = min(rank + int(target - now) // each.slope, each.full)
+        if now <= target:  # the last one went further than it had to
+            chosen[name] = min(rank + int(target - now) // maps[name].slope, maps[name].full)
     return {name: rank for name, rank in chosen.items() if rank is not None}
 
 

@@ -267,6 +267,17 @@ def test_the_bound_is_exact_for_the_last_map_and_grows_by_norms():
         np.testing.assert_allclose(bounds, change * jnp.linalg.norm(x, axis=1), rtol=1e-5)
 
 
+def test_a_change_of_what_is_no_map_has_no_bound():
+    apply = lambda params, x, config: maps.linear(params["map"], x) + params["offset"]
+    params = {"map": {"w": jnp.eye(3)}, "offset": jnp.zeros(3)}
+    facts = {"map": fn.linear.specs(params["map"]), "offset": spec.of(params["offset"], "d")}
+    other = {**params, "offset": jnp.ones(3)}
+    bounds, reason = lowrank.certified(apply, params, other, None, normal(2, 3), specs=facts)
+    assert (bounds, reason) == (None, "offset, which is of no map, has changed")
+    bounds, _ = lowrank.certified(apply, params, params, None, normal(2, 3), specs=facts)
+    assert (bounds == 0).all()
+
+
 def test_through_attention_there_is_no_bound():
     params = transformer.init(KEY, GPT)
     bounds, reason = lowrank.certified(transformer, params, params, GPT, IDS)

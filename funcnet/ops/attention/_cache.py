@@ -236,9 +236,9 @@ def _write(old: Array, new: Array, before: Array, after: Array, ring: bool) -> A
 def _key_weight(where: str, params: Any) -> Any:
     """The w of "k", of which only the shape is read."""
     part = params.get("k") if isinstance(params, Mapping) else None
-    w: Any = _factored.kernel(part) if _factored.is_factored(part) else None
-    if w is None and isinstance(part, Mapping):
-        w = part.get("w")
+    factored: Any = part if _factored.is_factored(part) else None
+    w: Any = part.get("w") if factored is None and isinstance(part, Mapping) else None
+    w = w if factored is None else _factored.kernel(factored)
     known = isinstance(w, jax.ShapeDtypeStruct) or _check.dtype_of(w) is not None
     if not known or len(w.shape) != 3 or not jnp.issubdtype(w.dtype, jnp.floating):
         raise StructureError(

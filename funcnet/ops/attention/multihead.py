@@ -295,7 +295,7 @@ def _pullback(
     return rules.like(params, grads), narrow(dx, x), dbias
 
 
-def _pull_projection(p: Projection, x: Array, dy: Array, axes: int) -> tuple[dict, Array]:
+def _pull_projection(p: Any, x: Array, dy: Array, axes: int) -> tuple[dict, Array]:
     """The cotangents of p and, not yet rounded, of x."""
     if _factored.is_factored(p):
         first, last = _factored.parts(p)
