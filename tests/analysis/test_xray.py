@@ -70,6 +70,8 @@ def test_weights_of_linear_maps(of_convnet):
         np.testing.assert_allclose(weight.effective_rank, math.exp(-(p * np.log(p)).sum()))
         np.testing.assert_allclose(weight.moved, np.linalg.norm(w - w0) / np.linalg.norm(w0))
         assert math.isnan(weight.tail)
+    assert [row.weight.circular for row in found.rows] == [True, False, False]
+    assert " circular" in str(found)
 
 
 WINDOWS = {
@@ -371,7 +373,8 @@ def test_what_cannot_be_measured_is_said(of_transformer):
     assert of_transformer.left_out == (
         "how far weights moved: start was not given.",
         "gradients and loss: the batch has no labels, and there is no loss.",
-        "sensitivity and Lipschitz bound: inputs are tokens, which have no derivative.",
+        "Lipschitz bound: there is none through attention, whose slope grows with what it is given.",
+        "sensitivity: inputs are tokens, which have no derivative.",
     )
     assert all(row.gradient is None for row in of_transformer.rows)
     names = [row.name for row in of_transformer.rows]
@@ -414,7 +417,7 @@ def test_tokens_with_labels_and_one_example():
 
 # ---- findings: what makes each appear, and what does not --------------------------------------------------
 
-W = Weight((64, 64), (1.0, 1.0), 10.0, 5.0, 30.0, 3.0, 0.05, 0.5, np.ones(64))
+W = Weight((64, 64), (1.0, 1.0), 10.0, False, 5.0, 30.0, 3.0, 0.05, 0.5, np.ones(64))
 A = Activation(100, 1000, 50.0, 0, 0, 0.0, 1.0)
 G = Gradient(1.0, 5.0, 20, 100)
 
@@ -442,6 +445,7 @@ FINDINGS = [
     ("look at all keys alike", activation(entropy=(0.98,)), activation(entropy=(0.97,))),
     ("`a`: condition above 1e6", weight(condition=1e6), weight(condition=9e5)),
     ("`a`: condition above 1e6", weight(condition=math.inf), weight(condition=math.nan)),
+    ("`a` (its circular extension): cond", weight(condition=1e7, circular=True), weight(circular=True)),
     ("2 of 100 examples hold half", gradient(holders=2), gradient(holders=3)),
     ("1 of 50 examples holds half", gradient(holders=1, examples=50), gradient(holders=1, examples=49)),
     ("`a`: moved by less", weight(moved=1e-3), weight(moved=2e-3)),

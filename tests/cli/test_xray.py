@@ -85,7 +85,7 @@ def test_a_run_of_chars(here, capsys):
     code, out, _ = called(capsys, "run", "--examples", 5, "--html", "a.html")
     assert code == 0
     assert "blocks.1.attention.q" in out
-    assert "not measured: sensitivity and Lipschitz bound: inputs are tokens, which have no derivative" in out
+    assert "not measured: sensitivity: inputs are tokens, which have no derivative" in out
     inputs, labels = chars.examples(_run.read(here / "run"), {"text": str(options.text)}, 5)
     assert inputs.shape == labels.shape == (5, 8)
     np.testing.assert_array_equal(inputs[:, 1:], labels[:, :-1])
