@@ -91,7 +91,8 @@ def _heads(found: XRay) -> str:
 
 
 def _singular(found: XRay) -> str:
-    return _names(name for name, weight in found.each("weight").items() if weight.condition >= SINGULAR)
+    bad = [(name, each) for name, each in found.each("weight").items() if each.condition >= SINGULAR]
+    return _listed([f"`{name}`{' (its circular extension)' * each.circular}" for name, each in bad])
 
 
 def _few(found: XRay) -> str:

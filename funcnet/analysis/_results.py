@@ -198,7 +198,7 @@ def _of(count: float, every: int) -> str:
 _COLUMNS: dict[str, tuple[str, Callable[..., str]]] = {
     "in × out": ("weight", lambda w: "×".join(map(str, w.shape))),
     "norm": ("weight", _norm),
-    "condition": ("weight", lambda w: _number(w.condition)),
+    "condition": ("weight", lambda w: _number(w.condition) + " circular" * (w.circular and w.condition > 0)),
     "stable rank": ("weight", lambda w: _number(w.stable_rank)),
     "effective rank": ("weight", lambda w: _of(w.effective_rank, len(w.spectrum))),
     "tail (fit)": ("weight", lambda w: "" if math.isnan(w.tail) else f"{w.tail:.1f} ({w.fit:.2f})"),

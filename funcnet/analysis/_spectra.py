@@ -33,6 +33,7 @@ class Weight(NamedTuple):
         shape: (in, out): of a convolution taps times channels.
         norm: bounds of the largest singular value of the linear map, lower and upper.
         condition: largest by least singular value; of a convolution that of its circular extension.
+        circular: whether it is that.
         stable_rank: Σ σ² / max σ².
         effective_rank: exp(−Σ p log p), p = σ / Σ σ.
         tail: the exponent α of the density λ^−α of the largest λ = σ².
@@ -44,6 +45,7 @@ class Weight(NamedTuple):
     shape: tuple[int, int]
     norm: tuple[float, float]
     condition: float
+    circular: bool
     stable_rank: float
     effective_rank: float
     tail: float
@@ -114,7 +116,7 @@ def _linear(w: Float[np.ndarray, "s i o"]) -> Weight:
     """Of a block-diagonal matrix with the blocks w."""
     shape, nan = (w.shape[1], w.shape[2]), math.nan
     if not np.isfinite(w).all() or not w.size:
-        return Weight(shape, (nan, nan), nan, nan, nan, nan, nan, nan, np.zeros(0))
+        return Weight(shape, (nan, nan), nan, False, nan, nan, nan, nan, nan, np.zeros(0))
     values = np.sort(np.linalg.svd(w, compute_uv=False).ravel())[::-1]
     most, least = values[0], values[-1]
     tail, fit = tail_exponent(values**2)
@@ -122,6 +124,7 @@ def _linear(w: Float[np.ndarray, "s i o"]) -> Weight:
         shape,
         _widened(most, most, max(shape)),
         float(most / least) if least > 0 else math.inf if most > 0 else nan,
+        False,
         float((values**2).sum() / most**2) if most > 0 else 0.0,
         effective_rank(values),
         tail,
@@ -223,7 +226,7 @@ def _convolution(
     if wrapped is not None and _work(wrapped) <= WORK:
         values = _values(np.fft.rfftn(wrapped, axes=range(wrapped.ndim - 3)))
         condition = float(values.max() / values.min()) if values.min() > 0 else math.inf
-    return row._replace(norm=_widened(*norm, size, eps), condition=condition)
+    return row._replace(norm=_widened(*norm, size, eps), condition=condition, circular=True)
 
 
 def _work(taps: np.ndarray) -> int:

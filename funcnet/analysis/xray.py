@@ -101,15 +101,14 @@ def xray(
         left_out.append("gradients and loss: the batch has no labels, and there is no loss.")
     else:
         whole, gradients = _gradients(of.losses, params, batch, n, leaves)
-    inputs, reason = of.inputs
-    if inputs is None:
-        left_out.append(f"sensitivity and Lipschitz bound: {reason}.")
+    if of.inputs is None:
+        left_out.append("sensitivity and Lipschitz bound: with loss= it is not known what the inputs are.")
     else:
         uppers = {paths.index(path): each[0].norm[1] for path, each in weights.items() if len(each) == 1}
-        direct = _chain.traced(of.logits, params, inputs)
+        direct = _chain.traced(of.logits, params, of.inputs)
         bound, reason = _chain.lipschitz(direct, uppers)
         left_out += [f"Lipschitz bound: {reason}."] * bool(reason)
-        sensitivity, reason = _sensitivity(of.logits, params, inputs)
+        sensitivity, reason = _sensitivity(of.logits, params, of.inputs)
         left_out += [f"sensitivity: {reason}."] * bool(reason)
         whole = whole._replace(lipschitz=bound, sensitivity=sensitivity)
     if curvature and not math.isfinite(whole.loss):
@@ -138,14 +137,14 @@ class _Functions(NamedTuple):
         losses: one number per example; None: there are no labels.
         logits: of params and inputs.
         outputs: of params and the batch, if the loss is their cross entropy.
-        inputs: those of `logits`, if there is a derivative by them; else why not.
+        inputs: those of `logits`; None: the loss is given, and what of the batch they are is not.
     """
 
     whole: Callable[[Any, Any], Any]
     losses: Callable[[Any, Any], Any] | None
     logits: Callable[[Any, Any], Any]
     outputs: Callable[[Any, Any], Any] | None
-    inputs: tuple[Any, str]
+    inputs: Any
 
 
 def _functions(net: Any, config: Any, params: PyTree, batch: PyTree, loss: Any) -> _Functions:
@@ -153,9 +152,7 @@ def _functions(net: Any, config: Any, params: PyTree, batch: PyTree, loss: Any) 
     if loss is not None:
         losses = lambda params, batch: of_examples(_WHERE, loss, params, batch, None)
         jax.eval_shape(losses, params, batch)
-        return _Functions(
-            losses, losses, logits, None, (None, "the loss is given, and what of the batch are inputs is not")
-        )
+        return _Functions(losses, losses, logits, None, None)
     pair = isinstance(batch, tuple | list)
     if (pair and len(batch) != 2) or (not pair and not hasattr(batch, "dtype")):
         raise StructureError(
@@ -174,14 +171,12 @@ def _functions(net: Any, config: Any, params: PyTree, batch: PyTree, loss: Any) 
             actual=describe(out),
             hint="give the loss of such a net: loss=..., of params and batch, one number per example.",
         )
-    floats = jnp.issubdtype(inputs.dtype, jnp.floating)
-    given = (inputs, "") if floats else (None, "inputs are tokens, which have no derivative")
     if not pair:
-        return _Functions(logits, None, logits, None, given)
+        return _Functions(logits, None, logits, None, inputs)
     outputs = lambda params, batch: logits(params, batch[0])
     losses = lambda params, batch: _cross_entropies(outputs(params, batch), batch[1])
     jax.eval_shape(losses, params, batch)
-    return _Functions(losses, losses, logits, outputs, given)
+    return _Functions(losses, losses, logits, outputs, inputs)
 
 
 def _cross_entropies(logits: Array, labels: Array) -> Array:
@@ -281,6 +276,8 @@ def _gradient(squares: Any, of_total: float, n: int) -> Gradient:
 
 def _sensitivity(logits: Callable[[Any, Any], Any], params: PyTree, x: Array) -> tuple[Any, str]:
     """‖d logits / d x‖ of single examples: the median, the largest, of how many; or None and why not."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return None, "inputs are tokens, which have no derivative"
     out = jax.eval_shape(logits, params, x)
     outputs, sizes = math.prod(out.shape[1:]), math.prod(x.shape[1:])
     count = min(x.shape[0], JACOBIAN // max(1, outputs * sizes))

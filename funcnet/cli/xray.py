@@ -1,5 +1,6 @@
 """`funcnet xray RUN`: a trained model seen through, as a table, a picture and a page."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -102,7 +103,9 @@ def _picture(path: Path, found: "XRay") -> None:
     shares = {name: each.norm / (lengths[name] or 1.0) for name, each in gradients.items()}
     curved = {"Hessian": found.whole.hessian, "Gauss-Newton matrix": found.whole.ggn}
     curved = {name: each for name, each in curved.items() if each is not None}
-    panels = ((_spectra, spectra), (_units, units), (_heads, heads), (_gradients, shares), (_density, curved))
+    panels: list[tuple[Callable[..., None], dict[str, Any]]] = [
+        (_spectra, spectra), (_units, units), (_heads, heads), (_gradients, shares), (_density, curved)
+    ]  # fmt: skip
     wanted = [(draw, data) for draw, data in panels if data]
 
     rows, height = -(-len(wanted) // 2), min(max(3.9, 0.13 * len(units)), 12)
