@@ -157,7 +157,7 @@ def _functions(net: Any, config: Any, params: PyTree, batch: PyTree, loss: Any) 
         )
     inputs = batch[0] if pair else batch
     try:
-        out = jax.eval_shape(logits, params, inputs)
+        out: Any = jax.eval_shape(logits, params, inputs)
     except FuncnetError:
         raise
     except TypeError as error:  # other arguments
