@@ -129,6 +129,22 @@ def test_record_lists_calls_with_values_or_shapes():
     assert calls == []
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_metered_hands_on_what_has_parameters_or_every_operation(every):
+    seen = []
+
+    def meter(f, formula, at, args, options):
+        seen.append((f.__module__.rpartition(".")[2], at))
+        with rules.metered(None):
+            return f(*args, **options)
+
+    params, x = fn.linear.init(key(), 3, 3), normal(2, 3)
+    with rules.metered(meter, every=every):
+        y = fn.relu.apply(fn.linear.apply(params, x))
+    np.testing.assert_array_equal(y, fn.relu.apply(fn.linear.apply(params, x)))
+    assert seen == [("linear", 0)] + [("relu", None)] * every
+
+
 def test_record_reads_a_call_however_it_is_written():
     x = normal(7, 3)
     with rules.record() as calls:

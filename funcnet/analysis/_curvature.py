@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from funcnet.linalg import Operator
 
-__all__ = ["Curvature", "curvature"]
+__all__ = ["PROBES", "STEPS", "Curvature", "curvature"]
 
 TOP = 3
-PROBES, STEPS = 4, 20
+PROBES, STEPS = 4, 20  # products with so many vectors, so often
 
 
 class Curvature(NamedTuple):
@@ -33,6 +33,7 @@ class Curvature(NamedTuple):
         error: the standard error of that; 0 where it is exact.
         values: where the density is, ascending.
         density: the share of all eigenvalues at each.
+        examples: that it is of.
     """
 
     top: tuple[float, ...]
@@ -41,6 +42,7 @@ class Curvature(NamedTuple):
     error: float
     values: Float[np.ndarray, " k"]
     density: Float[np.ndarray, " k"]
+    examples: int = 0
 
 
 def curvature(a: Operator, key: PRNGKeyArray, probes: int = PROBES, steps: int = STEPS) -> Curvature:

@@ -131,7 +131,8 @@ class XRay(NamedTuple):
         for name, found in (("Hessian", whole.hessian), ("Gauss-Newton matrix", whole.ggn)):
             if found is not None:
                 top = ", ".join(f"{value:.3g}" for value in found.top)
-                facts[name] = f"{top} ... {found.least:.3g}; trace {found.trace:.3g} ± {found.error:.2g}"
+                ends, trace = f"{top} ... {found.least:.3g}", f"{found.trace:.3g} ± {found.error:.2g}"
+                facts[name] = f"{ends}; trace {trace}; of {found.examples} examples"
         return facts
 
     def __str__(self) -> str:

@@ -32,7 +32,8 @@ class Weight(NamedTuple):
     Attributes:
         shape: (in, out): of a convolution taps times channels.
         norm: bounds of the largest singular value of the linear map, lower and upper.
-        condition: largest by least singular value; of a convolution that of its circular extension.
+        condition: largest by least singular value; of a convolution that of its circular extension, without
+            those that are 0 since a stride passes over positions.
         circular: whether it is that.
         stable_rank: Σ σ² / max σ².
         effective_rank: exp(−Σ p log p), p = σ / Σ σ.
@@ -225,6 +226,8 @@ def _convolution(
     condition = math.nan
     if wrapped is not None and _work(wrapped) <= WORK:
         values = _values(np.fft.rfftn(wrapped, axes=range(wrapped.ndim - 3)))
+        used = wrapped.any((*range(wrapped.ndim - 2), wrapped.ndim - 1)).sum()  # of the phases of a stride
+        values = values[..., :used]  # more are 0, whatever the kernel is
         condition = float(values.max() / values.min()) if values.min() > 0 else math.inf
     return row._replace(norm=_widened(*norm, size, eps), condition=condition, circular=True)
 

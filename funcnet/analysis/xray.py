@@ -19,12 +19,12 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from funcnet import linalg, spec
 from funcnet.analysis import _chain, _findings, _spectra
 from funcnet.analysis._activations import activations
-from funcnet.analysis._curvature import Curvature
+from funcnet.analysis._curvature import PROBES, STEPS, Curvature
 from funcnet.analysis._curvature import curvature as curvature_of
 from funcnet.analysis._results import Activation, Gradient, Row, Whole, XRay
 from funcnet.analysis._spectra import Weight, stacked
 from funcnet.analysis.example_norms import examples_of, of_squares
-from funcnet.errors import DTypeError, StructureError, describe
+from funcnet.errors import DTypeError, FuncnetError, StructureError, describe
 from funcnet.linalg.curvature import of_examples
 from funcnet.ops import _check
 from funcnet.ops._dtype import wide
@@ -34,7 +34,8 @@ from funcnet.spec import Spec
 __all__ = ["xray"]
 
 JACOBIAN = 2**24  # elements of the derivatives of all examples, at most
-CURVED = 200  # examples that the curvature is of, at most
+CURVED = 200  # labels that the curvature is of, at most, or examples of a loss that is given
+VECTORS = 2**28  # elements of the vectors that it keeps, at most
 _WHERE = "xray"
 
 
@@ -60,8 +61,8 @@ def xray(
             ``net.apply(params, inputs, config)`` and labels, its mean over further axes. What is tapped in it
             is measured. With one of its own there is no Gauss–Newton matrix.
         start: the params at the start of the training, to say how far they have moved.
-        curvature: whether to look for the spectra of Hessian and Gauss–Newton matrix, at 200 examples or
-            fewer, which takes longer than all the rest.
+        curvature: whether to look for the spectra of Hessian and Gauss–Newton matrix, at the first examples
+            with 200 labels or fewer, which takes longer than all the rest.
         key: of the random vectors of the curvature; None: always the same.
 
     Raises:
@@ -111,16 +112,9 @@ def xray(
         sensitivity, reason = _sensitivity(of.logits, params, of.inputs)
         left_out += [f"sensitivity: {reason}."] * bool(reason)
         whole = whole._replace(lipschitz=bound, sensitivity=sensitivity)
-    if curvature and not math.isfinite(whole.loss):
-        left_out.append(
-            f"curvature: {'there is no loss' if of.losses is None else 'the loss is not finite'}."
-        )
-    elif curvature:
-        key = jax.random.key(0) if key is None else key
-        hessian, ggn = _curvatures(
-            of, params, jax.tree.map(lambda v: v[:CURVED] if v.ndim else v, batch), key
-        )
-        left_out += ["Gauss-Newton matrix: the loss is not that of the net's own logits."] * (ggn is None)
+    if curvature:
+        hessian, ggn, reasons = _curvatures(of, params, batch, whole.loss, key)
+        left_out += reasons
         whole = whole._replace(hessian=hessian, ggn=ggn)
     found = XRay(_rows(leaves, weights, seen, gradients), whole, (), (*left_out,))
     return found._replace(findings=_findings.findings(found))
@@ -162,13 +156,18 @@ def _functions(net: Any, config: Any, params: PyTree, batch: PyTree, loss: Any) 
             actual=f"batch: {describe(batch)}" + (f" of {len(batch)}" if pair else ""),
         )
     inputs = batch[0] if pair else batch
-    out = jax.eval_shape(logits, params, inputs)
+    try:
+        out: Any = jax.eval_shape(logits, params, inputs)
+    except FuncnetError:
+        raise
+    except TypeError as error:  # other arguments
+        out = error
     if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
         raise DTypeError(
             f"{_WHERE}: net.apply(params, inputs, config) gives no array of floats.",
             path="net",
             expected="net.apply: logits [n, ...]",
-            actual=describe(out),
+            actual=str(out).partition("\n")[0] if isinstance(out, TypeError) else describe(out),
             hint="give the loss of such a net: loss=..., of params and batch, one number per example.",
         )
     if not pair:
@@ -302,15 +301,25 @@ def _sensitivity(logits: Callable[[Any, Any], Any], params: PyTree, x: Array) ->
 
 
 def _curvatures(
-    of: _Functions, params: PyTree, batch: PyTree, key: PRNGKeyArray
-) -> tuple[Curvature, Curvature | None]:
-    losses, outputs = of.losses, of.outputs
-    assert losses is not None
-    hessian = curvature_of(linalg.hessian(lambda p, batch: losses(p, batch).mean(), params, batch), key)
+    of: _Functions, params: PyTree, batch: PyTree, loss: float, key: PRNGKeyArray | None
+) -> tuple[Curvature | None, Curvature | None, list[str]]:
+    """Hessian and Gauss–Newton matrix at the first examples, and what is left out of them and why."""
+    losses, outputs, size = of.losses, of.outputs, sum(leaf.size for leaf in jax.tree.leaves(params))
+    if losses is None or not math.isfinite(loss):
+        return None, None, [f"curvature: {'the loss is not finite' if losses else 'there is no loss'}."]
+    if PROBES * STEPS * size > VECTORS:
+        return None, None, [f"curvature: its vectors of {size:,} params would not fit into memory."]
+    count = CURVED if outputs is None else max(1, CURVED // max(1, math.prod(batch[1].shape[1:])))
+    batch = jax.tree.map(lambda v: v[:count] if v.ndim else v, batch)
+    key = jax.random.key(0) if key is None else key
+    used = examples_of(_WHERE, batch)
+    mean = lambda params, batch: losses(params, batch).mean()
+    hessian = curvature_of(linalg.hessian(mean, params, batch), key)._replace(examples=used)
     if outputs is None:
-        return hessian, None
+        return hessian, None, ["Gauss-Newton matrix: with loss= it is not known what the outputs are."]
     of_outputs = lambda outputs, batch: _cross_entropies(outputs, batch[1]).mean()
-    return hessian, curvature_of(linalg.ggn(outputs, of_outputs, params, batch), key)
+    ggn = curvature_of(linalg.ggn(outputs, of_outputs, params, batch), key)._replace(examples=used)
+    return hessian, ggn, []
 
 
 # ---- rows -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The x-ray of a net: every number against another way to it, every sentence with what makes it appear."""
 
 import math
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -131,6 +132,14 @@ def test_where_convolutions_are_not_seen_no_matrix_of_three_axes_has_a_norm():
     of = spec.of(w, "a b c", "iio")
     assert math.isnan(_spectra.weights({"w": (of, w, None)}, {}, unseen=True)[0]["w"][0].norm[0])
     assert _spectra.weights({"w": (of, w, None)}, {})[0]["w"][0].norm[0] > 0
+
+
+def test_positions_that_a_stride_passes_over_do_not_make_a_kernel_singular():
+    w = normal(1, 1, 2, 3)  # two channels at every second position cannot make three that are independent
+    given = {"c": (fn.conv.specs({"w": w})["w"], w, None)}
+    (weight,) = _spectra.weights(given, {"c": Convolved((4, 4, 2), {"stride": 2})})[0]["c"]
+    s = np.linalg.svd(w[0, 0], compute_uv=False)
+    np.testing.assert_allclose(weight.condition, s[0] / s[-1])
 
 
 def test_a_reflected_border_has_no_norm():
@@ -400,6 +409,7 @@ def test_a_loss_of_ones_own():
     for a, b in zip(given.rows, own.rows, strict=True):
         np.testing.assert_allclose(a.gradient, b.gradient)
     assert given.whole.ggn is None
+    assert given.whole.hessian.examples == 5
     assert len(given.left_out) == 3
 
 
@@ -488,6 +498,12 @@ def test_a_rectifier_that_never_fires_is_found():
     assert any(text.startswith("1 of 6 units of `layers.0` never fire") for text in found.findings)
 
 
+def test_the_curvature_of_many_params_is_left_out(monkeypatch):
+    monkeypatch.setattr(sys.modules["funcnet.analysis.xray"], "VECTORS", 1)
+    found = fn.xray(mlp, PARAMS, MLP, (normal(5, 4), jnp.arange(5) % 3), curvature=True)
+    assert found.left_out[-1] == "curvature: its vectors of 51 params would not fit into memory."
+
+
 def test_params_that_are_not_finite():
     params = mlp.init(jax.random.key(0), MLP)
     params["layers"][1]["w"] = params["layers"][1]["w"].at[0, 0].set(jnp.nan)
@@ -509,6 +525,10 @@ def test_it_prints(of_convnet):
     assert "Lipschitz bound: " in text
     assert "nothing unusual" in str(XRay((Row("a", W),), Whole(1)))
     assert found.table("gradient")[0] == ["layer", "gradient", "noise scale", "half in"]
+
+
+def of_two(params, x):
+    return x
 
 
 PARAMS, X = mlp.init(jax.random.key(0), MLP), np.ones((2, 4))
@@ -554,6 +574,14 @@ ERRORS = [
         "xray: net.apply(params, inputs, config) gives no array of floats.\n"
         "  expected  net.apply: logits [n, ...]\n"
         "  got       a tuple\n"
+        "  hint      give the loss of such a net: loss=..., of params and batch, one number per example.",
+    ),
+    (
+        lambda: fn.xray(SimpleNamespace(apply=of_two, specs=mlp.specs), PARAMS, MLP, X),
+        DTypeError,
+        "xray: net.apply(params, inputs, config) gives no array of floats.\n"
+        "  expected  net.apply: logits [n, ...]\n"
+        "  got       of_two() takes 2 positional arguments but 3 were given\n"
         "  hint      give the loss of such a net: loss=..., of params and batch, one number per example.",
     ),
     (

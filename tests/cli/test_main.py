@@ -56,7 +56,9 @@ def test_help_of_a_task_explains_its_options(capsys, task):
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("command", ["predict", "generate", "compare", "summary", "pca", "verify", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["predict", "generate", "compare", "summary", "pca", "xray", "verify", "doctor"]
+)
 def test_help_of_a_command(capsys, command):
     code, out, err = call(capsys, command, "--help")
     assert (code, err) == (0, "")
