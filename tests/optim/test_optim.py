@@ -173,6 +173,18 @@ def test_muon_is_optax_muon_where_that_knows_the_matrix():
     assert np.abs(np.asarray(steps("muon", specs, grads)[-1]["w"] - given[-1]["w"])).max() > 1e-3, "nesterov"
 
 
+@pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4)])
+def test_singular_values_come_near_to_one(shape):
+    u, v = (np.linalg.qr(drawn(n, n, seed=n))[0] for n in shape)
+    before = np.geomspace(1, 0.0035, min(shape))
+    m = (u[:, : len(before)] * (before / np.linalg.norm(before))) @ v[: len(before)]
+    found = np.linalg.svd(fn.linalg.polar(jnp.asarray(m)[None])[0], compute_uv=False)
+    assert found.min() > 0.78
+    assert found.max() < 1.22
+    exact = fn.linalg.polar(jnp.asarray(m)[None], method="svd")[0]
+    np.testing.assert_allclose(exact, u[:, : len(before)] @ v[: len(before)], atol=1e-9)
+
+
 def test_every_option_of_soap_changes_something():
     grads = [{"w": drawn(4, 4, seed=i)} for i in range(6)]
     plain = steps("soap", SQUARE, grads)[-1]["w"]
