@@ -5,11 +5,17 @@ it leaves is made good by doing it once more. Source: T. Fukaya et al., "Shifted
 QR factorization of ill-conditioned matrices", arXiv 1809.11085.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 __all__ = ["conditioned", "orthonormal"]
+
+# No decomposition is LAPACK's: two batched ones in a program that need not wait for one another can, in JAX
+# 0.10.1 on two cores, wait for ever for a thread; and next to other work they take ten times as long.
+_SMALL = 32
 
 
 def orthonormal(columns: Float[Array, "*s m n"]) -> Float[Array, "*s m n"]:
@@ -38,5 +44,35 @@ def _solved(y: Array, shift: float) -> Array:
     """Y R⁻¹, of Yᵀ Y + shift = Rᵀ R."""
     gram = jnp.matmul(y.swapaxes(-1, -2), y, precision=jax.lax.Precision.HIGHEST)
     gram = gram + shift * jnp.eye(y.shape[-1], dtype=y.dtype) if shift else gram
-    lower = jnp.linalg.cholesky(gram, symmetrize_input=False)
-    return jax.lax.linalg.triangular_solve(lower, y, lower=True, transpose_a=True)
+    return jnp.matmul(y, _inverse(gram), precision=jax.lax.Precision.HIGHEST)
+
+
+def _inverse(gram: Float[Array, "*s n n"]) -> Float[Array, "*s n n"]:
+    """R⁻¹ of Rᵀ R, upper triangular, by halves: what is not a small block is products."""
+    n = gram.shape[-1]
+    if n <= _SMALL:
+        return _small_inverse(gram)
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    half = n // 2
+    first = _inverse(gram[..., :half, :half])
+    across = product(first.swapaxes(-1, -2), gram[..., :half, half:])
+    last = _inverse(gram[..., half:, half:] - product(across.swapaxes(-1, -2), across))
+    corner = -product(first, product(across, last))
+    zeros = jnp.zeros((*gram.shape[:-2], n - half, half), gram.dtype)
+    return jnp.block([[first, corner], [zeros, last]])
+
+
+def _small_inverse(gram: Float[Array, "*s n n"]) -> Float[Array, "*s n n"]:
+    """The same, column by column."""
+    places = jnp.arange(gram.shape[-1])
+
+    def step(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        rest, inverse = carry
+        row, column = rest[..., k, :], inverse[..., k]
+        size = jnp.sqrt(row[..., k, None])
+        row, column = jnp.where(places > k, row / size, 0)[..., None, :], (column / size)[..., None]
+        inverse = jnp.where(places == k, column, inverse - column * row)
+        return rest - row.swapaxes(-1, -2) * row, inverse
+
+    eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    return jax.lax.fori_loop(0, gram.shape[-1], step, (gram, eye))[1]

@@ -1,8 +1,7 @@
 """Eigenbases of the Kronecker factors of a second moment, kept up to date by products.
 
 A factor is a symmetric matrix that changes a little from step to step, so that one step of the subspace
-iteration S Q, made orthonormal again, follows its eigenvectors. On every device a Cholesky decomposition and
-a triangular solve are many times faster than a QR decomposition or an eigenvalue problem.
+iteration S Q, made orthonormal again, follows its eigenvectors.
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,8 @@
 """What the optimizers share: matrices by one rule, everything else by AdamW, one rate for both."""
 
 import functools
+import operator
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -11,7 +13,7 @@ from jaxtyping import Array, Float
 
 from funcnet import spec
 
-__all__ = ["Rate", "by_matrices", "length", "wide_dtype"]
+__all__ = ["Rate", "by_matrices", "in_batches", "length", "wide_dtype"]
 
 Rate = float | jax.Array | Callable[[Any], Any]
 
@@ -24,6 +26,21 @@ def wide_dtype(dtype: Any) -> Any:
 def length(x: Float[Array, "s i o"]) -> Float[Array, "s 1 1"]:
     """The Frobenius norm of each."""
     return jnp.sqrt((x * x).sum((1, 2), keepdims=True))
+
+
+def in_batches(f: Callable[..., Any], *lists: list[Array]) -> list[Any]:
+    """f of each stack [s, ...], or of those at one place of several lists; equal shapes in one batch."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for place, stacks in enumerate(zip(*lists, strict=True)):
+        groups[tuple((stack.shape[1:], stack.dtype) for stack in stacks)].append(place)
+    found: list[Any] = [None] * len(lists[0])
+    for places in groups.values():
+        batch = f(*(jnp.concatenate([stacks[place] for place in places]) for stacks in lists))
+        end = 0
+        for place in places:
+            start, end = end, end + lists[0][place].shape[0]
+            found[place] = jax.tree.map(operator.itemgetter(slice(start, end)), batch)
+    return found
 
 
 def by_matrices(

@@ -6,19 +6,19 @@ AdamW's rates and decay carry over: J. Liu et al., "Muon is scalable for LLM tra
 NorMuon: Z. Li et al., arXiv 2510.05491.
 """
 
+import functools
 import math
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from funcnet.linalg.matrices import as_matrices, from_matrices, sizes
 from funcnet.linalg.polar import polar
-from funcnet.optim._parts import Rate, by_matrices, length, wide_dtype
-from funcnet.spec import Spec, is_spec
+from funcnet.optim._parts import Rate, by_matrices, in_batches, length, wide_dtype
+from funcnet.spec import is_spec
 
 __all__ = ["State", "muon", "normuon", "scale_by_muon"]
 
@@ -129,7 +129,8 @@ def scale_by_muon(
         kept = jax.tree.map(mean, state.momentum, updates)
         ahead = jax.tree.map(mean, kept, updates) if nesterov else kept
         leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
-        factors = _polar_factors(leaves, jax.tree.leaves(ahead), method)
+        stacks = [as_matrices(m, leaf) for m, leaf in zip(jax.tree.leaves(ahead), leaves, strict=True)]
+        factors = in_batches(functools.partial(polar, method=method), stacks)
         second = state.second
         if decay is not None:
             pairs = [
@@ -144,21 +145,6 @@ def scale_by_muon(
         return tree.unflatten(steps), State(kept, second)
 
     return optax.GradientTransformation(init, update)
-
-
-def _polar_factors(leaves: list[Spec], grads: list[Array], method: str) -> list[Float[Array, "s i o"]]:
-    """The polar factor of every leaf as matrices; those of one shape are computed in one batch."""
-    stacks = [as_matrices(grad, leaf) for grad, leaf in zip(grads, leaves, strict=True)]
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for place, stack in enumerate(stacks):
-        groups[(*stack.shape[1:], stack.dtype)].append(place)
-    for places in groups.values():
-        together = polar(jnp.concatenate([stacks[place] for place in places]), method=method)
-        first = 0
-        for place in places:
-            n = stacks[place].shape[0]
-            stacks[place], first = together[first : first + n], first + n
-    return stacks
 
 
 def _scale(factor: Array) -> float:

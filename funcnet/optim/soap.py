@@ -8,6 +8,7 @@ Koren and Y. Singer, "Shampoo: Preconditioned stochastic tensor optimization", a
 another step: N. Agarwal et al., arXiv 2002.11803.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Integer
 
 from funcnet.linalg import kronecker
 from funcnet.linalg.matrices import as_matrices, from_matrices, sizes
-from funcnet.optim._parts import Rate, by_matrices, length, wide_dtype
+from funcnet.optim._parts import Rate, by_matrices, in_batches, length, wide_dtype
 from funcnet.spec import Spec, is_spec
 
 __all__ = ["Moments", "Side", "State", "scale_by_factors", "shampoo", "soap"]
@@ -168,19 +169,18 @@ def scale_by_factors(
                 step = mean / _roots(left, right, g.shape)
                 step = step * (length(adam) / jnp.maximum(length(step), 1e-30))
             step = jnp.where(first, 0, _back(step, left, right))
-            kept = jax.lax.cond(
-                state.steps % every == 0,
-                lambda moments: _refresh(moments, first, elementwise),
-                lambda moments: moments,
-                Moments(mean, square, left, right),
-            )
-            return from_matrices(step, leaf).astype(grad.dtype), kept
+            return from_matrices(step, leaf).astype(grad.dtype), Moments(mean, square, left, right)
 
         leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
         moments = tree.flatten_up_to(state.moments)
         pairs = [one(*each) for each in zip(leaves, jax.tree.leaves(updates), moments, strict=True)]
-        steps = tree.unflatten([step for step, _ in pairs])
-        return steps, State(state.steps + 1, tree.unflatten([kept for _, kept in pairs]))
+        kept = jax.lax.cond(
+            state.steps % every == 0,
+            lambda moments: _refresh(moments, first, elementwise),
+            lambda moments: moments,
+            [moments for _, moments in pairs],
+        )
+        return tree.unflatten([step for step, _ in pairs]), State(state.steps + 1, tree.unflatten(kept))
 
     return optax.GradientTransformation(init, update)
 
@@ -230,24 +230,31 @@ def _roots(left: Side | None, right: Side | None, shape: tuple[int, ...]) -> Arr
     return (values(left, shape[1])[:, :, None] * values(right, shape[2])[:, None, :]) ** 0.25
 
 
-def _refresh(was: Moments, first: Array, elementwise: bool) -> Moments:
-    """New bases, and in them the mean; the squares, of elements in the bases, follow the order of columns."""
+def _refresh(was: list[Moments], first: Array, elementwise: bool) -> list[Moments]:
+    """New bases, and the means in them; squares of elements in the bases follow the order of columns."""
+
+    def start(factor: Array, basis: Array) -> tuple[Array, Array]:
+        del basis
+        return kronecker.eigenbasis(factor), jnp.broadcast_to(jnp.arange(factor.shape[-1]), factor.shape[:2])
+
+    sides = [side for moments in was for side in (moments.left, moments.right) if side is not None]
+    ways = [functools.partial(in_batches, way) for way in (start, kronecker.refreshed)]
+    found = iter(jax.lax.cond(first, *ways, [side.factor for side in sides], [side.basis for side in sides]))
 
     def new(side: Side | None, axis: int, square: Array) -> tuple[Side | None, Array]:
         if side is None:
             return None, square
-        start = lambda side: (
-            kronecker.eigenbasis(side.factor),
-            jnp.broadcast_to(jnp.arange(side.factor.shape[-1]), side.factor.shape[:2]),
-        )
-        basis, order = jax.lax.cond(first, start, lambda side: kronecker.refreshed(*side), side)
+        basis, order = next(found)
         if elementwise:
             square = jnp.take_along_axis(square, jnp.expand_dims(order, 3 - axis), axis)
         return side._replace(basis=basis), square
 
-    left, square = new(was.left, 1, was.square)
-    right, square = new(was.right, 2, square)
-    mean = _into(_back(was.mean, was.left, was.right), left, right)
-    if elementwise:  # those of the first gradient are of no basis
-        square = jnp.where(first, 0, square)
-    return Moments(mean, square, left, right)
+    kept = []
+    for moments in was:
+        left, square = new(moments.left, 1, moments.square)
+        right, square = new(moments.right, 2, square)
+        mean = _into(_back(moments.mean, moments.left, moments.right), left, right)
+        if elementwise:  # those of the first gradient are of no basis
+            square = jnp.where(first, 0, square)
+        kept.append(Moments(mean, square, left, right))
+    return kept
