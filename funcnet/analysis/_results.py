@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 from funcnet.analysis._curvature import Curvature
 from funcnet.analysis._spectra import Weight
 
@@ -71,6 +74,8 @@ class Whole(NamedTuple):
         sensitivity: ‖∂ logits / ∂ input‖ at examples of the batch: the median, the largest, of how many.
         hessian: of the mean loss.
         ggn: the Gauss–Newton matrix.
+        losses: of the examples; None where there is no loss.
+        norms: of their gradients.
     """
 
     examples: int
@@ -80,6 +85,8 @@ class Whole(NamedTuple):
     sensitivity: tuple[float, float, int] | None = None
     hessian: Curvature | None = None
     ggn: Curvature | None = None
+    losses: Float[np.ndarray, " n"] | None = None
+    norms: Float[np.ndarray, " n"] | None = None
 
 
 class XRay(NamedTuple):
@@ -100,6 +107,14 @@ class XRay(NamedTuple):
     def each(self, part: str) -> dict[str, Any]:
         """By layer one part, "weight", "activation" or "gradient", of the rows that have it."""
         return {row.name: getattr(row, part) for row in self.rows if getattr(row, part) is not None}
+
+    def strangest(self, most: int = 10) -> tuple[list[int], list[float]]:
+        """The examples with the largest gradients, by their places in the batch, and shares of Σ ‖gₙ‖²."""
+        if self.whole.norms is None:
+            return [], []
+        squares = self.whole.norms**2
+        order = np.argsort(-squares)[:most]
+        return order.tolist(), (squares[order] / (squares.sum() or 1.0)).tolist()
 
     def table(self, part: str | None = None) -> tuple[list[str], list[list[str]]]:
         """Columns and cells; a column that is empty in every row is left out.

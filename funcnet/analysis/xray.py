@@ -252,10 +252,9 @@ def _gradients(
         for name, path in names.items()
         if path in leaves
     }
-    whole = _gradient(
-        sum(part.sum(1) for part in each.values()), sum(part.sum() for part in of_total.values()), n
-    )
-    return Whole(n, float(values.mean()), whole), found
+    squared: Any = sum(part.sum(1) for part in each.values())
+    whole = _gradient(squared, sum(part.sum() for part in of_total.values()), n)
+    return Whole(n, float(values.mean()), whole, losses=values, norms=np.sqrt(squared)), found
 
 
 def _gradient(squares: Any, of_total: float, n: int) -> Gradient:

@@ -13,9 +13,11 @@ from funcnet.cli._text import heading, table
 
 if TYPE_CHECKING:
     from funcnet.analysis import XRay
+    from funcnet.tasks._task import Examples, Saved
 
 __all__ = ["run"]
 
+_STRANGEST = 10  # examples that are shown
 _EXAMPLES = {"chars": 64}  # of the others 256
 _LINES = 12  # of a picture, at most
 
@@ -63,17 +65,22 @@ def run(args: list[str]) -> int:
     count = _EXAMPLES.get(saved.task, 256) if asked.examples is None else asked.examples
     if count < 1:
         raise UsageError(f"--examples is {count}, but one is the least")
-    batch, start = tuple(_run.again(asked.run).examples(count)[0]), _run.start(asked.run)
+    examples, start = _run.again(asked.run).examples(count)[0], _run.start(asked.run)
+    batch = examples.inputs, examples.labels
     found = xray(
         _run.net(asked.run), saved.params, saved.config, batch, start=start, curvature=asked.curvature
     )
-    heading(f"{asked.run}: {saved.task}, at {len(batch[0])} examples of its training data")
+    heading(f"{asked.run}: {saved.task}, at {len(examples.inputs)} examples of its training data")
     columns, cells = found.table()
     table(columns, cells, columns[1:])
     print()
     table(["whole", ""], [[name, text] for name, text in found.facts().items()])
     for reason in found.left_out:
         print(f"not measured: {reason}")
+    strangest = _strangest(saved, examples, found)
+    if strangest[1]:
+        heading("\nthe examples with the largest gradients")
+        table(*strangest, strangest[0][1:3])
     heading("\nunusual" if found.findings else "\nnothing unusual")
     for text in found.findings:
         print(f"- {text}")
@@ -81,9 +88,27 @@ def run(args: list[str]) -> int:
         _picture(asked.out, found)
         print(f"the picture is in {asked.out}")
     if asked.html is not None:
-        asked.html.write_text(_html(str(asked.run), saved.task, found), "utf-8", "backslashreplace")
+        page = _html(str(asked.run), saved, examples, found)
+        asked.html.write_text(page, "utf-8", "backslashreplace")
         print(f"the page is in {asked.html}")
     return 0
+
+
+def _strangest(saved: "Saved", examples: "Examples", found: "XRay") -> tuple[list[str], list[list[str]]]:
+    """Where they stand in the training data, what they are, their losses, and shares of the gradients."""
+    order, shares = found.strangest(_STRANGEST)
+    losses, characters = found.whole.losses, saved.data.get("characters")
+
+    def text(i: int) -> str:
+        if isinstance(characters, str):
+            return repr("".join(characters[j] for j in examples.inputs[i]))
+        return str(examples.labels[i])
+
+    rows = [
+        [f"{examples.numbers[i]:,}", f"{0.0 if losses is None else losses[i]:.3g}", f"{share:.1%}", text(i)]
+        for i, share in zip(order, shares, strict=True)
+    ]
+    return ["number", "loss", "share of |gradient|^2", "text" if characters else "label"], rows
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------
@@ -183,10 +208,26 @@ def _density(axes: Any, curved: dict[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
+def _images(path: Path, images: np.ndarray, labels: list[str]) -> None:
+    """In a row, each with its label."""
+    from matplotlib.figure import Figure
+
+    from funcnet.tasks._plots import _save
+
+    figure = Figure(figsize=(11, 1.5), dpi=110, layout="constrained")
+    every = figure.subplots(1, _STRANGEST, squeeze=False).ravel()
+    for axes in every:
+        axes.set_axis_off()
+    for axes, image, label in zip(every, images, labels, strict=False):
+        axes.imshow(image.squeeze(-1), cmap="gray_r")
+        axes.set_title(label, fontsize=9)
+    _save(figure, path)
+
+
 # ---- the page ---------------------------------------------------------------------------------------------
 
 
-def _html(run: str, task: str, found: "XRay") -> str:
+def _html(run: str, saved: "Saved", examples: "Examples", found: "XRay") -> str:
     import tempfile
     from html import escape
 
@@ -196,6 +237,12 @@ def _html(run: str, task: str, found: "XRay") -> str:
         path = Path(folder, "xray.png")
         _picture(path, found)
         picture = _page.picture(path, "spectra, activations, heads, gradients, curvature")
+        columns, cells = _strangest(saved, examples, found)
+        strange = _page.table(columns, cells, columns[:3]) if cells else ""
+        if cells and examples.inputs.ndim == 4:
+            path = Path(folder, "examples.png")
+            _images(path, examples.inputs[found.strangest(_STRANGEST)[0]], [row[3] for row in cells])
+            strange = _page.picture(path, "the images with the largest gradients") + strange
     listed = lambda texts: (
         f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>" if texts else ""
     )
@@ -207,10 +254,11 @@ def _html(run: str, task: str, found: "XRay") -> str:
     title = f"X-ray of {run}"
     return _page.page(
         title,
-        f'<header><p class="soft small">funcnet xray: {escape(task)}</p><h1>{escape(title)}</h1>\n'
+        f'<header><p class="soft small">funcnet xray: {escape(saved.task)}</p><h1>{escape(title)}</h1>\n'
         f"{_page.facts(found.facts())}</header>",
         _page.section("What is unusual", listed(found.findings) or "<p>Nothing, by the thresholds.</p>"),
         _page.section("Pictures", picture),
         *(_page.section(f"{part}s", layers(part)) for part in ("weight", "activation", "gradient")),
+        _page.section("The examples with the largest gradients", strange),
         _page.section("Not measured", listed(found.left_out)),
     )

@@ -31,11 +31,13 @@ __all__ = [
 class Examples(NamedTuple):
     """What a net takes and should give: inputs as its `apply` has them [n, ...], and labels.
 
-    Those of images are classes [n], of texts the next characters [n, t].
+    Those of images are classes [n], of texts the next characters [n, t]. `numbers` [n] say where they stand
+    in their data: which image, or at which character a piece begins.
     """
 
     inputs: np.ndarray
     labels: np.ndarray
+    numbers: np.ndarray
 
 
 class Task(NamedTuple):

@@ -217,7 +217,7 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     windows = np.lib.stride_tricks.sliding_window_view(windows, t + 1)[::t]
     pieces, called = len(windows), "validation"
     if pieces * t > MEASURED:
-        windows = windows[np.linspace(0, pieces - 1, MEASURED // t).astype(int)]
+        windows = windows[spread(pieces, MEASURED // t)]
         called += f" (on {len(windows):,} of {pieces:,} pieces)"
 
     def loss(params: Any, ids: Any, key: Any) -> Any:
@@ -261,8 +261,9 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     vars(step)["loss"] = lambda params, batch, key: loss(params, batch.ids, key)
     vars(step)["max_skipped"] = inner.max_skipped
 
-    def pieces_of(windows: np.ndarray) -> Examples:
-        return Examples(windows[:, :-1], windows[:, 1:])
+    def taken(ids: np.ndarray, starts: np.ndarray) -> Examples:
+        windows = ids[starts[:, None] + np.arange(t + 1)]
+        return Examples(windows[:, :-1], windows[:, 1:], starts)
 
     def finish(params: Any, folder: Path) -> None:
         prompt = decode(held_out[:t].tolist(), characters)
@@ -289,10 +290,8 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         unit="character",
         data=facts,
         examples=lambda n: (
-            pieces_of(
-                np.lib.stride_tricks.sliding_window_view(train_ids, t + 1)[spread(len(train_ids) - t, n)]
-            ),
-            pieces_of(windows),
+            taken(train_ids, spread(len(train_ids) - t, n)),
+            taken(held_out, t * spread(pieces, MEASURED // t)),
         ),
         tokens=options.batch * t,
         finish=finish,

@@ -119,6 +119,9 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         logits = convnet.apply(cast(params), cast(images), net)
         return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
 
+    def taken(split: Split, which: Any) -> Examples:
+        return Examples(split.images[which], split.labels[which], which)
+
     def finish(params: Any, folder: Path) -> None:
         guess = _images.classify(params, test_set.images, net).argmax(-1)
         _plots.mistakes(folder / "mistakes.png", test_set.images[..., 0], test_set.labels, guess, CLASSES)
@@ -144,8 +147,8 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
             "sha256": fingerprint(*train_set, *test_set),
         },
         examples=lambda n: (
-            Examples(*(part[spread(len(part), n)] for part in train_set)),
-            Examples(*test_set),
+            taken(train_set, spread(len(train_set.labels), n)),
+            taken(test_set, np.arange(len(test_set.labels))),
         ),
         finish=finish,
     )

@@ -140,7 +140,8 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         return {"loss": cross_entropy.apply(logits, labels), "accuracy": correct(logits, labels)}
 
     def taken(split: Split, which: Any) -> Examples:
-        return Examples(np.asarray(split.images[which], np.float32)[..., None] / 255, split.labels[which])
+        images = split.images[which].astype(np.float32)[..., None] / 255
+        return Examples(images, split.labels[which], which)
 
     def finish(params: Any, folder: Path) -> None:
         images = test_set.images.astype(np.float32) / 255
@@ -167,7 +168,10 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
             "test": len(test_set.labels),
             "sha256": fingerprint(*train_set, *test_set),
         },
-        examples=lambda n: (taken(train_set, spread(len(train_set.labels), n)), taken(test_set, slice(None))),
+        examples=lambda n: (
+            taken(train_set, spread(len(train_set.labels), n)),
+            taken(test_set, np.arange(len(test_set.labels))),
+        ),
         finish=finish,
     )
 

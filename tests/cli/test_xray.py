@@ -3,15 +3,17 @@
 import json
 
 import jax
+import jax.flatten_util
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
+import funcnet as fn
 from funcnet.analysis._results import Activation, Row, Whole, XRay
 from funcnet.cli import main
 from funcnet.cli import xray as command
 from funcnet.nets import convnet, transformer
-from funcnet.tasks import _run
+from funcnet.tasks import _run, digits
 from tests.browser import Reader, needs_browser, shown
 from tests.cli.runs import untrained
 
@@ -29,6 +31,18 @@ def called(capsys, *args):
     return code, *capsys.readouterr()
 
 
+def norms(params, images, labels):
+    """Of the gradients of single images."""
+
+    def norm(image, label):
+        loss = lambda params: fn.cross_entropy.apply(
+            convnet.apply(params, image[None], CONFIG), label[None]
+        ).sum()
+        return jax.numpy.linalg.norm(jax.flatten_util.ravel_pytree(jax.grad(loss)(params))[0])
+
+    return np.asarray(jax.jit(jax.vmap(norm))(images, labels))
+
+
 def test_a_run_and_its_page(here, capsys):
     untrained(here / "run", "digits", CONFIG)
     code, out, err = called(capsys, "run", "--examples", 20, "--html", "a.html")
@@ -36,13 +50,20 @@ def test_a_run_and_its_page(here, capsys):
     lines = out.splitlines()
     assert lines[0] == "run: digits, at 20 examples of its training data"
     assert [line.split()[0] for line in lines[2:5]] == ["stages.0.0", "hidden", "head"]
+    first = lines.index("the examples with the largest gradients") + 2
+    numbers = [int(line.split()[0].replace(",", "")) for line in lines[first : first + 10]]
+    images, labels = digits.data()[0]
+    batch = [round(i) for i in np.linspace(0, 1436, 20).astype(int)]
+    assert set(numbers) <= set(batch)
+    assert [int(line.split()[3]) for line in lines[first : first + 10]] == labels[numbers].tolist()
+    assert numbers[0] == batch[norms(_run.read(here / "run").params, images[batch], labels[batch]).argmax()]
     assert "- `stages.0.0`, `hidden`, `head`: moved by less than 0.1 % since the start" in out
     assert out.endswith("\nthe page is in a.html\n")
     page = Reader((here / "a.html").read_text("utf-8"))
     for text in ("X-ray of run", "moved by less than", "Lipschitz bound", "weights", "gradients"):
         assert text in page.text
-    assert [v["src"][:22] for tag, v in page.tags if tag == "img"] == ["data:image/png;base64,"]
-    assert sum(tag == "table" for tag, _ in page.tags) == 3
+    assert [v["src"][:22] for tag, v in page.tags if tag == "img"] == ["data:image/png;base64,"] * 2
+    assert sum(tag == "table" for tag, _ in page.tags) == 4
 
 
 @pytest.mark.slow
