@@ -142,8 +142,7 @@ _KINDS = (
     ),
     (
         _few,
-        "{} half of the gradient: look at their labels (fn.analysis.example_norms says which they are), or "
-        "clip per example.",
+        "{} half of the gradient: look at their labels (`strangest()` names them), or clip per example.",
     ),
     (
         _still,
