@@ -29,7 +29,7 @@ def run(scale: Scale) -> list[Table]:
             (name, curvature), _ = CASES[case]
             process = Process(ALONE)
             with harness.running([process]) as workers:
-                times[case].append(tuple(workers[process].ask("seconds", name, curvature)))
+                times[case].append(tuple(workers[process].ask("spent", name, curvature)))
     rows: list[dict[str, object]] = [
         {
             "net": case,
@@ -42,8 +42,8 @@ def run(scale: Scale) -> list[Table]:
     return [Table("An x-ray, from a new process on", rows, "Imports and reading the data are not counted.")]
 
 
-def seconds(name: str, curvature: bool) -> tuple[float, float]:
-    """Of one call of `fn.xray`."""
+def spent(name: str, curvature: bool) -> tuple[float, float]:
+    """Seconds of one call of `fn.xray`."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -70,4 +70,4 @@ def seconds(name: str, curvature: bool) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    harness.serve(others={"seconds": seconds})
+    harness.serve(others={"spent": spent})
