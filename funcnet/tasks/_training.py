@@ -38,7 +38,7 @@ class Training:
 
     Attributes:
         optimizer: which one. The learning rates of the tasks are tuned for adamw, and fit adafactor; muon,
-            normuon, soap and shampoo like two to four times as much, lion a tenth, sgd (with momentum) ten times.
+            normuon, soap and shampoo like two to four times as much, lion a tenth, sgd ten times.
         schedule: how the learning rate goes on after the warm-up: down along a cosine, or a line; constant;
             or constant with a linear descent in the last fifth (wsd).
         warmup: steps in which the learning rate rises; by default a tenth of all, of chars 100.
