@@ -37,8 +37,8 @@ class Training:
     """How to train.
 
     Attributes:
-        optimizer: which one. The learning rates of the tasks are tuned for adamw, and fit adafactor, muon,
-            normuon, soap and shampoo; lion wants a tenth of them, sgd (momentum 0.9) ten times as much.
+        optimizer: which one. The learning rates of the tasks are tuned for adamw, and fit adafactor; muon,
+            normuon, soap and shampoo like two to four times as much, lion a tenth, sgd ten times.
         schedule: how the learning rate goes on after the warm-up: down along a cosine, or a line; constant;
             or constant with a linear descent in the last fifth (wsd).
         warmup: steps in which the learning rate rises; by default a tenth of all, of chars 100.
