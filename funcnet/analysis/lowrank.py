@@ -74,13 +74,13 @@ class Changed(NamedTuple):
     """How much of what a net decides has changed, on data that chose nothing.
 
     Attributes:
-        n: decisions: examples, or tokens.
+        decisions: how many there are: one for each example, or token.
         changed: of them, those with another class.
         at_most: the share that changes is below it, with 95 % confidence, if they are independent.
         accuracy: before and after; None without labels.
     """
 
-    n: int
+    decisions: int
     changed: int
     at_most: float
     accuracy: tuple[float, float] | None
@@ -232,12 +232,12 @@ def certified(
     *,
     specs: PyTree | None = None,
 ) -> tuple[Float[np.ndarray, " n"] | None, str]:
-    """Of each example a bound of |outputs after − outputs before|, certified up to rounding.
+    """Of each example a bound of the norm of outputs after − outputs before, certified up to rounding.
 
-    It follows the difference from map to map: |A' x' − A x| ≤ ‖A'‖ |x' − x| + |A' x − A x|, the last measured
-    at that example. A class that leads by more than √2 of the bound has not changed. Of a plainly trained net
-    the bound is hundreds of times too large, as norms multiply up; of one of 1-Lipschitz layers it says
-    something.
+    It follows the difference from map to map: it grows by the norm of the new map at most, and by what the
+    two maps give differently, which is measured at that example. A class that leads by more than √2 of the
+    bound has not changed. Of a plainly trained net the bound is hundreds of times too large, as norms
+    multiply up; of one of 1-Lipschitz layers it says something.
 
     Args:
         net: as in `compress`.

@@ -115,12 +115,12 @@ def _table(small: "Compressed", n: int) -> tuple[list[str], list[list[str]], lis
 
 def _said(task: "Task", held_out: "Examples", found: "Changed") -> list[str]:
     """What is measured on data that chose neither components nor ranks."""
-    unit = task.unit + ("s" if found.n != 1 else "")
+    unit = task.unit + ("s" if found.decisions != 1 else "")
     lines = []
     if found.accuracy is not None:
         before, after = found.accuracy
         lines.append(f"{task.held_out} accuracy {before:.2%} before, {after:.2%} after")
-    lines.append(f"{found.changed:,} of {found.n:,} {unit} got another class")
+    lines.append(f"{found.changed:,} of {found.decisions:,} {unit} got another class")
     if held_out.labels.ndim == 1:
         lines[-1] += f": with 95 % confidence, below {math.ceil(1000 * found.at_most) / 1000:.1%} do"
     return lines
