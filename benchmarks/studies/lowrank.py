@@ -22,7 +22,7 @@ def run(scale: Scale) -> list[Table]:
 
     params, config, net = trained(1 if scale == SMOKE else 40)
     images, test = data()
-    rows = []
+    rows, before = [], 1.0
     for share in SHARES[2:3] if scale == SMOKE else SHARES:
         row: dict[str, object] = {"FLOPs left": f"{share:.0%}"}
         for name, basis in {"components": None, "kernels": of_kernels}.items():
@@ -48,7 +48,7 @@ def data() -> tuple[Any, tuple[Any, Any]]:
 
     train, test = digits.data()
     images = train.images[np.linspace(0, len(train.images) - 1, 1000).astype(int)]
-    return np.split(images, 4), tuple(test)
+    return np.split(images, 4), (test.images, test.labels)
 
 
 def trained(epochs: int) -> tuple[Any, Any, Any]:
