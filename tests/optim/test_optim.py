@@ -37,7 +37,7 @@ def drawn(*shape, seed=0):
 def runner(name, specs, *, params=None, rate=1.0, **options):
     """Gradients, one after the other, to what is added to the params by each; compiled once."""
     optimizer = MAKERS[name](rate, specs, **options)
-    start, update = optimizer.init, jax.jit(lambda g, state: optimizer.update(g, state, params or g))
+    start, update = jax.jit(optimizer.init), jax.jit(lambda g, state: optimizer.update(g, state, params or g))
 
     def run(grads):
         given = []
