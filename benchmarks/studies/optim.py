@@ -4,6 +4,7 @@ Float32, in one process. The losses of different optimizers differ after a step,
 first is compared.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ STEP = {name: Entrant(HERE, name, "funcnet") for name in NAMES}
 LARGE = {name: STEP[name] for name in ("adamw", "muon")}
 UPDATE = {
     "optax.contrib.muon": Entrant(HERE, "update of optax", "funcnet"),
-    "with our polynomials": Entrant(HERE, "update of optax with our polynomials", "funcnet"),
+    "with our polynomials": Entrant(HERE, "update of optax, polynomials ours", "funcnet"),
     "fn.optim.muon": Entrant(HERE, "update", "funcnet"),
 }
 CHARS = "the task chars"  # 4 × 128, batches of 8 × 64 characters
@@ -127,11 +128,13 @@ def _muon_of_optax(specs: Any, way: str) -> Any:
         axes = {role: tuple(i for i, r in enumerate(spec.matrix[1]) if r == role) for role in "io"}
         return optax.contrib.MuonDimensionNumbers(axes["i"], axes["o"])
 
-    return optax.contrib.muon(
+    made = (
+        functools.partial(optax.contrib.muon, ns_coeffs=_POLYNOMIALS) if "ours" in way else optax.contrib.muon
+    )
+    return made(
         1e-3,
         muon_weight_dimension_numbers=jax.tree.map(numbers, specs, is_leaf=is_spec),
         consistent_rms=0.2,
-        **({"ns_coeffs": _POLYNOMIALS} if "our polynomials" in way else {}),
     )
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 __all__ = ["conditioned", "orthonormal"]
 
 # No decomposition is LAPACK's: two batched ones in a program that need not wait for one another can, in JAX
-# 0.10.1 on two cores, wait for ever for a thread; and next to other work they take ten times as long.
+# 0.10.1 on two cores, wait for ever for a thread.
 _SMALL = 32
 
 
