@@ -74,7 +74,7 @@ def run(args: list[str]) -> int:
     table(*_table(small, len(training.inputs[:_CHUNK])))
 
     def said(params: Any) -> None:
-        inputs, labels = map(_batches, held_out)
+        inputs, labels = _batches(held_out.inputs), _batches(held_out.labels)
         found = lowrank.changed(net, saved.params, params, saved.config, inputs, labels)
         print("\n".join(_said(task, held_out, found)))
         print(_certain(net, saved, params, inputs))

@@ -211,6 +211,7 @@ def quick(monkeypatch, tmp_path):
         held_out="test",
         unit="image",
         data={},
+        examples=lambda n: pytest.fail("nobody asks for them"),
         finish=lambda params, folder: (folder / "mistakes.png").touch(),
     )
 
