@@ -7,7 +7,7 @@ or a norm there is none.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from funcnet import rules
 from funcnet.analysis import _chain, _spectra
+from funcnet.errors import FuncnetError, ShapeError, StructureError, describe
 from funcnet.nets import maps
 from funcnet.ops import _factored
 from funcnet.ops._dtype import wide
@@ -37,12 +38,13 @@ def bounds(
         specs: of params.
         x: [n, ...].
     """
-    whole = _whole(small)
+    whole = _whole(params, small)
     program = _chain.traced(apply, whole, x)
     names = [_path(at) for at, _ in jax.tree.leaves_with_path(params)]
     facts = zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(whole), strict=True)
     leaves = {names[i]: (spec, leaf, None) for i, (spec, leaf) in enumerate(facts) if spec.matrix is not None}
-    convolved = {names[i]: calls[0] for i, calls in program.convolved.items() if len(calls) == 1}
+    calls = {names[i]: calls for i, calls in program.convolved.items()}
+    convolved = {n: each[0] if len(each) == 1 else None for n, each in calls.items() if n in leaves}
     found, _ = _spectra.weights(leaves, convolved)
     norms = {names.index(name): each[0].norm[1] for name, each in found.items() if len(each) == 1}
     bound, reason = _chain.lipschitz(program, norms)
@@ -56,14 +58,47 @@ def bounds(
     return np.asarray(_chain.drift(program, norms, jax.device_get(added))), ""
 
 
-def _whole(node: PyTree) -> PyTree:
-    """The params with each factored map as one: w = down · up."""
-    if _factored.is_factored(node):
-        first, last = _factored.parts(node)
-        return {**last, "w": jnp.tensordot(first["w"], last["w"], 1)}
-    if isinstance(node, Mapping):
-        return {name: _whole(part) for name, part in node.items()}
-    return [_whole(part) for part in node] if isinstance(node, list | tuple) else node
+def _whole(params: PyTree, small: PyTree) -> PyTree:
+    """What is small, as a tree like params: each factored map as one, w = down · up."""
+
+    def leaf(at: Any, before: Any) -> Any:
+        node = _at(small, at[:-1])
+        if _factored.is_factored(node) and _entry(at[-1]) == "w":
+            first, last = _factored.parts(node)
+            found: Any = jnp.tensordot(first["w"], last["w"], 1)
+        else:
+            found = _at(node, at[-1:])
+        if np.shape(found) != np.shape(before):
+            raise ShapeError(
+                f"lowrank.certified: {_path(at)} of small is not that of params.",
+                path="small",
+                expected=describe(before),
+                actual=describe(found),
+            )
+        return found
+
+    try:
+        return jax.tree.map_with_path(leaf, params)
+    except (KeyError, IndexError, TypeError) as error:
+        if isinstance(error, FuncnetError):
+            raise
+        raise StructureError(
+            "lowrank.certified: small is no tree like params.",
+            path="small",
+            expected='params, in which {"down", "up"} may stand in the place of {"w"}',
+            actual=describe(small),
+        ) from error
+
+
+def _at(node: Any, path: Any) -> Any:
+    for entry in path:
+        name = _entry(entry)
+        node = getattr(node, name) if isinstance(entry, jax.tree_util.GetAttrKey) else node[name]
+    return node
+
+
+def _entry(entry: Any) -> Any:
+    return getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", None)))
 
 
 def _path(at: Any) -> str:
@@ -73,7 +108,7 @@ def _path(at: Any) -> str:
 def _added(
     apply: Callable[[PyTree, PyTree], Any], params: PyTree, small: PyTree, x: Any
 ) -> dict[int, Float[Array, " n"]]:
-    """|A' x − A x| of each map and example, by the numbers of the leaves w, at what the net gives A."""
+    """|A' x − A x| of each map and example at what the net gives A, by the numbers of the leaves w."""
     places = {id(leaf): (i, at[:-1]) for i, (at, leaf) in enumerate(jax.tree.leaves_with_path(params))}
     found: dict[int, Array] = {}
 
@@ -82,12 +117,11 @@ def _added(
         with rules.metered(None):
             y = f(*args, **options)
             number, path = places[id(args[at]["w"])]
-            other = small
-            for entry in path:
-                other = other[getattr(entry, "key", getattr(entry, "idx", None))]
+            other = _at(small, path)
             run = maps.conv if f.__module__.endswith(".conv") else maps.linear
             change = run(other, args[1], **options) - y
-        found[number] = jnp.sqrt(jnp.square(change.astype(wide(y.dtype))).reshape(len(y), -1).sum(1))
+        norm = jnp.sqrt(jnp.square(change.astype(wide(y.dtype))).reshape(len(y), -1).sum(1))
+        found[number] = jnp.maximum(found.get(number, norm), norm)  # of all its calls
         return y
 
     with rules.metered(meter):

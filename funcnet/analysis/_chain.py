@@ -49,6 +49,16 @@ class Program(NamedTuple):
 
 def traced(f: Callable[[Any, Any], Any], params: Any, x: Any) -> Program:
     """The program of ``f(params, x)``; nothing is computed."""
+    try:
+        return _traced(f, params, x, True)
+    except (
+        NotImplementedError
+    ):  # an equation of ours under vmap or in a derivative, for which it has no rules
+        return _traced(f, params, x, False)
+
+
+def _traced(f: Callable[[Any, Any], Any], params: Any, x: Any, bounded: bool) -> Program:
+    """With equations of their own for operations with a known bound, or without."""
     convolved: dict[int, list[Convolved]] = {}
     others: list[str] = []
 
@@ -64,7 +74,7 @@ def traced(f: Callable[[Any, Any], Any], params: Any, x: Any) -> Program:
             if name == "conv" and leaf is not None:
                 shape = args[1].shape[args[1].ndim - args[0]["w"].ndim + 1 :]
                 convolved.setdefault(leaf, []).append(Convolved(shape, options))
-            if leaf is None and not _at_most_one(name, options):
+            if not bounded or (leaf is None and not _at_most_one(name, options)):
                 others.append(name)
                 with rules.metered(None):
                     return f(*args, **options)

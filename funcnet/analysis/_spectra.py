@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -63,17 +64,20 @@ class Convolved(NamedTuple):
 
 
 def weights(
-    leaves: Mapping[str, tuple[Spec, Any, Any]], convolved: Mapping[str, Convolved], unseen: bool = False
+    leaves: Mapping[str, tuple[Spec, Any, Any]],
+    convolved: Mapping[str, Convolved | None],
+    unseen: bool = False,
 ) -> tuple[dict[str, list[Weight]], list[str]]:
     """The matrices of each leaf, one for each layer of a stack, and what could not be measured.
 
     Args:
         leaves: by path the spec, the array, and that at the start, or None.
-        convolved: by path the call of a kernel.
+        convolved: by path the call of a kernel; None: there are several.
         unseen: whether there are convolutions whose kernels are not known.
     """
     found, reasons = {}, []
-    taps = _taps({path: (leaves[path][1], call) for path, call in convolved.items()})
+    called = {path: call for path, call in convolved.items() if call is not None}
+    taps = _taps({path: (leaves[path][1], call) for path, call in called.items()})
     for path, (spec, leaf, start) in leaves.items():
         stack = _stack(leaf, spec)
         found[path] = [_linear(w) for w in stack]
@@ -81,7 +85,7 @@ def weights(
             pairs = zip(found[path], stack, _stack(start, spec), strict=True)
             found[path] = [row._replace(moved=_moved(w, w0)) for row, w, w0 in pairs]
         if path in taps and np.isfinite(found[path][0].norm).all():
-            call, largest = convolved[path], found[path][0].norm[1]
+            call, largest = called[path], found[path][0].norm[1]
             found[path] = [_convolution(found[path][0], largest, leaf, call, *taps[path])]
             if math.isnan(found[path][0].norm[0]):
                 reasons.append(f"norm of {path}: its border is reflected.")
@@ -89,7 +93,7 @@ def weights(
                 reasons.append(
                     f"condition of {path}: an extension too large, or a stride that does not divide x."
                 )
-        elif _kernel(spec) or (unseen and len(spec.axes) - stacked(spec) > 2):
+        elif path in convolved or _kernel(spec) or (unseen and len(spec.axes) - stacked(spec) > 2):
             nan = math.nan
             found[path] = [row._replace(norm=(nan, nan), condition=nan) for row in found[path]]
             reasons.append(f"norm and condition of {path}: it is not seen in one call of conv.")
@@ -212,7 +216,9 @@ def _convolution(
                ("dilation", 1), ("padding_mode", "zeros"))}  # fmt: skip
     window = _toeplitz.window_of("xray", w, call.in_shape[:-1], **options)
     size = max(math.prod(call.in_shape), math.prod(window.out) * w.shape[-1])
-    eps = float(np.finfo(w.dtype).eps) if options["padding_mode"] != "zeros" else 0.0  # taps that meet add up
+    eps = (
+        float(jnp.finfo(w.dtype).eps) if options["padding_mode"] != "zeros" else 0.0
+    )  # taps that meet add up
     # Each element of x enters at most one product for each tap: |T x|² ≤ Π kernel · |W|² |x|².
     norm = 0.0, largest * math.sqrt(math.prod(window.kernel))
     if own is not None and _work(own) <= WORK:

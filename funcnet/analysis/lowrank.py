@@ -28,7 +28,7 @@ from funcnet.analysis import _certified, layers
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.linalg import as_matrices
 from funcnet.nets import roles
-from funcnet.ops import _check
+from funcnet.ops import _check, _factored
 from funcnet.ops._dtype import wide
 from funcnet.spec import Spec, fits, is_spec
 
@@ -135,7 +135,7 @@ def compress(
     fits(where, specs, params)
     maps = _maps(where, apply, params, specs, batches[0])
     total = _flops(apply, params, batches[0])
-    components = _components(apply, params, maps, batches)
+    components = _components(where, apply, params, maps, batches)
     if ranks is None:
         chosen = _chosen(where, apply, params, maps, components, batches, total, flops * total)
     else:
@@ -201,10 +201,19 @@ def changed(
 
     Raises:
         StructureError: there are no data.
+        DTypeError: the net gives no array.
         ShapeError: labels have not the shape of the decisions.
     """
     where = "lowrank.changed"
     apply, batches = _apply(where, net, config), _batches(where, data)
+    out = jax.eval_shape(apply, params, batches[0])
+    if not getattr(out, "ndim", 0):
+        raise DTypeError(
+            f"{where}: the net gives no array of classes.",
+            path="net",
+            expected="net.apply: logits [n, ..., classes]",
+            actual=f"net.apply: {describe(out)}",
+        )
     decide = jax.jit(lambda params, x: apply(params, x).argmax(-1))
     before, after = (np.concatenate([np.ravel(decide(tree, x)) for x in batches]) for tree in (params, small))
     other = int((before != after).sum())
@@ -251,10 +260,13 @@ def certified(
         The bounds; or None, and why there is none: through attention or a norm none is known.
 
     Raises:
-        StructureError: there are no data.
+        StructureError: there are no data, or small is no tree like params.
+        ShapeError: a leaf of small is not as that of params.
     """
     where = "lowrank.certified"
     apply, batches = _apply(where, net, config), _batches(where, data)
+    if any(map(_factored.is_factored, jax.tree.leaves(params, is_leaf=_factored.is_factored))):
+        return None, "params are factored themselves"
     specs = _specs_of(net, config, apply, params, batches[0]) if specs is None else specs
     fits(where, specs, params)
     found: list[Any] = []
@@ -442,7 +454,7 @@ _MARK = "probe of "  # the name of a map follows; the key of its probe, beside w
 
 
 def _components(
-    apply: Callable[..., Any], params: PyTree, maps: dict[str, _Map], batches: Sequence[PyTree]
+    where: str, apply: Callable[..., Any], params: PyTree, maps: dict[str, _Map], batches: Sequence[PyTree]
 ) -> dict[str, _Components]:
     """By two passes over the data, the second about the means of the first.
 
@@ -466,6 +478,14 @@ def _components(
     }
     found = {}
     for name, s in over(means).items():
+        if not np.isfinite(s["gram"]).all():
+            raise ValueRangeError(
+                f"{where}: what {name} gives is not finite, or its squares are not.",
+                path="data",
+                expected="params and data of which all maps give finite numbers",
+                actual=f"{name}: NaN or infinity",
+                hint="fn.find_nan names the operation that made it.",
+            )
         variances, vectors = np.linalg.eigh(s["gram"] / np.maximum(s["count"][:, None, None], 1))
         found[name] = _Components(means[name], vectors[..., ::-1], np.maximum(variances[..., ::-1], 0))
     return found
@@ -661,6 +681,13 @@ def _tried(each: _Map) -> list[int]:
 
 
 def _given(where: str, maps: Mapping[str, _Map], ranks: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(ranks, Mapping):
+        raise DTypeError(
+            f"{where}: ranks is not a dict.",
+            path="ranks",
+            expected="ranks: those of maps by their paths",
+            actual=f"ranks: {describe(ranks)}",
+        )
     found = {}
     for name, rank in ranks.items():
         if name not in maps:

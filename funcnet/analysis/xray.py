@@ -24,7 +24,7 @@ from funcnet.analysis._curvature import curvature as curvature_of
 from funcnet.analysis._results import Activation, Gradient, Row, Whole, XRay
 from funcnet.analysis._spectra import Weight, stacked
 from funcnet.analysis.example_norms import examples_of, of_squares
-from funcnet.errors import DTypeError, FuncnetError, StructureError, describe
+from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.linalg.curvature import of_examples
 from funcnet.ops import _check
 from funcnet.ops._dtype import wide
@@ -67,7 +67,8 @@ def xray(
 
     Raises:
         DTypeError: net is no such module, or what the loss gives no array of floats.
-        ShapeError: specs, start or batch do not fit; the loss does not give one number per example.
+        ShapeError: specs, start or batch do not fit; net or loss do not give something for each example.
+        ValueRangeError: labels are outside the classes.
         StructureError: they are other trees; the batch has no examples.
 
     >>> import funcnet as fn
@@ -89,7 +90,7 @@ def xray(
     program = _chain.traced(of.whole, params, batch)
     paths = [_path(at) for at, _ in jax.tree.leaves_with_path(params)]
     calls = {paths[i]: calls for i, calls in program.convolved.items()}
-    convolved = {path: each[0] for path, each in calls.items() if len(each) == 1 and path in leaves}
+    convolved = {path: each[0] if len(each) == 1 else None for path, each in calls.items() if path in leaves}
     weights, reasons = _spectra.weights(
         leaves, convolved, not {"conv", "conv_transpose"}.isdisjoint(program.others)
     )
@@ -148,7 +149,7 @@ def _functions(net: Any, config: Any, params: PyTree, batch: PyTree, loss: Any) 
         jax.eval_shape(losses, params, batch)
         return _Functions(losses, losses, logits, None, None)
     pair = isinstance(batch, tuple | list)
-    if (pair and len(batch) != 2) or (not pair and not hasattr(batch, "dtype")):
+    if (pair and len(batch) != 2) or not hasattr(batch[0] if pair else batch, "dtype"):
         raise StructureError(
             f"{_WHERE}: the batch is neither (inputs, labels) nor inputs.",
             path="batch",
@@ -170,12 +171,37 @@ def _functions(net: Any, config: Any, params: PyTree, batch: PyTree, loss: Any) 
             actual=str(out).partition("\n")[0] if isinstance(out, TypeError) else describe(out),
             hint="give the loss of such a net: loss=..., of params and batch, one number per example.",
         )
+    if out.ndim < 2 or out.shape[0] != inputs.shape[0]:
+        raise ShapeError(
+            f"{_WHERE}: net.apply(params, inputs, config) gives no logits for each of the inputs.",
+            path="net",
+            expected=f"net.apply: logits [{inputs.shape[0]}, ...]     (inputs: {describe(inputs)})",
+            actual=f"net.apply: {describe(out)}",
+        )
     if not pair:
         return _Functions(logits, None, logits, None, inputs)
     outputs = lambda params, batch: logits(params, batch[0])
     losses = lambda params, batch: _cross_entropies(outputs(params, batch), batch[1])
     jax.eval_shape(losses, params, batch)
+    _in_range(batch[1], out)
     return _Functions(losses, losses, logits, outputs, inputs)
+
+
+def _in_range(labels: Array, logits: Any) -> None:
+    """Refuse classes that are none of the logits: a compiled loss would leave them out, silently."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or not _check.concrete(labels):
+        return
+    values, v = np.asarray(labels), logits.shape[-1]
+    outside = values[(values < 0) | (values >= v)]
+    if outside.size:
+        raise ValueRangeError(
+            f"{_WHERE}: labels hold {outside[0]}, outside [0, {v}).",
+            path="batch[1]",
+            expected=f"0 ≤ labels < {v}     (logits: {describe(logits)})",
+            actual=f"labels: {describe(labels)}, {outside.size} of {values.size} outside, "
+            f"from {outside.min()} to {outside.max()}",
+            hint="to leave some out, give a loss of your own: loss=...",
+        )
 
 
 def _cross_entropies(logits: Array, labels: Array) -> Array:

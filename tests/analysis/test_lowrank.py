@@ -1,5 +1,6 @@
 """Low rank: the components are the best ones, a factored net is a net, and what is said of it is true."""
 
+import collections
 import dataclasses
 import types
 
@@ -267,6 +268,40 @@ def test_the_bound_is_exact_for_the_last_map_and_grows_by_norms():
         np.testing.assert_allclose(bounds, change * jnp.linalg.norm(x, axis=1), rtol=1e-5)
 
 
+def test_the_bound_of_a_map_called_twice_is_that_of_the_call_it_changes_most():
+    params, x = {"w": normal(5, 5, seed=0)}, normal(6, 5, seed=1)
+    of = {"w": fn.linear.specs(params)["w"]}
+    apply = lambda p, x, config: maps.linear(p, x) + maps.linear(p, x - x)  # of 0 nothing changes
+    small = {"w": params["w"] + 0.3 * normal(5, 5, seed=2)}
+    bounds, _ = lowrank.certified(apply, params, small, None, x, specs=of)
+    change = np.asarray(apply(small, x, None) - apply(params, x, None))
+    assert (np.linalg.norm(change, axis=1) <= 1.0001 * bounds).all()
+
+
+def test_params_in_another_order_have_the_same_bound():
+    x = normal(6, 5, seed=1)
+    params = {"w": normal(5, 3, seed=0), "b": normal(3, seed=3)}
+    small, of = {**params, "w": params["w"] + 1}, fn.linear.specs(params)
+    apply = lambda p, x, config: maps.linear(p, x)
+    ordered = [collections.OrderedDict((name, each[name]) for name in ("w", "b")) for each in (params, of)]
+    want, _ = lowrank.certified(apply, params, small, None, x, specs=of)
+    found, _ = lowrank.certified(apply, ordered[0], small, None, x, specs=ordered[1])
+    np.testing.assert_array_equal(found, want)
+
+
+def test_through_vmap_and_from_factored_params_there_is_no_bound():
+    x = normal(6, 5, seed=1)
+    params = {"w": normal(5, 3, seed=0)}
+    mapped = lambda p, x, config: jax.vmap(lambda x: maps.linear(p, x))(x)
+    found, reason = lowrank.certified(mapped, params, params, None, x, specs=fn.linear.specs(params))
+    assert (found, reason) == (None, "none is known through linear")
+    factored = {"down": normal(5, 2, seed=0), "up": normal(2, 3, seed=1)}
+    of = lowrank.specs({"l": fn.linear.specs(params)}, {"l": 2})
+    apply = lambda p, x, config: maps.linear(p["l"], x)
+    found, reason = lowrank.certified(apply, {"l": factored}, {"l": factored}, None, x, specs=of)
+    assert (found, reason) == (None, "params are factored themselves")
+
+
 def test_a_change_of_what_is_no_map_has_no_bound():
     apply = lambda params, x, config: maps.linear(params["map"], x) + params["offset"]
     params = {"map": {"w": jnp.eye(3)}, "offset": jnp.zeros(3)}
@@ -297,6 +332,35 @@ def itself(params, x, config):
 ONE = fn.linear.init(KEY, 4, 4)
 test_errors = golden(
     [
+        (
+            bad(data=normal(9, 7) * np.nan),
+            ValueRangeError,
+            "lowrank.compress: what layers.0 gives is not finite, or its squares are not.\n"
+            "  expected  params and data of which all maps give finite numbers\n"
+            "  got       layers.0: NaN or infinity\n"
+            "  hint      fn.find_nan names the operation that made it.",
+        ),
+        (
+            bad(ranks=["layers.1"]),
+            DTypeError,
+            "lowrank.compress: ranks is not a dict.\n"
+            "  expected  ranks: those of maps by their paths\n"
+            "  got       ranks: a list",
+        ),
+        (
+            lambda: lowrank.changed(lambda p, x, c: (x, x), ONE, ONE, None, normal(2, 4)),
+            DTypeError,
+            "lowrank.changed: the net gives no array of classes.\n"
+            "  expected  net.apply: logits [n, ..., classes]\n"
+            "  got       net.apply: a tuple",
+        ),
+        (
+            lambda: lowrank.certified(itself, ONE, [], None, normal(2, 4), specs=fn.linear.specs(ONE)),
+            StructureError,
+            "lowrank.certified: small is no tree like params.\n"
+            '  expected  params, in which {"down", "up"} may stand in the place of {"w"}\n'
+            "  got       a list",
+        ),
         (
             bad(flops=0),
             ValueRangeError,

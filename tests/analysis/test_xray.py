@@ -17,7 +17,7 @@ from funcnet.analysis._activations import activations
 from funcnet.analysis._curvature import curvature
 from funcnet.analysis._results import Activation, Gradient, Row, Whole, XRay
 from funcnet.analysis._spectra import Convolved, Weight
-from funcnet.errors import DTypeError, ShapeError, StructureError
+from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.nets import convnet, encoder, mlp, transformer
 from tests.errors import golden
 
@@ -125,6 +125,13 @@ def test_a_kernel_that_is_not_seen_has_no_norm():
     found, (reason,) = _spectra.weights({"c": (fn.conv.specs({"w": w})["w"], w, None)}, {})
     assert math.isnan(found["c"][0].norm[0])
     assert reason == "norm and condition of c: it is not seen in one call of conv."
+
+
+def test_a_circular_kernel_in_bfloat16():
+    w = jnp.asarray(normal(3, 3, 2, 4), jnp.bfloat16)
+    call = Convolved((4, 4, 2), {"padding_mode": "circular"})
+    (weight,) = _spectra.weights({"c": (fn.conv.specs({"w": w})["w"], w, None)}, {"c": call})[0]["c"]
+    assert weight.norm[0] <= weight.norm[1]
 
 
 def test_where_convolutions_are_not_seen_no_matrix_of_three_axes_has_a_norm():
@@ -504,6 +511,27 @@ def test_the_curvature_of_many_params_is_left_out(monkeypatch):
     assert found.left_out[-1] == "curvature: its vectors of 51 params would not fit into memory."
 
 
+def test_under_vmap_and_in_a_derivative_there_is_no_bound():
+    mapped = lambda p, x, c: jax.vmap(lambda x: mlp.apply(p, x, c))(x)
+    slope = lambda p, x, c: jax.grad(lambda x: mlp.apply(p, x, c).sum())(x)
+    for apply in (mapped, slope):
+        found = fn.xray(SimpleNamespace(apply=apply, specs=mlp.specs), PARAMS, MLP, X)
+        assert math.isnan(found.whole.lipschitz)
+        assert "Lipschitz bound: none is known through linear." in found.left_out
+        assert found.rows[0].weight.norm[0] > 0
+
+
+def test_a_kernel_of_several_calls_has_no_norm_whatever_its_axes_are_called():
+    w = normal(3, 3, 2, 2)
+    of = SimpleNamespace(
+        apply=lambda p, x, c: fn.conv.apply(p, fn.conv.apply(p, x)),
+        specs=lambda c: {"w": spec.of(w, "a b i o", "iiio")},
+    )
+    found = fn.xray(of, {"w": w}, None, normal(2, 6, 6, 2))
+    assert math.isnan(found.whole.lipschitz)
+    assert math.isnan(found.rows[0].weight.norm[1])
+
+
 def test_params_that_are_not_finite():
     params = mlp.init(jax.random.key(0), MLP)
     params["layers"][1]["w"] = params["layers"][1]["w"].at[0, 0].set(jnp.nan)
@@ -533,6 +561,28 @@ def of_two(params, x):
 
 PARAMS, X = mlp.init(jax.random.key(0), MLP), np.ones((2, 4))
 ERRORS = [
+    (
+        lambda: fn.xray(mlp, PARAMS, MLP, (X, np.array([0, 3]))),
+        ValueRangeError,
+        "xray: labels hold 3, outside [0, 3).\n"
+        "  expected  0 ≤ labels < 3     (logits: float64[2, 3])\n"
+        "  got       labels: int64[2], 1 of 2 outside, from 3 to 3\n"
+        "  hint      to leave some out, give a loss of your own: loss=...",
+    ),
+    (
+        lambda: fn.xray(SimpleNamespace(apply=lambda p, x, c: x[:1], specs=mlp.specs), PARAMS, MLP, X),
+        ShapeError,
+        "xray: net.apply(params, inputs, config) gives no logits for each of the inputs.\n"
+        "  expected  net.apply: logits [2, ...]     (inputs: float64[2, 4])\n"
+        "  got       net.apply: float64[1, 4]",
+    ),
+    (
+        lambda: fn.xray(mlp, PARAMS, MLP, ({"x": X}, np.zeros(2, int))),
+        StructureError,
+        "xray: the batch is neither (inputs, labels) nor inputs.\n"
+        "  expected  batch: (inputs, labels), or an array; or with loss= any tree of arrays\n"
+        "  got       batch: a tuple of 2",
+    ),
     (
         lambda: fn.xray(None, PARAMS, MLP, X),
         DTypeError,
