@@ -72,26 +72,26 @@ def compressed(
     """`lowrank.compress`, by another basis than the components if one is given."""
     from funcnet.analysis import lowrank
 
-    own = lowrank._components
-    lowrank._components = own if basis is None else basis
+    own = lowrank.components_of
+    lowrank.components_of = own if basis is None else basis
     try:
         return lowrank.compress(net, params, config, images, share)
     finally:
-        lowrank._components = own
+        lowrank.components_of = own
 
 
 def of_kernels(apply: Any, params: Any, maps: Any, batches: Any) -> dict[str, Any]:
     """The right singular vectors of w, and the mean b, so that b stays."""
     del apply, batches
-    from funcnet.analysis import lowrank
+    from funcnet.analysis import _components, _maps
     from funcnet.linalg import as_matrices
 
     found = {}
     for name, each in maps.items():
-        leaf = lowrank._at(params, each.path)
+        leaf = _maps.node_at(params, each.path)
         _, s, v = np.linalg.svd(np.asarray(as_matrices(leaf["w"], each.spec), np.float64))
         full = np.zeros((*s.shape[:-1], v.shape[-1]))
         full[..., : s.shape[-1]] = s**2
         mean = np.asarray(leaf["b"], np.float32).reshape(full.shape)
-        found[name] = lowrank._Components(mean, v.swapaxes(-1, -2), full)
+        found[name] = _components.Components(mean, v.swapaxes(-1, -2), full)
     return found

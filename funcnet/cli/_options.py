@@ -4,16 +4,30 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from funcnet.cli import UsageError
 
-__all__ = ["parse"]
+__all__ = ["files", "parse"]
 
 R = TypeVar("R")
+
+
+def files(*paths: Path | None, suffixes: Sequence[str], command: str) -> None:
+    """Refuse files that could not be written before any work is done for them.
+
+    Raises:
+        UsageError: a name ends otherwise, or there is no such folder.
+    """
+    for path in filter(None, paths):
+        if path.suffix not in suffixes:
+            raise UsageError(f"{path} is no {' or '.join(suffixes)} file ({command} --help)")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.parent}")
 
 
 def parse(function: Callable[..., R], args: list[str], command: str, description: str | None = None) -> R:

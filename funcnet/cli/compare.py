@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from funcnet.cli import UsageError
-from funcnet.cli._options import parse
+from funcnet.cli._options import files, parse
 from funcnet.cli._text import duration, heading, table
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ def run(args: list[str]) -> int:
     asked = parse(_options, args, "funcnet compare")
     if len(asked.folders) < 2:
         raise UsageError("compare takes two runs or more: RUN RUN ... (funcnet compare --help)")
-    for path in asked.out:
-        if path.suffix not in (".png", ".html"):
-            raise UsageError(f"{path} is neither a .png nor an .html file (funcnet compare --help)")
+    files(*asked.out, suffixes=(".png", ".html"), command="funcnet compare")
     runs = _read(asked.folders)
     missing = [run.name for run in runs if not len(run.history.column(asked.by)[0])]
     if missing:

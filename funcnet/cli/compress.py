@@ -64,13 +64,13 @@ def run(args: list[str]) -> int:
     saved, content = _run.read(asked.run), _run.facts(asked.run)
     if _run.ranks(asked.run):
         raise UsageError(f"{asked.run} is compressed already: compress the run that it came from")
+    out = asked.out or asked.run.with_name(f"{asked.run.name}-compressed")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not an empty folder")
     task, net = _run.again(asked.run), getattr(tasks, saved.task).NET
     training, held_out = task.examples(asked.examples)
     heading(f"{asked.run}: {asked.flops:.0%} of the FLOPs, by {len(training.inputs):,} training examples")
     small = lowrank.compress(net, saved.params, saved.config, _batches(training.inputs), asked.flops)
-    parts = {k: v for k, v in content.items() if k in ("options", "training", "seed", "data", "versions")}
-    out = asked.out or asked.run.with_name(f"{asked.run.name}-compressed")
-    folder = _run.create(out, saved.task, saved.config, **parts, ranks=small.ranks, of=str(asked.run))
     table(*_table(small, len(training.inputs[:_CHUNK])))
 
     def said(params: Any) -> None:
@@ -86,6 +86,8 @@ def run(args: list[str]) -> int:
         specs = lowrank.specs(net.specs(saved.config), small.ranks)
         params = _trained(task, params, specs, content["options"], asked.steps)
         said(params)
+    parts = {k: v for k, v in content.items() if k in ("options", "training", "seed", "data", "versions")}
+    folder = _run.create(out, saved.task, saved.config, **parts, ranks=small.ranks, of=str(asked.run))
     store.save(folder / "params.safetensors", params)
     print(f"\nthe smaller model is in {folder}")
     return 0

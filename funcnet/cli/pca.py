@@ -7,7 +7,7 @@ import numpy as np
 import tyro
 
 from funcnet.cli import UsageError
-from funcnet.cli._options import parse
+from funcnet.cli._options import files, parse
 from funcnet.cli._text import heading, table
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def _options(
 def run(args: list[str]) -> int:
     """The command."""
     asked = parse(_options, args, "funcnet pca")
-    for path in asked.out:
-        if path.suffix not in (".png", ".html"):
-            raise UsageError(f"{path} is neither a .png nor an .html file (funcnet pca --help)")
+    files(*asked.out, suffixes=(".png", ".html"), command="funcnet pca")
     rows = _read(asked)
     n, d = rows.x.shape
     if not 1 <= asked.components <= min(n, d):

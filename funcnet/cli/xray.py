@@ -8,7 +8,7 @@ import numpy as np
 import tyro
 
 from funcnet.cli import UsageError
-from funcnet.cli._options import parse
+from funcnet.cli._options import files, parse
 from funcnet.cli._text import heading, table
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ def _options(
 def run(args: list[str]) -> int:
     """The command."""
     asked = parse(_options, args, "funcnet xray")
-    for path, suffix in ((asked.html, ".html"), (asked.out, ".png")):
-        if path is not None and path.suffix != suffix:
-            raise UsageError(f"{path} is no {suffix} file (funcnet xray --help)")
+    files(asked.html, suffixes=(".html",), command="funcnet xray")
+    files(asked.out, suffixes=(".png",), command="funcnet xray")
     from funcnet.analysis import xray
     from funcnet.tasks import _run
 
@@ -70,7 +69,8 @@ def run(args: list[str]) -> int:
     found = xray(
         _run.net(asked.run), saved.params, saved.config, batch, start=start, curvature=asked.curvature
     )
-    heading(f"{asked.run}: {saved.task}, at {len(examples.inputs)} examples of its training data")
+    many = f"{len(examples.inputs)} example{'s' * (len(examples.inputs) != 1)}"
+    heading(f"{asked.run}: {saved.task}, at {many} of its training data")
     columns, cells = found.table()
     table(columns, cells, columns[1:])
     print()

@@ -13,7 +13,7 @@ import scipy.stats
 
 import funcnet as fn
 from funcnet import spec
-from funcnet.analysis import lowrank
+from funcnet.analysis import _maps, lowrank
 from funcnet.analysis.layers import layers
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.nets import convnet, encoder, maps, mlp, resnet, transformer, vit
@@ -65,7 +65,7 @@ def full(net, params, config, x):
     """Every map, at the rank that it can have."""
     run = lambda params, x: net.apply(params, x, config)
     return {
-        name: each.full for name, each in lowrank._maps("test", run, params, net.specs(config), x).items()
+        name: each.full for name, each in _maps.maps_of("test", run, params, net.specs(config), x).items()
     }
 
 

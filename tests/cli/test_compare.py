@@ -128,7 +128,7 @@ def test_what_cannot_be_compared(two, here, capsys):
         (["quick", "other"], "these are runs of different tasks: digits, fashion"),
         (["quick", "short"], "no 'eval_loss' in short: recorded are step, loss, accuracy"),
         (["quick", "slow", "--by", "los"], "no 'los' in quick, slow: recorded are step, loss"),
-        (["quick", "slow", "--out", "a.jpg"], "a.jpg is neither a .png nor an .html file"),
+        (["quick", "slow", "--out", "a.jpg"], "a.jpg is no .png or .html file"),
         (["quick", "slow", "--out", "nowhere/a.png"], "No such file or directory: 'nowhere/a.png'"),
     ]:
         code, _, err = compare(capsys, *args)

@@ -88,6 +88,23 @@ def test_refused(run, capsys, args, text):
     assert not run.with_name("run-compressed").exists()
 
 
+def test_a_folder_in_use_is_refused_at_once(run, capsys, monkeypatch):
+    monkeypatch.setattr("funcnet.analysis.lowrank.compress", lambda *_: pytest.fail("too late"))
+    (run.parent / "full").mkdir()
+    (run.parent / "full" / "file").touch()
+    code, _, err = called(capsys, "compress", run, "--out", "full")
+    assert (code, err) == (2, "funcnet compress: full is not an empty folder\n")
+
+
+def test_what_is_interrupted_leaves_nothing(run, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("funcnet.analysis.lowrank.changed", interrupted)
+    assert called(capsys, "compress", run, "--examples", 9)[0] == 130
+    assert not run.with_name("run-compressed").exists()
+
+
 def test_refused_before_anything_is_made(run, capsys):
     code, _, err = called(capsys, "compress", run, "--flops", 0.001, "--examples", 9)
     assert code == 2

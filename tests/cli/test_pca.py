@@ -116,7 +116,7 @@ def test_what_cannot_be_done(here, capsys):
         (["nan.npy", "--labels", "x.npy"], "not finite"),
         (["x.npy", "--labels", "x.npy"], "x.npy is [5, 4], but x.npy has 5 rows"),
         (["digits", "--labels", "x.npy"], "--labels is for a .npy file"),
-        (["digits", "--out", "a.jpg"], "a.jpg is neither a .png nor an .html file"),
+        (["digits", "--out", "a.jpg"], "a.jpg is no .png or .html file"),
     ]:
         code, _, err = called(capsys, *args)
         assert (code, err.count("\n")) == (2, 1), args

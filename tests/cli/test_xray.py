@@ -129,6 +129,7 @@ def test_what_cannot_be_done(here, capsys):
         (["empty"], "empty is no run folder: it has no config.json"),
         (["run", "--html", "a.htm"], "a.htm is no .html file"),
         (["run", "--out", "a.jpg"], "a.jpg is no .png file"),
+        (["run", "--out", "nowhere/a.png"], "nowhere/a.png: there is no folder nowhere"),
         (["run", "--examples", "0"], "--examples is 0, but one is the least"),
         (["run", "--examples", "x"], "--examples"),
         ([], "missing from funcnet xray: RUN"),
