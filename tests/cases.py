@@ -465,6 +465,21 @@ CASES = [
     case("lstm", cell(4, 2, 1) | {"b": None}, F(2, 3, 5, 2), mask=B(2, 3, 5), reverse=True),
     case("lstm", cell(4, 1, 1, "b"), F(1, 1, 1)),
     case("lstm", cell(4, 3, 2, "b"), F(0, 3, 3)),
+    # gru
+    case("gru", cell(3, 3, 2, "b", "c"), F(3, 5, 3), {"h": F(3, 2)}, mask=B(3, 5)),
+    case("gru", cell(3, 2, 3, "b", "c"), F(5, 7, 2), reset="before", reverse=True),
+    case("gru", cell(3, 3, 3), F(3, 3, 3), {"h": F(3, 3)}),
+    case("gru", cell(3, 5, 2, "b"), F(7, 5), {"h": F(2)}, reset="before"),
+    case("gru", cell(3, 2, 1, "c") | {"b": None}, F(2, 3, 5, 2), mask=B(2, 3, 5), reverse=True),
+    case("gru", cell(3, 1, 1, "b", "c"), F(1, 1, 1)),
+    case("gru", cell(3, 3, 2, "b", "c"), F(0, 3, 3)),
+    # rnn
+    case("rnn", cell(1, 3, 2, "b"), F(3, 5, 3), {"h": F(3, 2)}, mask=B(3, 5)),
+    case("rnn", cell(1, 2, 3, "b"), F(5, 7, 2), activation="relu", reverse=True),
+    case("rnn", cell(1, 3, 3), F(3, 3, 3), {"h": F(3, 3)}),
+    case("rnn", cell(1, 5, 2) | {"b": None}, F(2, 3, 5, 5), mask=B(2, 3, 5), activation="relu"),
+    case("rnn", cell(1, 1, 1, "b"), F(1, 1)),
+    case("rnn", cell(1, 3, 2, "b"), F(0, 3, 3)),
 ]
 
 # Sizes above 60 with more than 32k reduced elements: where XLA:CPU has miscompiled (docs/guard.md).
@@ -502,4 +517,6 @@ LARGE = [
     case("linear_cross_entropy", F(8, 128, 67), F(67, 4099), I(4099, 8, 128), z_loss=1e-3),
     # ==== recurrences
     case("lstm", cell(4, 61, 17, "b"), F(8, 67, 61)),
+    case("gru", cell(3, 61, 17, "b", "c"), F(8, 67, 61)),
+    case("rnn", cell(1, 61, 2, "b"), F(8, 67, 61)),
 ]

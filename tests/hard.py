@@ -360,14 +360,23 @@ HARD = [
         orders=VALUES,
     ),
     # recurrences: saturated gates, a sequence beside another, padding, at its end and at its beginning
-    hard(
-        case("lstm", cell(4, 2, 3, "b"), F(2, 4, 2), mask=STEPS),
-        times(-1, 30),
-        times(0, 30),
-        *(poison(-1, (0, 3), value) for value in (NAN, INF, 1e6)),
-        poison(-1, (0, 0), NAN),
-        poison(-1, 1, NAN),
-        *(poison("dy", (0, 3), value) for value in (NAN, 1e6)),
-        orders=FIRST,
+    *(
+        hard(
+            case(name, cell(gates, 2, 5, *biases), F(2, 4, 2), mask=STEPS, **options),
+            times(-1, 30),
+            times(0, 30),
+            *(poison(-1, (0, 3), value) for value in (NAN, INF, 1e6)),
+            poison(-1, (0, 0), NAN),
+            poison(-1, 1, NAN),
+            *(poison("dy", (0, 3), value) for value in (NAN, 1e6)),
+            orders=FIRST,
+        )
+        for name, gates, biases, options in (
+            ("lstm", 4, "b", {}),
+            ("gru", 3, "bc", {}),
+            ("gru", 3, "bc", {"reset": "before"}),
+            ("rnn", 1, "b", {}),
+            ("rnn", 1, "b", {"activation": "relu"}),
+        )
     ),
 ]

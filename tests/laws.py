@@ -30,7 +30,7 @@ from tests.cases import Case
 
 EXACT = 1e-10  # float64, relative to the largest element of the leaf
 NOISE = 1e-12  # what cancellation leaves of a gradient that is zero
-RECURRENT = ("lstm",)  # [*n, t, d], with a state that may be absent
+RECURRENT = ("gru", "lstm", "rnn")  # [*n, t, d], with a state that may be absent
 
 
 def close(got: Any, want: Any, tolerance: float = EXACT, noise: float = NOISE) -> None:

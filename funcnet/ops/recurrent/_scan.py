@@ -26,13 +26,13 @@ from funcnet.ops import _squares
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align, known
 
-__all__ = ["Cell", "dot", "dot_transposed", "squares", "vjp"]
+__all__ = ["Cell", "dot", "squares", "vjp"]
 
 _KEPT = 2**26  # bytes of gates that are kept rather than computed again
 _FEW = 4  # sequences, for which a step is bound by reading W, not by the product
 _ROWS = 256  # of a chunk, so that its gates stay in a cache
 
-State = dict[str, Any]
+State = Any  # a dict of arrays, by the names in `Cell.state`
 
 
 class Cell(NamedTuple):
@@ -40,14 +40,16 @@ class Cell(NamedTuple):
 
     Attributes:
         state: the names of the state's parts, "h" first.
+        biases: the names of those that it has.
         gates: (a, h, p) -> g, of any leading axes.
         move: (g, s) -> the state after it, element by element, in float32 or wider.
-        back: (g, s, ds, p) -> the cotangents of the state before, and da.
+        back: (g, s, ds, p) -> the cotangents of the state before, and da; p with "ut", Uᵀ.
         rows: (g, h, da) -> pairs (left, right): dU is the products leftᵀ right, side by side. The last right
             is that of the bias c inside a gate, where a cell has one.
     """
 
     state: tuple[str, ...]
+    biases: tuple[str, ...]
     gates: Callable[..., Array]
     move: Callable[..., State]
     back: Callable[..., tuple[State, Array]]
@@ -58,12 +60,6 @@ def dot(x: Array, w: Array) -> Array:
     """x [..., i] times w [i, o], in the dtype of w, summed in float32 or wider."""
     over = (((x.ndim - 1,), (0,)), ((), ()))
     return lax.dot_general(x.astype(w.dtype), w, over, preferred_element_type=wide(w.dtype))
-
-
-def dot_transposed(dy: Array, w: Array) -> Array:
-    """dy [..., o] times wᵀ, w [i, o], as `dot`."""
-    over = (((dy.ndim - 1,), (1,)), ((), ()))
-    return lax.dot_general(dy.astype(w.dtype), w, over, preferred_element_type=wide(w.dtype))
 
 
 def vjp(
@@ -134,8 +130,8 @@ def squares(
     examples = lambda v: _squares.positions(_as_given(v.astype(da.dtype), x, False))
     products = [(_real(given.x, given.mask), da), *rows]
     offsets = [right for name, right in (("b", da), ("c", rows[-1][1])) if name in given.p]
-    total = sum(_squares.product(examples(left), examples(right)) for left, right in products)
-    return total + sum(_squares.summed(examples(right).sum(1)) for right in offsets)
+    parts = [_squares.product(examples(left), examples(right)) for left, right in products]
+    return functools.reduce(jnp.add, parts + [_squares.summed(examples(v).sum(1)) for v in offsets])
 
 
 # ---- what was given, time first ---------------------------------------------------------------------------
@@ -153,7 +149,7 @@ class _Given(NamedTuple):
 def _given(cell: Cell, params: Any, x: Array, state: Any, mask: Array | None, reverse: bool) -> _Given:
     w, u, x = common(params["w"], params["u"], x)
     sums = wide(x.dtype)
-    biases = {name: params[name].astype(sums) for name in ("b", "c") if params.get(name) is not None}
+    biases = {name: params[name].astype(sums) for name in cell.biases if params.get(name) is not None}
     x, real = _time_first(x, reverse), None if mask is None else _time_first(mask[..., None], reverse)
     shape, dtypes = (x.shape[1], u.shape[0]), [x.dtype if name == "h" else sums for name in cell.state]
     s = [
@@ -290,7 +286,7 @@ def _backward(
         rows = cell.rows(gates, before["h"], da)
         more = {"w": _product(x, da), "u": jnp.concatenate([_product(*pair) for pair in rows], 1)}
         more |= {name: v.sum((0, 1)) for name, v in (("b", da), ("c", rows[-1][1])) if name in p}
-        dx = _real(dot_transposed(da, p["w"]), mask)
+        dx = _real(dot(da, p["w"].T), mask)
         return (ds, jax.tree.map(jnp.add, grads, more)), dx.astype(x.dtype)
 
     zeros = [jnp.zeros(v.shape, wide(v.dtype)) for v in p.values()]
@@ -301,6 +297,7 @@ def _backward(
 
 def _steps_back(cell: Cell, p: State, ds: State, xs: Any) -> tuple[State, Array]:
     """The cotangents of the state before a chunk, and of its a [t, b, k]; padding hands on those it gets."""
+    p = {**p, "ut": p["u"].T}  # written out once: a product with it is faster than with u from the other side
 
     def step(ds: State, r: Any) -> Any:
         dy, real, s, gates = r

@@ -24,7 +24,7 @@ from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, wide
 from funcnet.ops.recurrent import _inputs, _scan
-from funcnet.ops.recurrent._scan import Cell, dot, dot_transposed
+from funcnet.ops.recurrent._scan import Cell, dot
 from funcnet.spec import Spec
 
 __all__ = ["Params", "State", "apply", "cost", "init", "reference", "specs", "squares", "step", "vjp"]
@@ -179,7 +179,7 @@ def _back(
         dh * (tanh * o * (1 - o)),
     )
     dz = jnp.concatenate(of_gates, -1)
-    return {"h": dot_transposed(dz, p["u"]), "c": dc * f}, dz
+    return {"h": dot(dz, p["ut"]), "c": dc * f}, dz
 
 
 def _rows(gates: Array, h: Array, da: Array) -> list[tuple[Array, Array]]:
@@ -187,7 +187,7 @@ def _rows(gates: Array, h: Array, da: Array) -> list[tuple[Array, Array]]:
     return [(h, da)]
 
 
-_CELL = Cell(_STATE, _gates, _move, _back, _rows)
+_CELL = Cell(_STATE, ("b",), _gates, _move, _back, _rows)
 
 
 def cost(
