@@ -367,7 +367,7 @@ HARD = [
             times(0, 30),
             *(poison(-1, (0, 3), value) for value in (NAN, INF, 1e6)),
             poison(-1, (0, 0), NAN),
-            poison(-1, 1, NAN),
+            *([] if "activation" in options else [poison(-1, 1, NAN)]),  # dead units see nothing
             *(poison("dy", (0, 3), value) for value in (NAN, 1e6)),
             orders=FIRST,
         )
