@@ -489,6 +489,19 @@ CONFIGS: dict[str, Arguments] = {
         "classes": 2,
         "dropout": 0.1,
     },
+    "recurrent": {
+        "d": 3,
+        "hidden": 2,
+        "layers": 2,
+        "cell": "gru",
+        "bidirectional": True,
+        "projection": 2,
+        "dropout": 0.1,
+        "one_mask": True,
+        "reset": "after",
+        "activation": "tanh",
+        "bias": True,
+    },
     "resnet": {
         "image": (4, 4, 1),
         "channels": (2, 2),
@@ -554,6 +567,7 @@ CONFIGS: dict[str, Arguments] = {
 NETS: dict[str, Arguments] = {
     "mlp": {"x": F(2, 3)},
     "convnet": {**IMAGES, "key": KEY},
+    "recurrent": {"x": F(2, 5, 3), "mask": jnp.ones((2, 5), bool), "key": KEY},
     "resnet": {**IMAGES, "train": True},
     "vit": {**IMAGES, "key": KEY},
     "encoder": {"ids": I(2, 3), "mask": jnp.ones((2, 3), bool), "types": I(2, 3), "key": KEY},
