@@ -480,6 +480,13 @@ CASES = [
     case("rnn", cell(1, 5, 2) | {"b": None}, F(2, 3, 5, 5), mask=B(2, 3, 5), activation="relu"),
     case("rnn", cell(1, 1, 1, "b"), F(1, 1)),
     case("rnn", cell(1, 3, 2, "b"), F(0, 3, 3)),
+    # linear_recurrence
+    case("linear_recurrence", F(2, 5, 3), F(2, 5, 3, 2), F(2, 3, 2)),
+    case("linear_recurrence", F(7, 3), F(7, 3), reverse=True),
+    case("linear_recurrence", F(3, 3, 3), F(3, 3, 3)),
+    case("linear_recurrence", F(2, 3, 5), F(2, 3, 5, 2, 3), F(2, 5, 2, 3), reverse=True),
+    case("linear_recurrence", F(1, 1), F(1, 1), F(1)),
+    case("linear_recurrence", F(0, 3, 2), F(0, 3, 2)),
 ]
 
 # Sizes above 60 with more than 32k reduced elements: where XLA:CPU has miscompiled (docs/guard.md).
@@ -519,4 +526,5 @@ LARGE = [
     case("lstm", cell(4, 61, 17, "b"), F(8, 67, 61)),
     case("gru", cell(3, 61, 17, "b", "c"), F(8, 67, 61)),
     case("rnn", cell(1, 61, 2, "b"), F(8, 67, 61)),
+    case("linear_recurrence", U(8, 64, 67), F(8, 64, 67)),
 ]

@@ -359,6 +359,17 @@ HARD = [
         times(-1, 30),
         orders=VALUES,
     ),
+    hard(
+        case("linear_recurrence", F(2, 5, 3), F(2, 5, 3)),
+        times(1, 1e3),
+        add(1, 1e3),
+        (put(0, (0, slice(1, 5)), 1e8), put(1, (0, slice(None)), 0)),
+        *poisons(1, 1),
+        *poisons(1, (0, 4)),
+        poison(0, (0, 0), NAN),
+        poison("dy", 1, NAN),
+        orders=FIRST,
+    ),
     # recurrences: saturated gates, a sequence beside another, padding, at its end and at its beginning
     *(
         hard(

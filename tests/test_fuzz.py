@@ -389,6 +389,7 @@ CALLS: dict[str, Arguments] = {
         )
         for what, x, more in (("apply", F(2, 5, 2), STEPS), ("step", F(2, 2), {}))
     },
+    "linear_recurrence.apply": {"a": F(2, 5, 3), "b": F(2, 5, 3), "state": F(2, 3), "reverse": False},
     **{f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True} for name in ("lstm", "gru", "rnn")},
     **{f"{name}.apply": {"x": F(2, 3)} for name in ("relu", "silu", "sigmoid", "tanh")},
     "gelu.apply": {"x": F(2, 3), "approximate": True},

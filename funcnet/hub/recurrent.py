@@ -3,9 +3,9 @@
     params = recurrent.from_arrays("gru", "keras", {"kernel": ..., "recurrent_kernel": ..., "bias": ...})
 
 One table says which names a layout has, in which order its gates are, and what it does with biases. Ours are
-w [d, k], u [m, k], one bias b [k], and for gru c [m], which lies inside r ⊙ (·); the gates are i f g o, or r
-z n. What is another function is refused rather than converted: a gru of ONNX and Keras resets after the product
-(linear_before_reset=1, reset_after=True) where `reset` is "after", and one of Haiku always before it.
+w [d, k], u [m, k], one bias b [k], and for gru c [m], which lies inside r ⊙ (·); gates are i f g o, or r
+z n. What is another function is refused rather than converted: a gru of ONNX and Keras resets after the
+product (linear_before_reset=1, reset_after=True) where `reset` is "after", and one of Haiku before it.
 Arrays are NumPy's, of one direction of one layer.
 """
 
