@@ -125,6 +125,7 @@ def _pullback(
     before = jnp.concatenate([first[None], h])[:-1]
     dh = _recurrence(after, jnp.zeros_like(first), dy, back=True)
     da = (dh * before).sum(tuple(range(a.ndim, b.ndim)))
+    da = da if state is not None else _without_first(da)
     grads = [narrow(_as_given(v, time, reverse), like) for v, like in ((da, a), (dh, b))]
     first_row = (factors * dh)[:1].sum(0)  # of no steps, 0
     return grads[0], grads[1], None if state is None else narrow(first_row, state)
@@ -149,9 +150,15 @@ def _time_first(
     a = a.reshape(*a.shape, *[1] * (b.ndim - a.ndim))
     a, b = (jnp.moveaxis(v, time, 0).astype(sums) for v in (a, b))
     a, b = (jnp.flip(v, 0) if reverse else v for v in (a, b))
+    a = a if state is not None else _without_first(a)
     first = jnp.zeros(b.shape[1:], sums) if state is None else state.astype(sums)
     a, b, first = rules.same_variance(a, b, first)
     return a, b, first
+
+
+def _without_first(v: Array) -> Array:
+    """0 in the first row: without a state the first factor multiplies nothing, and 0 · NaN would be NaN."""
+    return jnp.concatenate([jnp.zeros_like(v[:1]), v[1:]])
 
 
 def _as_given(v: Array, time: int, reverse: bool) -> Array:
