@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from funcnet.ops.loss import binary_cross_entropy, cross_entropy, linear_cross_entropy, mse
     from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
     from funcnet.ops.random import dropout
+    from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
     from funcnet.rules import autodiff
     from funcnet.store import load, save
     from funcnet.taps import tap
@@ -57,6 +58,7 @@ _FAMILIES = {
     "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
     "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
     "random": ("dropout",),
+    "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),
 }  # fmt: skip
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _PACKAGES = (

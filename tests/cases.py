@@ -122,6 +122,17 @@ def heads(
     return params | ({"sinks": F(h)} if sinks else {})
 
 
+def cell(gates: int, d: int, m: int, *biases: str) -> dict[str, Any]:
+    """The parameters of a recurrence, its gates side by side; c is of one of them."""
+    sizes = {"b": F(gates * m), "c": F(m)}
+    return {"w": F(d, gates * m), "u": F(m, gates * m)} | {name: sizes[name] for name in biases}
+
+
+def carried(m: int, *n: int) -> dict[str, Any]:
+    """The state of an lstm."""
+    return {"h": F(*n, m), "c": S(*n, m)}
+
+
 CASES = [
     # linear
     case("linear", {"w": F(11, 13), "b": F(13)}, F(7, 11)),
@@ -446,6 +457,36 @@ CASES = [
     case("linear_cross_entropy", F(7), F(7, 11), I(11), softcap=0.5),
     case("linear_cross_entropy", F(3, 1), F(1, 1), I(1, 3)),
     case("linear_cross_entropy", F(0, 3), F(3, 5), I(5, 0)),
+    # lstm
+    case("lstm", cell(4, 3, 2, "b"), F(3, 5, 3), carried(2, 3), mask=B(3, 5)),
+    case("lstm", cell(4, 2, 3, "b"), F(5, 7, 2), reverse=True),
+    case("lstm", cell(4, 3, 3), F(3, 3, 3), carried(3, 3)),
+    case("lstm", cell(4, 5, 2, "b"), F(7, 5), carried(2), reverse=True),
+    case("lstm", cell(4, 2, 1) | {"b": None}, F(2, 3, 5, 2), mask=B(2, 3, 5), reverse=True),
+    case("lstm", cell(4, 1, 1, "b"), F(1, 1, 1)),
+    case("lstm", cell(4, 3, 2, "b"), F(0, 3, 3)),
+    # gru
+    case("gru", cell(3, 3, 2, "b", "c"), F(3, 5, 3), {"h": F(3, 2)}, mask=B(3, 5)),
+    case("gru", cell(3, 2, 3, "b", "c"), F(5, 7, 2), reset="before", reverse=True),
+    case("gru", cell(3, 3, 3), F(3, 3, 3), {"h": F(3, 3)}),
+    case("gru", cell(3, 5, 2, "b"), F(7, 5), {"h": F(2)}, reset="before"),
+    case("gru", cell(3, 2, 1, "c") | {"b": None}, F(2, 3, 5, 2), mask=B(2, 3, 5), reverse=True),
+    case("gru", cell(3, 1, 1, "b", "c"), F(1, 1, 1)),
+    case("gru", cell(3, 3, 2, "b", "c"), F(0, 3, 3)),
+    # rnn
+    case("rnn", cell(1, 3, 2, "b"), F(3, 5, 3), {"h": F(3, 2)}, mask=B(3, 5)),
+    case("rnn", cell(1, 2, 3, "b"), F(5, 7, 2), activation="relu", reverse=True),
+    case("rnn", cell(1, 3, 3), F(3, 3, 3), {"h": F(3, 3)}),
+    case("rnn", cell(1, 5, 2) | {"b": None}, F(2, 3, 5, 5), mask=B(2, 3, 5), activation="relu"),
+    case("rnn", cell(1, 1, 1, "b"), F(1, 1)),
+    case("rnn", cell(1, 3, 2, "b"), F(0, 3, 3)),
+    # linear_recurrence
+    case("linear_recurrence", F(2, 5, 3), F(2, 5, 3, 2), F(2, 3, 2)),
+    case("linear_recurrence", F(7, 3), F(7, 3), reverse=True),
+    case("linear_recurrence", F(3, 3, 3), F(3, 3, 3)),
+    case("linear_recurrence", F(2, 3, 5), F(2, 3, 5, 2, 3), F(2, 5, 2, 3), reverse=True),
+    case("linear_recurrence", F(1, 1), F(1, 1), F(1)),
+    case("linear_recurrence", F(0, 3, 2), F(0, 3, 2)),
 ]
 
 # Sizes above 60 with more than 32k reduced elements: where XLA:CPU has miscompiled (docs/guard.md).
@@ -481,4 +522,9 @@ LARGE = [
     case("alibi", F(8), t=67, s=71),
     case("rope", F(8, 64, 3, 66), positions=I(1000, 8, 64)),
     case("linear_cross_entropy", F(8, 128, 67), F(67, 4099), I(4099, 8, 128), z_loss=1e-3),
+    # ==== recurrences
+    case("lstm", cell(4, 61, 17, "b"), F(8, 67, 61)),
+    case("gru", cell(3, 61, 17, "b", "c"), F(8, 67, 61)),
+    case("rnn", cell(1, 61, 2, "b"), F(8, 67, 61)),
+    case("linear_recurrence", U(8, 64, 67), F(8, 64, 67)),
 ]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.cases import Case, F, I, K, P, S, U, case, heads
+from tests.cases import Case, F, I, K, P, S, U, case, cell, heads
 
 INF, NAN = np.inf, np.nan
 
@@ -109,6 +109,7 @@ IGNORED = np.array([0, -1, 2])
 FAR = [add(-1, 1e3), add(-1, 1e5), (times(-1, 8), add(-1, 1e8)), (times(-1, 64), add(-1, -1e9))]
 FIRST, VALUES = {"float32": 1, "bfloat16": 1}, {"float32": 1}  # where to compile costs much
 LEAST = float(np.finfo(np.float32).min)
+STEPS = np.array([[False, True, True, False], [True] * 4])
 MASK = np.array([[True, True, True, False], [True] * 4])[:, None, None]
 
 HARD = [
@@ -357,5 +358,36 @@ HARD = [
         poison(-1, (0, 1), NAN),
         times(-1, 30),
         orders=VALUES,
+    ),
+    hard(
+        case("linear_recurrence", F(2, 5, 3), F(2, 5, 3)),
+        times(1, 1e3),
+        add(1, 1e3),
+        (put(0, (0, slice(1, 5)), 1e8), put(1, (0, slice(None)), 0)),
+        *poisons(1, 1),
+        *poisons(1, (0, 4)),
+        poison(0, (0, 0), NAN),
+        poison("dy", 1, NAN),
+        orders=FIRST,
+    ),
+    # recurrences: saturated gates, a sequence beside another, padding, at its end and at its beginning
+    *(
+        hard(
+            case(name, cell(gates, 2, 5, *biases), F(2, 4, 2), mask=STEPS, **options),
+            times(-1, 30),
+            times(0, 30),
+            *(poison(-1, (0, 3), value) for value in (NAN, INF, 1e6)),
+            poison(-1, (0, 0), NAN),
+            *([] if "activation" in options else [poison(-1, 1, NAN)]),  # dead units see nothing
+            *(poison("dy", (0, 3), value) for value in (NAN, 1e6)),
+            orders=FIRST,
+        )
+        for name, gates, biases, options in (
+            ("lstm", 4, "b", {}),
+            ("gru", 3, "bc", {}),
+            ("gru", 3, "bc", {"reset": "before"}),
+            ("rnn", 1, "b", {}),
+            ("rnn", 1, "b", {"activation": "relu"}),
+        )
     ),
 ]

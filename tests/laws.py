@@ -30,6 +30,7 @@ from tests.cases import Case
 
 EXACT = 1e-10  # float64, relative to the largest element of the leaf
 NOISE = 1e-12  # what cancellation leaves of a gradient that is zero
+RECURRENT = ("gru", "lstm", "rnn")  # [*n, t, d], with a state that may be absent
 
 
 def close(got: Any, want: Any, tolerance: float = EXACT, noise: float = NOISE) -> None:
@@ -569,7 +570,7 @@ def squares(case: Case, op: Any, args: Any, options: Any) -> None:
 
     align = lambda kept, v: kept.reshape(-1, *[1] * (v.ndim - 1)) if v.shape[:1] == kept.shape else 0
     dy = normal_like(jax.eval_shape(lambda: op.reference(*args, **options)), 13)
-    rest = (None,) * (case.op == "multihead" and len(args) == 2)
+    rest = (None,) * (case.op in ("multihead", *RECURRENT) and len(args) == 2)
     formula = lambda params, dy: op.squares(*args[:at], params, *args[at + 1 :], *rest, dy, **options)
     close(jax.jit(formula)(args[at], dy), jax.jit(truth)(args[at], dy))
 
@@ -579,7 +580,8 @@ def has_squares(case: Case) -> bool:
     if not hasattr(case.module, "squares") or case.options.get("train"):
         return False
     x = case.args[{"linear_cross_entropy": 0, "batch_norm": 2}.get(case.op, 1)]
-    own = {"embedding": 0, "multihead": 2, "group_norm": 1 + case.options.get("spatial", 0)}.get(case.op, 1)
+    own = dict.fromkeys(RECURRENT, 2) | {"embedding": 0, "multihead": 2}
+    own = (own | {"group_norm": 1 + case.options.get("spatial", 0)}).get(case.op, 1)
     if case.op.startswith("conv"):
         own = len(case.args[0]["w"].shape) - 1
     sinks = case.op == "multihead" and case.args[0].get("sinks")
@@ -622,11 +624,12 @@ def products(jaxpr: Any) -> int:
             total += (
                 2 * eqn.outvars[0].aval.size * w.size // w.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
             )
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         for inner in jax.tree.leaves(
             list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
         ):
             if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
-                total += products(getattr(inner, "jaxpr", inner))
+                total += times * products(getattr(inner, "jaxpr", inner))
     return total
 
 

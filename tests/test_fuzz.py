@@ -300,7 +300,7 @@ def filled(tree: Any) -> Any:
     return jax.tree.map(lambda d: F(*d.shape), tree, is_leaf=lambda v: hasattr(v, "kind"))
 
 
-MAY_BE_NONE = ("b", "q_norm", "k_norm", "sinks")
+MAY_BE_NONE = ("b", "c", "q_norm", "k_norm", "sinks")
 KEY = jax.random.key(0)
 DENSE = {"w": F(3, 5), "b": F(5)}
 NORM = {"w": F(6), "b": F(6)}
@@ -318,6 +318,7 @@ ATTEND: Arguments = {
     "dropout_rate": 0.5,
     "key": KEY,
 }
+STEPS: Arguments = {"mask": jnp.ones((2, 5), bool), "reverse": False, "chunk": 2}
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
 CALLS: dict[str, Arguments] = {
     "linear.apply": {"params": DENSE, "x": F(2, 3)},
@@ -379,6 +380,17 @@ CALLS: dict[str, Arguments] = {
     },
     "batch_norm.init": {"key": KEY, "c": 6, "bias": True},
     "softmax.apply": {"x": F(2, 3), "axis": 1},
+    **{
+        f"{name}.{what}": {"params": params, "x": x, "state": {k: F(2, 3) for k in state}, **options, **more}
+        for name, params, state, options in (
+            ("lstm", {"w": F(2, 12), "u": F(3, 12), "b": F(12)}, "hc", {}),
+            ("gru", {"w": F(2, 9), "u": F(3, 9), "b": F(9), "c": F(3)}, "h", {"reset": "before"}),
+            ("rnn", {"w": F(2, 3), "u": F(3, 3), "b": F(3)}, "h", {"activation": "relu"}),
+        )
+        for what, x, more in (("apply", F(2, 5, 2), STEPS), ("step", F(2, 2), {}))
+    },
+    "linear_recurrence.apply": {"a": F(2, 5, 3), "b": F(2, 5, 3), "state": F(2, 3), "reverse": False},
+    **{f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True} for name in ("lstm", "gru", "rnn")},
     **{f"{name}.apply": {"x": F(2, 3)} for name in ("relu", "silu", "sigmoid", "tanh")},
     "gelu.apply": {"x": F(2, 3), "approximate": True},
     "swiglu.apply": {"gate": F(2, 3), "up": F(2, 3)},
@@ -478,6 +490,19 @@ CONFIGS: dict[str, Arguments] = {
         "classes": 2,
         "dropout": 0.1,
     },
+    "recurrent": {
+        "d": 3,
+        "hidden": 2,
+        "layers": 2,
+        "cell": "gru",
+        "bidirectional": True,
+        "projection": 2,
+        "dropout": 0.1,
+        "one_mask": True,
+        "reset": "after",
+        "activation": "tanh",
+        "bias": True,
+    },
     "resnet": {
         "image": (4, 4, 1),
         "channels": (2, 2),
@@ -543,6 +568,7 @@ CONFIGS: dict[str, Arguments] = {
 NETS: dict[str, Arguments] = {
     "mlp": {"x": F(2, 3)},
     "convnet": {**IMAGES, "key": KEY},
+    "recurrent": {"x": F(2, 5, 3), "mask": jnp.ones((2, 5), bool), "key": KEY},
     "resnet": {**IMAGES, "train": True},
     "vit": {**IMAGES, "key": KEY},
     "encoder": {"ids": I(2, 3), "mask": jnp.ones((2, 3), bool), "types": I(2, 3), "key": KEY},

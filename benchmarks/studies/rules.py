@@ -71,6 +71,15 @@ def _cases() -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
         ("linear_cross_entropy, 8k", fn.linear_cross_entropy, (rows, _floats(768, 8192), labels), {}),
         ("rope", fn.rope, (q,), {}),
         ("swiglu", fn.swiglu, (rows, rows), {}),
+        ("lstm", fn.lstm, (fn.lstm.init(key, 256, 256), _floats(8, 256, 256)), {}),
+        ("gru", fn.gru, (fn.gru.init(key, 256, 256), _floats(8, 256, 256)), {}),
+        ("rnn", fn.rnn, (fn.rnn.init(key, 256, 256), _floats(8, 256, 256)), {}),
+        (
+            "linear_recurrence",
+            fn.linear_recurrence,
+            (jax.nn.sigmoid(_floats(8, 512, 256)), _floats(8, 512, 256)),
+            {},
+        ),
         ("binary_cross_entropy", fn.binary_cross_entropy, (rows, jax.nn.sigmoid(rows)), {}),
     ]
 

@@ -64,6 +64,12 @@ def _case(*args: Any, **options: Any) -> Case:
     return args, options
 
 
+def _cell(gates: int, d: int, m: int, *biases: str) -> dict[str, Draw]:
+    """The parameters of a recurrence."""
+    sizes = {"b": _normal(gates * m), "c": _normal(m)}
+    return {"w": _normal(d, gates * m), "u": _normal(m, gates * m)} | {name: sizes[name] for name in biases}
+
+
 def _heads(d: int, h: int, h_kv: int, e: int) -> dict[str, dict[str, Draw]]:
     """The parameters of multihead."""
     return {
@@ -128,6 +134,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case({"w": _normal(6), "b": _normal(6)}, _normal(7, 5, 3, 6), groups=2),
         _case({"w": _normal(10)}, _normal(3, 2, 7, 5, 10), groups=5, spatial=2),
     ),
+    "gru": (
+        _case(_cell(3, 5, 3, "b", "c"), _normal(2, 7, 5), {"h": _normal(2, 3)}, mask=_mask(2, 7)),
+        _case(_cell(3, 5, 3, "b", "c"), _normal(2, 7, 5), reverse=True, reset="before"),
+    ),
     "layer_norm": (
         _case({"w": _normal(11), "b": _normal(11)}, _normal(7, 11)),
         _case({"w": _normal(5)}, _normal(2, 3, 5), eps=1e-3),
@@ -148,6 +158,16 @@ CASES: dict[str, tuple[Case, ...]] = {
             softcap=2.0,
         ),
     ),
+    "linear_recurrence": (
+        _case(_normal(2, 7, 3), _normal(2, 7, 3, 5), _normal(2, 3, 5)),
+        _case(_unit(7, 5), _normal(7, 5), reverse=True),
+    ),
+    "lstm": (
+        _case(
+            _cell(4, 5, 3, "b"), _normal(2, 7, 5), {"h": _normal(2, 3), "c": _normal(2, 3)}, mask=_mask(2, 7)
+        ),
+        _case(_cell(4, 5, 3), _normal(7, 5), reverse=True),
+    ),
     "matmul": (
         _case(_normal(7, 11), _normal(11, 13)),
         _case(_normal(5, 1, 2, 7), _normal(3, 7, 11)),  # both are broadcast
@@ -165,6 +185,10 @@ CASES: dict[str, tuple[Case, ...]] = {
     "rms_norm": (
         _case({"w": _normal(11)}, _normal(7, 11)),
         _case({"w": _normal(5)}, _normal(2, 3, 5), eps=1e-3),
+    ),
+    "rnn": (
+        _case(_cell(1, 5, 3, "b"), _normal(2, 7, 5), {"h": _normal(2, 3)}, mask=_mask(2, 7)),
+        _case(_cell(1, 5, 3), _normal(7, 5), reverse=True, activation="relu"),
     ),
     "rope": (
         _case(_normal(2, 5, 3, 14)),

@@ -4,12 +4,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from funcnet.nets import convnet, encoder, generate, maps, mlp, resnet, roles, stack, transformer, vit
+    from funcnet.nets import (
+        convnet,
+        encoder,
+        generate,
+        maps,
+        mlp,
+        recurrent,
+        resnet,
+        roles,
+        stack,
+        transformer,
+        vit,
+    )
     from funcnet.nets.roles import matrices
 
 __all__ = [
-    "convnet", "encoder", "generate", "maps", "matrices", "mlp", "resnet", "roles", "stack",
-    "transformer", "vit",
+    "convnet", "encoder", "generate", "maps", "matrices", "mlp", "recurrent", "resnet", "roles",
+    "stack", "transformer", "vit",
 ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_flops_are_those_of_the_definitions(name, monkeypatch):
     for operation in fn._OPERATIONS:
         module = getattr(fn, operation)
         monkeypatch.setattr(module, "apply", module.reference)
-    with jax.disable_jit():  # scans unrolled: `products` counts their bodies once
+    with jax.disable_jit():  # scans unrolled
         assert found == products(jax.make_jaxpr(lambda p, x: apply(p, x))(params, x).jaxpr)
 
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import funcnet as fn
-from funcnet.nets import convnet, encoder, mlp, resnet, transformer, vit
+from funcnet.nets import convnet, encoder, mlp, recurrent, resnet, transformer, vit
 from tests import laws
 
 KEY = jax.random.key(0)
@@ -49,6 +49,14 @@ NETS = {
         convnet,
         *_with_key(convnet, convnet.Config((8, 8, 3), (2, 3), hidden=2, dropout=0.1)),
         IMAGE,
+    ),
+    "recurrent": (
+        recurrent,
+        *_with_key(
+            recurrent,
+            recurrent.Config(5, 3, layers=2, bidirectional=True, projection=2, dropout=0.1, one_mask=True),
+        ),
+        ("b, 7, 5", "float64"),
     ),
     "resnet": (resnet, *_resnet(3), IMAGE),
     "resnet with bottlenecks": (resnet, *_resnet(7, bottleneck=True, padding="symmetric"), IMAGE),

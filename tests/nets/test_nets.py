@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from funcnet.errors import ShapeError, ValueRangeError
-from funcnet.nets import convnet, encoder, mlp, resnet, transformer, vit
+from funcnet.nets import convnet, encoder, mlp, recurrent, resnet, transformer, vit
 from funcnet.spec import Spec, decay_mask
 
 MLP = mlp.Config((3, 5, 7))
@@ -22,6 +22,8 @@ NETS = [
     (mlp, mlp.Config((3, 5), bias=False)),
     (convnet, CONVNET),
     (transformer, DECODER),
+    (recurrent, recurrent.Config(3, 2, layers=2, bidirectional=True, projection=4)),
+    (recurrent, recurrent.Config(3, 2, cell="gru", bias=False)),
     (resnet, RESNET),
     (resnet, BOTTLENECKS),
     (encoder, encoder.Config(vocabulary=11, context=7, layers=3, heads=2, d=6)),
@@ -61,7 +63,7 @@ def test_matrices_decay_and_vectors_do_not(net, config):
     mask = decay_mask(net.specs(config))
     for path, decays in jax.tree.leaves_with_path(mask):
         text = jax.tree_util.keystr(path)
-        assert decays == (text.endswith("['w']") and "norm" not in text), text
+        assert decays == (text.endswith(("['w']", "['u']")) and "norm" not in text), text
     params = net.init(key(), config)
     optax.adamw(1e-3, mask=mask).init(params)
 

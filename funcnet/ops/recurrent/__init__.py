@@ -1,0 +1,1 @@
+"""Sequences read step by step, with a state that is handed on: lstm, gru, rnn."""

@@ -1,0 +1,111 @@
+"""The arguments that recurrences share: their parameters, x, the state and the mask, each checked."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.ops import _bias, _check
+
+__all__ = ["check", "draw"]
+
+
+def draw(where: str, key: PRNGKeyArray, d: int, hidden: int, gates: int, bias: bool) -> dict[str, Array]:
+    """w from N(0, 1/d), u orthogonal for each gate, and unless `bias` is False b = 0."""
+    _check.key(where, key, none=False)
+    d, m = _check.positive(where, "d", d), _check.positive(where, "hidden", hidden)
+    kw, ku = jax.random.split(key)
+    w = jax.random.normal(kw, (d, gates * m)) / math.sqrt(d)
+    u = jnp.concatenate(list(jax.random.orthogonal(ku, m, (gates,))), 1)
+    bias = _check.flag(where, "bias", bias)
+    return {"w": w, "u": u} | ({"b": jnp.zeros(gates * m)} if bias else {})
+
+
+def check(
+    where: str, gates: int, names: tuple[str, ...], params: Any, x: Any, state: Any, mask: Any, chunk: Any
+) -> tuple[Array, Array | None, int | None]:
+    """x, the mask and the chunk, where all fits: w [d, gates · m], u [m, gates · m], a state of `names`."""
+    w = _check.parameter(where, params, "w", ndim=2)
+    u = _check.parameter(where, params, "u", ndim=2)
+    k = gates * u.shape[0]
+    for name, wrong, columns in (("u", u, f"m, {gates} m" if gates > 1 else "m, m"), ("w", w, f"d, {k}")):
+        if wrong.shape[1] == k:
+            continue
+        path = f'params["{name}"]'
+        lacks = "does not have the columns of params" + '["u"]'
+        if name == "u":
+            lacks = f"does not hold {gates} square gates side by side" if gates > 1 else "is not square"
+        fits = wrong.shape[0] == (gates * wrong.shape[1] if name == "u" else k)
+        raise ShapeError(
+            f"{where}: {path} {lacks}.",
+            path=path,
+            expected=f"{path}: float[{columns}]" + f"     (u: {describe(u)})" * (name == "w"),
+            actual=f"{path}: {describe(wrong)}",
+            hint=f"its transpose fits: {path}.T." if fits else None,
+        )
+    _bias.check(where, params, k)
+    x = _check.floating(where, "x", x)
+    _check.rank(where, "x", x, 2, f"*n, t, {w.shape[0]}")
+    _check.features(where, x, w.shape[0], f'params["w"] ({describe(w)})', dims="*n, t")
+    if state is not None:
+        _check_state(where, names, state, x, u)
+    chunk = None if chunk is None else _check.positive(where, "chunk", chunk)
+    return x, None if mask is None else _checked_mask(where, mask, x), chunk
+
+
+def _check_state(where: str, names: tuple[str, ...], state: Any, x: Array, u: Array) -> None:
+    shape = (*x.shape[:-2], u.shape[0])
+    text = f"float[{', '.join(map(str, shape))}]"
+    for name in names:
+        path = f'state["{name}"]'
+        if not isinstance(state, Mapping) or state.get(name) is None:
+            given = isinstance(state, Mapping)
+            raise StructureError(
+                f'{where}: state has no "{name}".',
+                path=path,
+                expected="state: a dict with "
+                + " and ".join(f'"{n}"' for n in names)
+                + f", {text} each, or None",
+                actual="keys: " + (", ".join(f'"{key}"' for key in state) or "none")
+                if given
+                else f"state: {describe(state)}",
+                hint="a mask goes by its name: mask=..." if _check.dtype_of(state) == jnp.bool_ else None,
+            )
+        _check.mapping(where, "state", state)
+        s = _check.floating(where, path, state[name])
+        if s.shape != shape:
+            raise ShapeError(
+                f"{where}: {path} is not one row of {u.shape[0]} for each sequence of x.",
+                path=path,
+                expected=f"{path}: {text}     (x: {describe(x)}, u: {describe(u)})",
+                actual=f"{path}: {describe(s)}",
+            )
+
+
+def _checked_mask(where: str, mask: Any, x: Array) -> Array:
+    dtype, shape = _check.dtype_of(mask), getattr(mask, "shape", None)
+    expected = f"mask: bool[{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})"
+    if dtype != jnp.bool_:
+        raise DTypeError(
+            f"{where}: mask is not a boolean array.",
+            path="mask",
+            expected=expected,
+            actual=f"mask: {describe(mask)}",
+            hint="of lengths: jnp.arange(t) < lengths[..., None]."
+            if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == x.shape[:-2]
+            else "compare it: mask != 0."
+            if dtype is not None
+            else None,
+        )
+    if shape != x.shape[:-1]:
+        raise ShapeError(
+            f"{where}: mask does not say of every step of x whether it is one.",
+            path="mask",
+            expected=expected,
+            actual=f"mask: {describe(mask)}",
+        )
+    return jnp.asarray(mask)

@@ -1,0 +1,127 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import funcnet as fn
+from funcnet.errors import DTypeError, ShapeError
+from funcnet.ops.recurrent import linear_recurrence
+from tests.errors import golden
+
+RNG = np.random.default_rng(0)
+A: Any = jnp.asarray(RNG.standard_normal((2, 7, 3)), jnp.float32)
+B: Any = jnp.asarray(RNG.standard_normal((2, 7, 3, 4)), jnp.float32)
+STATE: Any = jnp.asarray(RNG.standard_normal((2, 3, 4)), jnp.float32)
+run = jax.jit(linear_recurrence.apply, static_argnames="reverse")
+
+
+def same(got, want, tolerance=1e-5):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=tolerance), got, want)
+
+
+@pytest.mark.parametrize("t", [0, 1, 2, 7])
+@pytest.mark.parametrize("back", [False, True])
+def test_both_forms_are_one_function(t, back):
+    """What other platforms run; a CPU goes step by step. Values, tangents and, of b, the transpose."""
+    a = jnp.broadcast_to(jnp.moveaxis(A, 1, 0)[:t, ..., None], (t, 2, 3, 1))
+    b, first = jnp.moveaxis(B, 1, 0)[:t], jnp.zeros_like(STATE) if back else STATE
+    forms = linear_recurrence._one_by_one, linear_recurrence._at_once
+
+    def everything(form):
+        f = lambda a, b: form(a, first, b, back=back)
+        y, pull = jax.vjp(f, a, b)
+        (transposed,) = jax.linear_transpose(lambda b: form(a, jnp.zeros_like(first), b, back=back), b)(b)
+        return y, pull(b), transposed
+
+    same(*(jax.jit(everything, static_argnums=0)(form) for form in forms))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_it_is_the_solution_of_a_bidiagonal_system(reverse):
+    """(I − N) h = b, the factors in N beside the diagonal; the pullback solves the transpose."""
+    a, b = np.asarray(A[0, :, 0]), np.asarray(B[0, :, 0, 0])
+    N = np.diag(a[:-1], 1) if reverse else np.diag(a[1:], -1)
+    f = lambda b: linear_recurrence.apply(A[0, :, :1], b, reverse=reverse)
+    y, pull = jax.vjp(f, B[0, :, :1, 0])
+    np.testing.assert_allclose(y[:, 0], np.linalg.solve(np.eye(7) - N, b), atol=1e-4)
+    np.testing.assert_allclose(pull(y)[0], np.linalg.solve((np.eye(7) - N).T, y), atol=1e-4)
+
+
+def test_pieces_equal_the_whole():
+    y = run(A, B, STATE)
+    first = run(A[:, :3], B[:, :3], STATE)
+    same(jnp.concatenate([first, run(A[:, 3:], B[:, 3:], first[:, -1])], 1), y)
+
+
+def test_each_option_changes_something():
+    y = run(A, B)
+    assert not jnp.allclose(run(A, B, STATE), y)
+    assert not jnp.allclose(run(A, B, reverse=True), y)
+    same(run(jnp.flip(A, 1), jnp.flip(B, 1), reverse=True), jnp.flip(y, 1))
+    same(run(A, B[..., 0]), y[..., 0])
+
+
+def test_no_steps():
+    y, pull = jax.vjp(linear_recurrence.apply, A[:, :0], B[:, :0], STATE)
+    assert y.shape == (2, 0, 3, 4)
+    assert not any(jnp.any(v) for v in pull(y))
+
+
+def test_residuals_are_the_arguments_and_y():
+    pullback = jax.eval_shape(lambda: linear_recurrence.vjp(A, B)[1])
+    assert sum(v.size for v in jax.tree.leaves(pullback)) == A.size + 2 * B.size
+
+
+def not_shifted(a, b, dy):
+    """The factor of a step in the place of that of the step after it."""
+    h = linear_recurrence.vjp(a, b)[0]
+    factors = linear_recurrence._time_first(a, b, None, a.dtype, False)[0]
+    dh = linear_recurrence._recurrence(factors, jnp.zeros_like(h[:, 0]), jnp.moveaxis(dy, 1, 0), back=True)
+    dh = jnp.moveaxis(dh, 0, 1)
+    before = jnp.concatenate([jnp.zeros_like(h[:, :1]), h[:, :-1]], 1)
+    return (dh * before).sum(-1), dh
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_wrong_formula_is_rejected(wrong):
+    right = lambda a, b, dy: linear_recurrence.vjp(a, b)[1](dy)[:2]
+    rule = Partial(not_shifted if wrong else right)
+    assert fn.verify(linear_recurrence.reference, rule, (A, B), budget=0.1).ok == (not wrong)
+
+
+ERRORS = [
+    (
+        lambda: linear_recurrence.apply(A, B.swapaxes(1, 2)),
+        ShapeError,
+        "linear_recurrence.apply: b does not begin with the axes of a.\n"
+        "  expected  b: float[2, 7, 3, *e]     (a: float32[2, 7, 3])\n"
+        "  got       b: float32[2, 3, 7, 4]",
+    ),
+    (
+        lambda: linear_recurrence.apply(A[0, 0], B),
+        ShapeError,
+        "linear_recurrence.apply: a has rank 1, but at least 2 is needed.\n"
+        "  expected  a: float[*n, t, d]\n"
+        "  got       a: float32[3]\n"
+        "  hint      is an axis missing? x[None] adds a batch, x[..., None] a channel axis.",
+    ),
+    (
+        lambda: linear_recurrence.apply(A, B, STATE[0]),
+        ShapeError,
+        "linear_recurrence.apply: state is not as one step of b.\n"
+        "  expected  state: float[2, 3, 4]     (b: float32[2, 7, 3, 4])\n"
+        "  got       state: float32[3, 4]",
+    ),
+    (
+        lambda: linear_recurrence.apply(A.astype(jnp.int32), B),
+        DTypeError,
+        "linear_recurrence.apply: a has dtype int32, but a float is needed.\n"
+        "  expected  a: float[...]\n"
+        "  got       a: int32[2, 7, 3]\n"
+        "  hint      cast it: a.astype(jnp.float32).",
+    ),
+]
+test_errors = golden(ERRORS)
