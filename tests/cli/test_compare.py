@@ -129,7 +129,7 @@ def test_what_cannot_be_compared(two, here, capsys):
         (["quick", "short"], "no 'eval_loss' in short: recorded are step, loss, accuracy"),
         (["quick", "slow", "--by", "los"], "no 'los' in quick, slow: recorded are step, loss"),
         (["quick", "slow", "--out", "a.jpg"], "a.jpg is no .png or .html file"),
-        (["quick", "slow", "--out", "nowhere/a.png"], "No such file or directory: 'nowhere/a.png'"),
+        (["quick", "slow", "--out", "nowhere/a.png"], "nowhere/a.png: there is no folder nowhere"),
     ]:
         code, _, err = compare(capsys, *args)
         assert (code, err.count("\n")) == (2, 1), args
