@@ -25,7 +25,7 @@ def init(config):
 
 
 def same(got, want):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5), got, want)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, 1e-5, 1e-5), got, want)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])

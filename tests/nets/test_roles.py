@@ -10,7 +10,7 @@ import pytest
 import funcnet as fn
 from funcnet.errors import StructureError
 from funcnet.linalg import as_matrices
-from funcnet.nets import encoder, matrices, resnet, transformer
+from funcnet.nets import encoder, matrices, recurrent, resnet, transformer
 from funcnet.spec import is_spec
 from tests.test_spec import NETS
 
@@ -28,6 +28,8 @@ def outputs(net, config):
     params = jax.eval_shape(lambda: net.init(jax.random.key(0), config))
     if net in (transformer, encoder):
         x = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    elif net is recurrent:
+        x = jax.ShapeDtypeStruct((2, 3, config.d), jnp.float64)
     else:
         x = jax.ShapeDtypeStruct(
             (2, *getattr(config, "image", getattr(config, "sizes", ())[:1])), jnp.float64
@@ -37,6 +39,8 @@ def outputs(net, config):
         if net is resnet:
             return resnet.apply(params, resnet.init_state(config), x, config, train=False)[0]
         y = net.apply(params, x, config)
+        if net is recurrent:
+            return y[0]
         return encoder.logits(params, y, config) if net is encoder else y
 
     return f, params, x

@@ -28,7 +28,7 @@ run = jax.jit(gru.apply, static_argnames=("reverse", "chunk", "reset"))
 
 
 def same(got, want, tolerance=1e-5):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=tolerance), got, want)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, tolerance, tolerance), got, want)
 
 
 def test_init():

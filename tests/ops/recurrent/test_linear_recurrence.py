@@ -19,7 +19,7 @@ run = jax.jit(linear_recurrence.apply, static_argnames="reverse")
 
 
 def same(got, want, tolerance=1e-5):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=tolerance), got, want)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, tolerance, tolerance), got, want)
 
 
 @pytest.mark.parametrize("t", [0, 1, 2, 7])

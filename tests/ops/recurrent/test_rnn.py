@@ -24,7 +24,7 @@ run = jax.jit(rnn.apply, static_argnames=("reverse", "chunk", "activation"))
 
 
 def same(got, want, tolerance=1e-5):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=tolerance), got, want)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, tolerance, tolerance), got, want)
 
 
 def test_init():
