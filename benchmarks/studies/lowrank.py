@@ -80,9 +80,9 @@ def compressed(
         lowrank.components_of = own
 
 
-def of_kernels(apply: Any, params: Any, maps: Any, batches: Any) -> dict[str, Any]:
+def of_kernels(where: str, apply: Any, params: Any, maps: Any, batches: Any) -> dict[str, Any]:
     """The right singular vectors of w, and the mean b, so that b stays."""
-    del apply, batches
+    del where, apply, batches
     from funcnet.analysis import _components, _maps
     from funcnet.linalg import as_matrices
 
