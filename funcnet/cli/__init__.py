@@ -29,7 +29,7 @@ COMMANDS = {
     "compare": "RUN RUN ...     how runs differ, and which is best",
     "summary": "TASK | RUN      the layers of a model: shapes, parameters, FLOPs",
     "pca": "digits | FILE | RUN principal components: variances, pictures, the rows along the first two",
-    "xray": "RUN                a trained model seen through: weights, activations, gradients, what is unusual",
+    "xray": "RUN                a trained model seen through: weights, activations, gradients, what is odd",
     "compress": "RUN [options]  fewer FLOPs by low rank, and what of the accuracy is left",
     "verify": "FORWARD BACKWARD a gradient formula: right, or what the mistake is",
     "doctor": "                 versions, known faults, and whether this machine computes right",
