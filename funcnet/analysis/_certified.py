@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from funcnet import rules
 from funcnet.analysis import _chain, _spectra
+from funcnet.analysis._maps import key_of
 from funcnet.errors import FuncnetError, ShapeError, StructureError, describe
 from funcnet.nets import maps
 from funcnet.ops import _factored
@@ -27,7 +28,7 @@ __all__ = ["bounds"]
 
 
 def bounds(
-    apply: Callable[[PyTree, PyTree], Any], params: PyTree, small: PyTree, specs: PyTree, x: Any
+    apply: Callable[[PyTree, PyTree], Any], params: PyTree, small: PyTree, specs: PyTree, batches: list[Any]
 ) -> tuple[Float[np.ndarray, " n"] | None, str]:
     """Of each example a bound of |apply(small, x) − apply(params, x)|; or None, and why there is none.
 
@@ -36,11 +37,14 @@ def bounds(
         params: of the net.
         small: in which maps may be factored, or other ones of their shapes.
         specs: of params.
-        x: [n, ...].
+        batches: of x [n, ...].
     """
     whole = _whole(params, small)
-    program = _chain.traced(apply, whole, x)
+    program = _chain.traced(apply, whole, batches[0])
     names = [_path(at) for at, _ in jax.tree.leaves_with_path(params)]
+    bound, reason = _chain.lipschitz(program, dict.fromkeys(range(len(names)), 1.0))  # is there one at all?
+    if not math.isfinite(bound):
+        return None, reason
     facts = zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(whole), strict=True)
     leaves = {names[i]: (spec, leaf, None) for i, (spec, leaf) in enumerate(facts) if spec.matrix is not None}
     calls = {names[i]: calls for i, calls in program.convolved.items()}
@@ -50,12 +54,13 @@ def bounds(
     bound, reason = _chain.lipschitz(program, norms)
     if not math.isfinite(bound):
         return None, reason
-    added = jax.jit(lambda params, small, x: _added(apply, params, small, x))(params, small, x)
-    of_maps = {names[number].rpartition(".")[0] for number in added}
+    run = jax.jit(lambda params, small, x: _added(apply, params, small, x))
+    added = [jax.device_get(run(params, small, x)) for x in batches]
+    of_maps = {names[number].rpartition(".")[0] for number in added[0]}
     for name, before, after in zip(names, jax.tree.leaves(params), jax.tree.leaves(whole), strict=True):
         if name.rpartition(".")[0] not in of_maps and not np.array_equal(before, after):
             return None, f"{name}, which is of no map, has changed"
-    return np.asarray(_chain.drift(program, norms, jax.device_get(added))), ""
+    return np.concatenate([_chain.drift(program, norms, each) for each in added]), ""
 
 
 def _whole(params: PyTree, small: PyTree) -> PyTree:
@@ -63,7 +68,7 @@ def _whole(params: PyTree, small: PyTree) -> PyTree:
 
     def leaf(at: Any, before: Any) -> Any:
         node = _at(small, at[:-1])
-        if _factored.is_factored(node) and _entry(at[-1]) == "w":
+        if _factored.is_factored(node) and key_of(at[-1]) == "w":
             first, last = _factored.parts(node)
             found: Any = jnp.tensordot(first["w"], last["w"], 1)
         else:
@@ -92,13 +97,9 @@ def _whole(params: PyTree, small: PyTree) -> PyTree:
 
 def _at(node: Any, path: Any) -> Any:
     for entry in path:
-        name = _entry(entry)
+        name = key_of(entry)
         node = getattr(node, name) if isinstance(entry, jax.tree_util.GetAttrKey) else node[name]
     return node
-
-
-def _entry(entry: Any) -> Any:
-    return getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", None)))
 
 
 def _path(at: Any) -> str:

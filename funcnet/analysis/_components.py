@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from funcnet.analysis._maps import Map, in_parts, node_at, probed
+from funcnet.analysis._maps import Map, node_at, probed
 from funcnet.errors import ValueRangeError
 from funcnet.linalg import as_matrices
+from funcnet.ops import _factored
 from funcnet.ops._dtype import wide
 
 __all__ = ["Components", "components_of", "factor", "kept", "projected"]
@@ -117,6 +118,7 @@ _seen.defvjp(_seen_forward, _seen_backward)
 
 
 def factor(params: Mapping[str, Any], each: Map, found: Components, rank: int) -> dict[str, Any]:
+    """The params of a map in two parts of this rank."""
     w, kept = _wide(as_matrices(params["w"], each.spec)), found.vectors[..., :rank]
     down, up = each.shapes(rank)
     like = params["w"].dtype
@@ -124,7 +126,7 @@ def factor(params: Mapping[str, Any], each: Map, found: Components, rank: int) -
         "down": jnp.asarray((w @ kept).reshape(down), like),
         "up": jnp.asarray(kept.swapaxes(-1, -2).reshape(up), like),
     }
-    return in_parts({**params, **_bias(params, found, kept)}, **parts)
+    return _factored.in_parts({**params, **_bias(params, found, kept)}, **parts)
 
 
 def _bias(params: Mapping[str, Any], found: Components, kept: np.ndarray) -> dict[str, Array]:
@@ -142,13 +144,14 @@ def _wide(w: Any) -> np.ndarray:
 
 
 def projected(params: Mapping[str, Any], each: Map, found: Components, rank: int) -> dict[str, Any]:
-    """What `_factor` gives as a whole map, of the shapes of params: so all ranks are one program."""
+    """What `factor` gives as a whole map, of the shapes of params: so all ranks are one program."""
     kept, w = found.vectors[..., :rank], params["w"]
     new = _wide(as_matrices(w, each.spec)) @ kept @ kept.swapaxes(-1, -2)
     return {**params, **_bias(params, found, kept), "w": jnp.asarray(new.reshape(w.shape), w.dtype)}
 
 
 def kept(found: Components, rank: int | None) -> float:
+    """The share of the variances along the first `rank` components; of several layers the least."""
     total = found.variances.sum(-1)
     share = found.variances[..., :rank].sum(-1) / np.where(total > 0, total, 1)
     return float(np.where(total > 0, share, 1).min())

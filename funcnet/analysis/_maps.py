@@ -10,11 +10,11 @@ from jaxtyping import Array, PyTree
 from funcnet import rules
 from funcnet.analysis import layers
 from funcnet.errors import DTypeError, FuncnetError, StructureError, ValueRangeError, describe
-from funcnet.ops import _check
+from funcnet.ops import _check, _factored
 from funcnet.spec import Spec, is_spec
 
 __all__ = [
-    "Map", "checked", "flops_of", "in_parts", "maps_of", "matrices", "name_of", "node_at", "probed", "put",
+    "Map", "candidates", "checked", "flops_of", "key_of", "maps_of", "node_at", "probed", "put",
     "to_shapes", "to_specs",
 ]  # fmt: skip
 
@@ -61,12 +61,12 @@ class Map(NamedTuple):
         return (*shape[:end], rank), (*shape[: self.stack], rank, *shape[end:])
 
 
-def matrices(specs: PyTree) -> list[tuple[tuple[Any, ...], Spec, tuple[int, int]]]:
-    """The dicts whose w is a matrix of stack, inputs and outputs in this order, and the numbers of axes.
+def candidates(specs: PyTree) -> dict[str, Map]:
+    """By path the dicts whose w is a matrix of stack, inputs and outputs, in this order.
 
     One group of channels is none; in several, each would want a basis of its own, and they are left whole.
     """
-    found = []
+    found = {}
     for path, spec in jax.tree.leaves_with_path(specs, is_leaf=is_spec):
         if not path or getattr(path[-1], "key", None) != "w" or not isinstance(spec.matrix, tuple):
             continue
@@ -76,23 +76,21 @@ def matrices(specs: PyTree) -> list[tuple[tuple[Any, ...], Spec, tuple[int, int]
         letters = "".join(role for _, role in axes)
         ordered = "s" * stack + letters[stack:].replace("o", "").replace("s", "") + "o" * letters.count("o")
         if letters == ordered and tuple(size for size, _ in axes) == spec.shape:
-            found.append((tuple(_key(entry) for entry in path[:-1]), spec, (stack, letters.count("o"))))
+            keys = tuple(key_of(entry) for entry in path[:-1])
+            found[".".join(map(str, keys))] = Map(keys, spec, stack, letters.count("o"))
     return found
 
 
-def _key(entry: Any) -> Any:
+def key_of(entry: Any) -> Any:
+    """What stands in the brackets, or behind the dot, of an entry of a path of JAX's."""
     return getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", None)))
-
-
-def name_of(path: Sequence[Any]) -> str:
-    return ".".join(map(str, path))
 
 
 def maps_of(
     where: str, apply: Callable[..., Any], params: PyTree, specs: PyTree, x: PyTree
 ) -> dict[str, Map]:
     """Those that the net uses and takes in both forms."""
-    found = {name_of(path): Map(path, spec, *axes) for path, spec, axes in matrices(specs)}
+    found = candidates(specs)
     refused = _refused(apply, params, found, x)
     if refused is not None:  # then one by one
         one_by_one = {name: _refused(apply, params, {name: each}, x) for name, each in found.items()}
@@ -134,6 +132,7 @@ def _refused(apply: Callable[..., Any], params: PyTree, maps: dict[str, Map], x:
 
 
 def flops_of(apply: Callable[..., Any], params: PyTree, x: PyTree) -> int:
+    """Of ``apply(params, x)``, counted from its program."""
     abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return sum(row.flops for row in layers.layers(apply, *jax.tree.map(abstract, (params, x))))
 
@@ -148,27 +147,31 @@ def put(tree: PyTree, path: Sequence[Any], change: Callable[[Any], Any]) -> PyTr
     return [put(node, rest, change) if i == first else node for i, node in enumerate(tree)]
 
 
-def in_parts(params: Mapping[str, Any], down: Any, up: Any) -> dict[str, Any]:
-    return {"down": down, "up": up, **{name: leaf for name, leaf in params.items() if name != "w"}}
-
-
 def to_shapes(each: Map, rank: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """params of the map -> their shapes at a rank."""
+
     def shapes(params: Mapping[str, Any]) -> dict[str, Any]:
-        return in_parts(params, *(jax.ShapeDtypeStruct(s, params["w"].dtype) for s in each.shapes(rank)))
+        return _factored.in_parts(
+            params, *(jax.ShapeDtypeStruct(s, params["w"].dtype) for s in each.shapes(rank))
+        )
 
     return shapes
 
 
 def to_specs(params: Mapping[str, Any], each: Map, rank: int) -> dict[str, Any]:
+    """The specs of the map at a rank, from those of the whole one."""
     end, spec = len(each.spec.shape) - each.outputs, each.spec
     (first, last), names = each.shapes(rank), spec.axes
     stack, inputs = "s" * each.stack, "i" * (end - each.stack)
     down = Spec(first, spec.dtype, (*names[:end], "r"), (first, stack + inputs + "o"))
     axes = (*names[: each.stack], "r", *names[end:])
-    return in_parts(params, down, Spec(last, spec.dtype, axes, (last, stack + "i" + "o" * each.outputs)))
+    return _factored.in_parts(
+        params, down, Spec(last, spec.dtype, axes, (last, stack + "i" + "o" * each.outputs))
+    )
 
 
 def node_at(tree: PyTree, path: Sequence[Any]) -> Any:
+    """What stands in dicts and lists at these keys."""
     for key in path:
         tree = tree[key]
     return tree
@@ -205,6 +208,7 @@ def probed(
 
 
 def checked(where: str, maps: Mapping[str, Map], ranks: Mapping[str, int]) -> dict[str, int]:
+    """The ranks, each that of a map and not above what it can have."""
     if not isinstance(ranks, Mapping):
         raise DTypeError(
             f"{where}: ranks is not a dict.",

@@ -27,11 +27,10 @@ from funcnet.analysis import _certified
 from funcnet.analysis._components import Components, components_of, factor, kept, projected
 from funcnet.analysis._maps import (
     Map,
+    candidates,
     checked,
     flops_of,
     maps_of,
-    matrices,
-    name_of,
     put,
     to_shapes,
     to_specs,
@@ -145,11 +144,11 @@ def compress(
     fits(where, specs, params)
     maps = maps_of(where, apply, params, specs, batches[0])
     total = flops_of(apply, params, batches[0])
+    given = None if ranks is None else checked(where, maps, ranks)
     components = components_of(where, apply, params, maps, batches)
-    if ranks is None:
+    chosen = given
+    if chosen is None:
         chosen = _chosen(where, apply, params, maps, components, batches, total, flops * total)
-    else:
-        chosen = checked(where, maps, ranks)
     small = params
     for name, rank in chosen.items():
         small = put(small, maps[name].path, lambda p, n=name, r=rank: factor(p, maps[n], components[n], r))
@@ -176,7 +175,7 @@ def factored(params: PyTree, specs: PyTree, ranks: Mapping[str, int]) -> PyTree:
     """
     where = "lowrank.factored"
     fits(where, specs, params)
-    maps = {name_of(path): Map(path, spec, *axes) for path, spec, axes in matrices(specs)}
+    maps = candidates(specs)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     for name, rank in checked(where, maps, ranks).items():
         params = put(params, maps[name].path, to_shapes(maps[name], rank))
@@ -190,7 +189,7 @@ def specs(specs: PyTree, ranks: Mapping[str, int]) -> PyTree:
         StructureError: a path is of no map.
         ValueRangeError: a rank is out of range.
     """
-    maps = {name_of(path): Map(path, spec, *axes) for path, spec, axes in matrices(specs)}
+    maps = candidates(specs)
     for name, rank in checked("lowrank.specs", maps, ranks).items():
         specs = put(specs, maps[name].path, lambda p, n=name, r=rank: to_specs(p, maps[n], r))
     return specs
@@ -279,13 +278,7 @@ def certified(
         return None, "params are factored themselves"
     specs = _specs_of(net, config, apply, params, batches[0]) if specs is None else specs
     fits(where, specs, params)
-    found: list[Any] = []
-    for x in batches:
-        bounds, reason = _certified.bounds(apply, params, small, specs, x)
-        if bounds is None:
-            return None, reason
-        found.append(bounds)
-    return np.concatenate(found), ""
+    return _certified.bounds(apply, params, small, specs, batches)
 
 
 def _at_most(k: int, n: int, confidence: float = 0.95) -> float:

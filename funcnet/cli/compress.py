@@ -62,7 +62,7 @@ def run(args: list[str]) -> int:
     from funcnet.tasks import _run
 
     saved, content = _run.read(asked.run), _run.facts(asked.run)
-    if _run.ranks(asked.run):
+    if content.get("ranks"):
         raise UsageError(f"{asked.run} is compressed already: compress the run that it came from")
     out = asked.out or asked.run.with_name(f"{asked.run.name}-compressed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -130,7 +130,7 @@ def _said(task: "Task", held_out: "Examples", found: "Changed") -> list[str]:
 
 def _certain(net: Any, saved: "Saved", params: Any, inputs: list[Any]) -> str:
     """What the certified bound says."""
-    import jax.numpy as jnp
+    import jax
     import numpy as np
 
     from funcnet.analysis import lowrank
@@ -138,9 +138,8 @@ def _certain(net: Any, saved: "Saved", params: Any, inputs: list[Any]) -> str:
     bounds, reason = lowrank.certified(net, saved.params, params, saved.config, inputs)
     if bounds is None:
         return f"no bound on the change of the outputs: {reason}"
-    logits = np.concatenate(
-        [np.asarray(net.apply(saved.params, jnp.asarray(x), saved.config)) for x in inputs]
-    )
+    run = jax.jit(lambda x: net.apply(saved.params, x, saved.config))
+    logits = np.concatenate([np.asarray(run(x)) for x in inputs])
     first, second = np.sort(logits, -1)[:, :-3:-1].T
     kept = int((first - second > 2**0.5 * bounds).sum())
     return (

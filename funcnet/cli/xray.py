@@ -88,7 +88,7 @@ def run(args: list[str]) -> int:
         _picture(asked.out, found)
         print(f"the picture is in {asked.out}")
     if asked.html is not None:
-        page = _html(str(asked.run), saved, examples, found)
+        page = _html(str(asked.run), saved, examples, found, strangest)
         asked.html.write_text(page, "utf-8", "backslashreplace")
         print(f"the page is in {asked.html}")
     return 0
@@ -227,7 +227,13 @@ def _images(path: Path, images: np.ndarray, labels: list[str]) -> None:
 # ---- the page ---------------------------------------------------------------------------------------------
 
 
-def _html(run: str, saved: "Saved", examples: "Examples", found: "XRay") -> str:
+def _html(
+    run: str,
+    saved: "Saved",
+    examples: "Examples",
+    found: "XRay",
+    strangest: tuple[list[str], list[list[str]]],
+) -> str:
     import tempfile
     from html import escape
 
@@ -237,7 +243,7 @@ def _html(run: str, saved: "Saved", examples: "Examples", found: "XRay") -> str:
         path = Path(folder, "xray.png")
         _picture(path, found)
         picture = _page.picture(path, "spectra, activations, heads, gradients, curvature")
-        columns, cells = _strangest(saved, examples, found)
+        columns, cells = strangest
         strange = _page.table(columns, cells, columns[:3]) if cells else ""
         if cells and examples.inputs.ndim == 4:
             path = Path(folder, "examples.png")

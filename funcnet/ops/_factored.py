@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from funcnet.errors import ShapeError, describe
 from funcnet.ops import _check
 
-__all__ = ["check", "is_factored", "joined", "kernel", "parts"]
+__all__ = ["check", "in_parts", "is_factored", "kernel", "parts"]
 
 
 _NAMES = ("down", "up")
@@ -38,9 +38,9 @@ def parts(params: Mapping[str, Any]) -> list[Any]:
     return [{"w": params["down"]}, {"w": params["up"], **rest}]
 
 
-def joined(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
-    """The gradients of both `parts` as those of the map."""
-    return {"down": first["w"], "up": last["w"], **{k: v for k, v in last.items() if k != "w"}}
+def in_parts(params: Mapping[str, Any], down: Any, up: Any) -> dict[str, Any]:
+    """The same with these in the place of w: of a map's parameters, or of what belongs to them."""
+    return {"down": down, "up": up, **{name: leaf for name, leaf in params.items() if name != "w"}}
 
 
 def kernel(params: Mapping[str, Any]) -> Any:

@@ -302,7 +302,7 @@ def _pull_projection(p: Any, x: Array, dy: Array, axes: int) -> tuple[dict, Arra
         middle = _projections.project(first, x, axes=axes)
         grads, dmiddle = _pull_projection(last, middle, dy, 1)
         before, dx = _pull_projection(first, x, narrow(dmiddle, middle), axes)
-        return _factored.joined(before, grads), dx
+        return _factored.in_parts(grads, before["w"], grads["w"]), dx
     w, x = common(p["w"], x)
     n, sums = x.ndim - axes, wide(dy.dtype)
     rows, w_ = _projections.matrices(x, w, axes)
