@@ -228,7 +228,11 @@ def ranks(folder: Path) -> dict[str, int]:
     Raises:
         FileFormatError, OSError: as `read_config`.
     """
-    found = facts(folder).get("ranks", {})
+    return _ranks(folder, facts(folder))
+
+
+def _ranks(folder: Path, content: Mapping[str, Any]) -> dict[str, int]:
+    found = content.get("ranks", {})
     if not isinstance(found, dict) or not all(type(rank) is int for rank in found.values()):
         path = folder / "config.json"
         raise FileFormatError(f"{path}: the ranks are no whole numbers by name.", path=str(path))
@@ -242,10 +246,15 @@ def shapes(folder: Path) -> Any:
         FileFormatError, OSError: as `read_config`.
         StructureError, ValueRangeError: its ranks are not those of its net.
     """
-    task, config, _ = read_config(folder)
+    content = _content(folder)
+    task, config, _ = _understood(folder, content)
+    return _shapes(task, config, _ranks(folder, content))
+
+
+def _shapes(task: str, config: Any, ranks: Mapping[str, int]) -> Any:
     module: ModuleType = getattr(tasks, task).NET
     whole = jax.eval_shape(lambda: module.init(jax.random.key(0), config))
-    return lowrank.factored(whole, module.specs(config), ranks(folder))
+    return lowrank.factored(whole, module.specs(config), ranks)
 
 
 def net(folder: Path) -> Any:
@@ -254,7 +263,8 @@ def net(folder: Path) -> Any:
     Raises:
         FileFormatError, OSError: as `read_config`.
     """
-    module, factored = getattr(tasks, read_config(folder)[0]).NET, ranks(folder)
+    content = facts(folder)
+    module, factored = getattr(tasks, content["task"]).NET, _ranks(folder, content)
     return types.SimpleNamespace(
         apply=module.apply, specs=lambda config: lowrank.specs(module.specs(config), factored)
     )
@@ -366,13 +376,12 @@ def start(folder: Path) -> Any:
     Raises:
         FileFormatError, OSError: as `read_config`.
     """
-    task, config, _ = read_config(folder)
-    seed = facts(folder).get("seed")
-    return (
-        getattr(tasks, task).NET.init(keys(seed)[0], config)
-        if type(seed) is int and not ranks(folder)
-        else None
-    )
+    content = _content(folder)
+    task, config, _ = _understood(folder, content)
+    seed = content.get("seed")
+    if type(seed) is not int or _ranks(folder, content):
+        return None
+    return getattr(tasks, task).NET.init(keys(seed)[0], config)
 
 
 def read(folder: Path) -> Saved:
@@ -382,8 +391,9 @@ def read(folder: Path) -> Saved:
         FileFormatError, StructureError: a file is damaged, or the parameters are not those of the config.
         OSError: a file cannot be read.
     """
-    task, config, data = read_config(folder)
+    content = _content(folder)
+    task, config, data = _understood(folder, content)
     path = folder / "params.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no params.safetensors: was its training cut short?")
-    return Saved(task, config, store.load(path, like=shapes(folder)), data)
+    return Saved(task, config, store.load(path, like=_shapes(task, config, _ranks(folder, content))), data)
