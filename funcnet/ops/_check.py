@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, UnionType
 from typing import Any
 
@@ -457,27 +457,76 @@ def _outside(value: Any) -> str:
     return str(value) if 0 <= float(text) <= 1 else text
 
 
+def indices(
+    where: str,
+    name: str,
+    values: Any,
+    v: int,
+    source: str,
+    *,
+    path: str | None = None,
+    ignored: int | None = None,
+    hint: Callable[[np.ndarray, np.ndarray], str | None],
+) -> None:
+    """Integers that can be looked at are in [0, v), as `source` (text) says, or `ignored`.
+
+    The hint is of all of them and of those outside; `path` is where they stand, if not under their name.
+    """
+    if not concrete(values):
+        return
+    every = np.asarray(values)
+    outside = every[(every < 0) | (every >= v)]
+    outside = outside if ignored is None else outside[outside != ignored]
+    if outside.size:
+        raise ValueRangeError(
+            f"{where}: {name} hold {outside[0]}, outside [0, {v}).",
+            path=path or name,
+            expected=f"0 ≤ {name} < {v}     ({source})",
+            actual=f"{name}: {describe(values)}, {outside.size} of {every.size} outside, "
+            f"from {outside.min()} to {outside.max()}",
+            hint=hint(every, outside),
+        )
+
+
 def classes(where: str, labels: Any, v: int, source: str, ignore_index: int | None) -> None:
     """Integer `labels`, where they can be looked at, are in [0, v), as `source` (text) says, or ignored."""
-    if not concrete(labels):
-        return
-    values = np.asarray(labels)
-    outside = values[(values < 0) | (values >= v)]
-    outside = outside if ignore_index is None else outside[outside != ignore_index]
-    if not outside.size:
-        return
-    hint, low, high = None, outside.min(), outside.max()
-    if high == v and values.min() > 0:
-        hint = "do they count from 1? labels - 1."
-    elif low == high and ignore_index is None:
-        hint = f"if {low} marks what has no label: ignore_index={low}."
-    raise ValueRangeError(
-        f"{where}: labels hold {outside[0]}, outside [0, {v}).",
-        path="labels",
-        expected=f"0 ≤ labels < {v}     ({source})",
-        actual=f"labels: {describe(labels)}, {outside.size} of {values.size} outside, from {low} to {high}",
-        hint=hint,
-    )
+
+    def hint(every: np.ndarray, outside: np.ndarray) -> str | None:
+        low, high = outside.min(), outside.max()
+        if high == v and every.min() > 0:
+            return "do they count from 1? labels - 1."
+        alone = low == high and ignore_index is None
+        return f"if {low} marks what has no label: ignore_index={low}." if alone else None
+
+    indices(where, "labels", labels, v, source, ignored=ignore_index, hint=hint)
+
+
+def mask(
+    where: str, mask: Any, x: jax.Array, what: str, *, dtype_hint: str | None, shape_hint: str | None
+) -> jax.Array:
+    """`mask`, boolean: it says of every `what` of x, all its axes but the last, whether it is one.
+
+    The hints are given where another dtype or shape comes; of an array that is no boolean one is to compare.
+    """
+    kind = dtype_of(mask)
+    expected = f"mask: bool[{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})"
+    if kind != jnp.bool_:
+        raise DTypeError(
+            f"{where}: mask is not a boolean array.",
+            path="mask",
+            expected=expected,
+            actual=f"mask: {describe(mask)}",
+            hint=dtype_hint or ("compare it: mask != 0." if kind is not None else None),
+        )
+    if mask.shape != x.shape[:-1]:
+        raise ShapeError(
+            f"{where}: mask does not say of every {what} of x whether it is one.",
+            path="mask",
+            expected=expected,
+            actual=f"mask: {describe(mask)}",
+            hint=shape_hint,
+        )
+    return jnp.asarray(mask)
 
 
 def one_of(where: str, name: str, value: Any, choices: Sequence[Any]) -> None:

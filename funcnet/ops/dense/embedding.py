@@ -8,7 +8,6 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
@@ -126,18 +125,16 @@ def _check_ids(where: str, ids: Array, w: Array) -> None:
             actual=f"ids: {describe(ids)}",
             hint=hint,
         )
-    if _check.concrete(ids):
-        values, v = np.asarray(ids), w.shape[0]
-        outside = values[(values < 0) | (values >= v)]
-        if outside.size:
-            raise ValueRangeError(
-                f"{where}: ids hold {outside[0]}, outside [0, {v}).",
-                path="ids",
-                expected=f'0 ≤ ids < {v}     (params["w"]: {describe(w)})',
-                actual=f"ids: {describe(ids)}, {outside.size} of {values.size} outside, "
-                f"from {outside.min()} to {outside.max()}",
-                hint="do they count from 1? ids - 1." if values.min() > 0 and values.max() == v else None,
-            )
+    _check.indices(
+        where,
+        "ids",
+        ids,
+        w.shape[0],
+        f'params["w"]: {describe(w)}',
+        hint=lambda every, _: (
+            "do they count from 1? ids - 1." if every.min() > 0 and every.max() == w.shape[0] else None
+        ),
+    )
 
 
 def vjp(

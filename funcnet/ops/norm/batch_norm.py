@@ -340,26 +340,7 @@ def _check_count(where: str, x: Array) -> None:
 
 
 def _check_mask(where: str, mask: Any, x: Array) -> None:
-    dtype, shape = _check.dtype_of(mask), getattr(mask, "shape", None)
-    expected = f"mask: bool[{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})"
-    if dtype != jnp.bool_:
-        raise DTypeError(
-            f"{where}: mask is not a boolean array.",
-            path="mask",
-            expected=expected,
-            actual=f"mask: {describe(mask)}",
-            hint="compare it: mask != 0." if dtype is not None else None,
-        )
-    if shape != x.shape[:-1]:
-        alone = shape == x.shape[:1]
-        raise ShapeError(
-            f"{where}: mask does not say of every element of x whether it is one.",
-            path="mask",
-            expected=expected,
-            actual=f"mask: {describe(mask)}",
-            hint="of whole examples: jnp.broadcast_to(mask.reshape(-1"
-            + ", 1" * (x.ndim - 2)
-            + "), x.shape[:-1])."
-            if alone
-            else None,
-        )
+    alone = getattr(mask, "shape", None) == x.shape[:1]
+    axes = "-1" + ", 1" * (x.ndim - 2)
+    hint = f"of whole examples: jnp.broadcast_to(mask.reshape({axes}), x.shape[:-1])." if alone else None
+    _check.mask(where, mask, x, "element", dtype_hint=None, shape_hint=hint)

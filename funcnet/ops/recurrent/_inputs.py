@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from funcnet.errors import DTypeError, ShapeError, StructureError, describe
+from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.ops import _bias, _check
 
 __all__ = ["check", "draw"]
@@ -88,24 +88,6 @@ def _check_state(where: str, names: tuple[str, ...], state: Any, x: Array, u: Ar
 
 def _checked_mask(where: str, mask: Any, x: Array) -> Array:
     dtype, shape = _check.dtype_of(mask), getattr(mask, "shape", None)
-    expected = f"mask: bool[{', '.join(map(str, x.shape[:-1]))}]     (x: {describe(x)})"
-    if dtype != jnp.bool_:
-        raise DTypeError(
-            f"{where}: mask is not a boolean array.",
-            path="mask",
-            expected=expected,
-            actual=f"mask: {describe(mask)}",
-            hint="of lengths: jnp.arange(t) < lengths[..., None]."
-            if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == x.shape[:-2]
-            else "compare it: mask != 0."
-            if dtype is not None
-            else None,
-        )
-    if shape != x.shape[:-1]:
-        raise ShapeError(
-            f"{where}: mask does not say of every step of x whether it is one.",
-            path="mask",
-            expected=expected,
-            actual=f"mask: {describe(mask)}",
-        )
-    return jnp.asarray(mask)
+    lengths = dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == x.shape[:-2]
+    hint = "of lengths: jnp.arange(t) < lengths[..., None]." if lengths else None
+    return _check.mask(where, mask, x, "step", dtype_hint=hint, shape_hint=None)

@@ -22,11 +22,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from funcnet import rules
-from funcnet.ops import _squares
+from funcnet.ops import _check, _squares
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align, known
 
-__all__ = ["Cell", "dot", "squares", "vjp"]
+__all__ = ["Cell", "dot", "flops", "rows", "squares", "step", "vjp"]
 
 _KEPT = 2**26  # bytes of gates that are kept rather than computed again
 _FEW = 4  # sequences, for which a step is bound by reading W, not by the product
@@ -132,6 +132,26 @@ def squares(
     offsets = [right for name, right in (("b", da), ("c", rows[-1][1])) if name in given.p]
     parts = [_squares.product(examples(left), examples(right)) for left, right in products]
     return functools.reduce(jnp.add, parts + [_squares.summed(examples(v).sum(1)) for v in offsets])
+
+
+def rows(gates: Array, h: Array, da: Array) -> list[tuple[Array, Array]]:
+    """`Cell.rows` where U takes h as it is, to all of a: dU = H₋ᵀ dA."""
+    del gates
+    return [(h, da)]
+
+
+def flops(params: Mapping[str, Any], x: Any) -> int:
+    """2 · n · t multiplications with every element of w and u."""
+    weights = math.prod(params["w"].shape) + math.prod(params["u"].shape)
+    return 2 * math.prod(x.shape[:-1]) * weights
+
+
+def step(where: str, apply: Callable[..., Any], params: Any, x: Any, state: Any) -> tuple[Array, Any]:
+    """`apply` of a sequence of one step, x [*n, d]."""
+    x = _check.floating(where, "x", x)
+    _check.rank(where, "x", x, 1, "*n, d")
+    y, state = apply(params, x[..., None, :], state)
+    return y[..., 0, :], state
 
 
 # ---- what was given, time first ---------------------------------------------------------------------------

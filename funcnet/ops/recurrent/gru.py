@@ -15,7 +15,6 @@ with 1 − z for our z); the reset after the product, as in cuDNN: Appleyard et 
 """
 
 import functools
-import math
 from typing import Any, NotRequired, TypedDict
 
 import jax.numpy as jnp
@@ -250,9 +249,9 @@ def cost(
 ) -> Cost:
     """2 · n · t · 3m (d + m) flops, and the bytes of params, x, the mask, y and the states."""
     _check.mapping("gru.cost", "params", params)
-    rows = math.prod(x.shape[:-1])
-    flops = 2 * rows * (math.prod(params["w"].shape) + math.prod(params["u"].shape))
-    return Cost(flops, traffic(reference, params, x, state, mask=mask, reverse=reverse, reset=reset))
+    return Cost(
+        _scan.flops(params, x), traffic(reference, params, x, state, mask=mask, reverse=reverse, reset=reset)
+    )
 
 
 def squares(
@@ -284,7 +283,4 @@ def step(
     >>> bool((y == state["h"]).all())
     True
     """
-    x = _check.floating("gru.step", "x", x)
-    _check.rank("gru.step", "x", x, 1, "*n, d")
-    y, state = apply(params, x[..., None, :], state, reset=reset)
-    return y[..., 0, :], state
+    return _scan.step("gru.step", functools.partial(apply, reset=reset), params, x, state)

@@ -11,7 +11,6 @@ Source: Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation
 Schmidhuber and Cummins, Neural Computation 12(10), 2000; a bias of 1 in it: Jozefowicz et al., ICML 2015.
 """
 
-import math
 from typing import Any, NotRequired, TypedDict
 
 import jax.numpy as jnp
@@ -182,12 +181,7 @@ def _back(
     return {"h": dot(dz, p["ut"]), "c": dc * f}, dz
 
 
-def _rows(gates: Array, h: Array, da: Array) -> list[tuple[Array, Array]]:
-    del gates
-    return [(h, da)]
-
-
-_CELL = Cell(_STATE, ("b",), _gates, _move, _back, _rows)
+_CELL = Cell(_STATE, ("b",), _gates, _move, _back, _scan.rows)
 
 
 def cost(
@@ -200,9 +194,7 @@ def cost(
 ) -> Cost:
     """2 · n · t · 4m (d + m) flops, and the bytes of params, x, the mask, y and the states."""
     _check.mapping("lstm.cost", "params", params)
-    rows = math.prod(x.shape[:-1])
-    flops = 2 * rows * (math.prod(params["w"].shape) + math.prod(params["u"].shape))
-    return Cost(flops, traffic(reference, params, x, state, mask=mask, reverse=reverse))
+    return Cost(_scan.flops(params, x), traffic(reference, params, x, state, mask=mask, reverse=reverse))
 
 
 def squares(
@@ -233,7 +225,4 @@ def step(
     >>> bool((y == state["h"]).all())
     True
     """
-    x = _check.floating("lstm.step", "x", x)
-    _check.rank("lstm.step", "x", x, 1, "*n, d")
-    y, state = apply(params, x[..., None, :], state)
-    return y[..., 0, :], state
+    return _scan.step("lstm.step", apply, params, x, state)

@@ -7,7 +7,7 @@ Sources: Elman, "Finding structure in time", Cognitive Science 14(2), 1990; relu
 Jaitly and Hinton, arXiv 1504.00941.
 """
 
-import math
+import functools
 from typing import Any, NotRequired, TypedDict
 
 import jax.numpy as jnp
@@ -174,14 +174,9 @@ def _back_relu(
     return {"h": dot(dz, p["ut"])}, dz
 
 
-def _rows(gates: Array, h: Array, da: Array) -> list[tuple[Array, Array]]:
-    del gates
-    return [(h, da)]
-
-
 _CELLS = {
-    "tanh": Cell(_STATE, ("b",), _tanh, _move, _back_tanh, _rows),
-    "relu": Cell(_STATE, ("b",), _relu, _move, _back_relu, _rows),
+    "tanh": Cell(_STATE, ("b",), _tanh, _move, _back_tanh, _scan.rows),
+    "relu": Cell(_STATE, ("b",), _relu, _move, _back_relu, _scan.rows),
 }
 
 
@@ -196,10 +191,9 @@ def cost(
 ) -> Cost:
     """2 · n · t · m (d + m) flops, and the bytes of params, x, the mask, y and the states."""
     _check.mapping("rnn.cost", "params", params)
-    rows = math.prod(x.shape[:-1])
-    flops = 2 * rows * (math.prod(params["w"].shape) + math.prod(params["u"].shape))
     return Cost(
-        flops, traffic(reference, params, x, state, mask=mask, reverse=reverse, activation=activation)
+        _scan.flops(params, x),
+        traffic(reference, params, x, state, mask=mask, reverse=reverse, activation=activation),
     )
 
 
@@ -232,7 +226,4 @@ def step(
     >>> bool((y == state["h"]).all())
     True
     """
-    x = _check.floating("rnn.step", "x", x)
-    _check.rank("rnn.step", "x", x, 1, "*n, d")
-    y, state = apply(params, x[..., None, :], state, activation=activation)
-    return y[..., 0, :], state
+    return _scan.step("rnn.step", functools.partial(apply, activation=activation), params, x, state)
