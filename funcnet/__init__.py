@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         nets,
         ops,
         optim,
+        recordings,
         rules,
         spec,
         store,
@@ -62,8 +63,8 @@ _FAMILIES = {
 }  # fmt: skip
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _PACKAGES = (
-    "analysis", "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "rules", "spec", "store",
-    "taps", "tasks", "train", "verifier",
+    "analysis", "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "recordings", "rules", "spec",
+    "store", "taps", "tasks", "train", "verifier",
 )  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",
