@@ -39,7 +39,33 @@ if TYPE_CHECKING:
     from funcnet.ops.attention import alibi, attention, multihead, rope
     from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
     from funcnet.ops.dense import embedding, linear, matmul
-    from funcnet.ops.elementwise import gelu, relu, sigmoid, silu, swiglu, tanh
+    from funcnet.ops.elementwise.activations import (
+        celu,
+        elu,
+        geglu,
+        gelu,
+        glu,
+        hard_shrink,
+        hard_sigmoid,
+        hard_silu,
+        hard_tanh,
+        leaky_relu,
+        log_sigmoid,
+        mish,
+        quick_gelu,
+        relu,
+        relu6,
+        selu,
+        sigmoid,
+        silu,
+        soft_shrink,
+        softplus,
+        softsign,
+        swiglu,
+        tanh,
+        tanh_shrink,
+        threshold,
+    )
     from funcnet.ops.loss import binary_cross_entropy, cross_entropy, linear_cross_entropy, mse
     from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
     from funcnet.ops.random import dropout
@@ -55,13 +81,22 @@ _FAMILIES = {
     "attention": ("alibi", "attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
     "dense": ("embedding", "linear", "matmul"),
-    "elementwise": ("gelu", "relu", "sigmoid", "silu", "swiglu", "tanh"),
     "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
     "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
     "random": ("dropout",),
     "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),
 }  # fmt: skip
+# Files that hold several operations each, as objects.
+_OBJECTS = {
+    "elementwise.activations": (
+        "celu", "elu", "geglu", "gelu", "glu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh",
+        "leaky_relu", "log_sigmoid", "mish", "quick_gelu", "relu", "relu6", "selu", "sigmoid", "silu",
+        "soft_shrink", "softplus", "softsign", "swiglu", "tanh", "tanh_shrink", "threshold",
+    ),
+}  # fmt: skip
+_FILES = {name: file for file, names in _OBJECTS.items() for name in names}
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
+_OPERATIONS |= {name: file.partition(".")[0] for name, file in _FILES.items()}
 _PACKAGES = (
     "analysis", "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "recordings", "rules", "spec",
     "store", "taps", "tasks", "train", "verifier",
@@ -85,7 +120,9 @@ _backend.guard()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OPERATIONS:
+    if name in _FILES:
+        value = getattr(importlib.import_module(f"funcnet.ops.{_FILES[name]}"), name)
+    elif name in _OPERATIONS:
         value = importlib.import_module(f"funcnet.ops.{_OPERATIONS[name]}.{name}")
     elif name in _PACKAGES:
         value = importlib.import_module(f"funcnet.{name}")

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -488,8 +490,17 @@ def _placed(finding: Finding, eqn: Any) -> Finding:
 
 
 def _operation(frame: Any) -> str | None:
-    """The operation of funcnet in whose file a line is: funcnet/ops/norm/softmax.py."""
+    """The operation of funcnet in whose file a line is, funcnet/ops/norm/softmax.py, or in whose function.
+
+    In a file with several, as activations.py, the functions of one begin with its name: _mish_pullback.
+    """
     family, _, file = frame.file_name.removeprefix(_OPERATIONS).partition(os.sep)
     if not frame.file_name.startswith(_OPERATIONS) or not family or not file or file.startswith("_"):
         return None
-    return file.removesuffix(".py")
+    name = file.removesuffix(".py")
+    module: Any = sys.modules.get(f"funcnet.ops.{family}.{name}")
+    several = [n for n in getattr(module, "__all__", ()) if isinstance(getattr(module, n), ModuleType)]
+    if not several:
+        return name
+    of = [n for n in several if f"{frame.function_name}_".startswith(f"_{n}_")]
+    return max(of, key=len, default=None)

@@ -38,6 +38,7 @@ __all__ = [
     "autodiff",
     "bilinear",
     "bind",
+    "by_jax",
     "call",
     "close",
     "composite",
@@ -85,7 +86,10 @@ def autodiff(rule: str) -> Iterator[None]:
 
 
 class Call(NamedTuple):
-    """One call of an operation: its arrays, or where it was traced their `jax.ShapeDtypeStruct`."""
+    """One call of an operation, a module or another namespace with the contract's names and `__name__`.
+
+    Its arrays, where it was traced, are their `jax.ShapeDtypeStruct`.
+    """
 
     operation: ModuleType
     args: tuple[Any, ...]
@@ -99,18 +103,23 @@ class _Tape:
         self.calls: list[Call] = []
 
 
-def operation(apply: Callable[P, R]) -> Callable[P, R]:
+def operation(apply: Callable[P, R], of: ModuleType | None = None) -> Callable[P, R]:
     """Mark `apply` as an operation: `record` notes its calls, `metered` gets them. Otherwise nothing changes.
 
     However a call is written, it is noted by the contract: the parameters without a default, or with None for
     one, are its arrays, the others (``axis`` in ``softmax.apply(x, 0)``) its options.
+
+    Args:
+        apply: what users call.
+        of: the namespace with the contract's names that it belongs to; None: the module it is written in.
     """
-    return _marked(apply, sys.modules[apply.__module__], recorded=True)
+    of = of or sys.modules[apply.__module__]
+    return _marked(apply, of, recorded=of)
 
 
 def composite(apply: Callable[P, R]) -> Callable[P, R]:
     """As `operation`, of one whose parameters are those of parts: they are metered, not the whole."""
-    return _marked(apply, None, recorded=True)
+    return _marked(apply, None, recorded=sys.modules[apply.__module__])
 
 
 def part(squares: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -128,7 +137,7 @@ def part(squares: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, 
         squares: ``(*args, dy, **options) -> [n]``, as in the contract.
     """
     formula = Formula(squares)
-    return lambda f: _marked(f, formula, recorded=False)
+    return lambda f: _marked(f, formula, recorded=None)
 
 
 def counted(total: jax.Array, f: Callable[[], R]) -> R:
@@ -178,7 +187,7 @@ class Formula(NamedTuple):
     squares: Callable[..., Any]
 
 
-def _marked(f: Callable[P, R], formula: Any, *, recorded: bool) -> Callable[P, R]:
+def _marked(f: Callable[P, R], formula: Any, *, recorded: ModuleType | None) -> Callable[P, R]:
     signature = inspect.signature(f)
     arrays = [
         name
@@ -194,10 +203,10 @@ def _marked(f: Callable[P, R], formula: Any, *, recorded: bool) -> Callable[P, R
             meter = None
         if tape is not None or meter is not None:
             given = signature.bind(*args, **options).arguments
-            if tape is not None:
+            if tape is not None and recorded is not None:
                 noted = _untraced(given)
                 positional = tuple(noted.pop(name, None) for name in arrays)
-                tape.calls.append(Call(sys.modules[f.__module__], positional, noted))
+                tape.calls.append(Call(recorded, positional, noted))
             if meter is not None:
                 positional = tuple(given.pop(name, None) for name in arrays)
                 return meter(f, formula, at, positional, given)
@@ -378,7 +387,12 @@ def call(vjp: Callable[..., tuple[Any, Partial]], *args: Any, **options: Any) ->
     traced_leaves, traced_tree = jax.tree.flatten(traced)
     rule = _Rule(vjp, arg_tree, traced_tree, tuple(sorted(static.items())))
     leaves = same_variance(*arg_leaves, *traced_leaves)
-    return rule(leaves)[0] if _rule.value == "jax" or in_jet(*leaves) else _call(rule, leaves)
+    return rule(leaves)[0] if by_jax() or in_jet(*leaves) else _call(rule, leaves)
+
+
+def by_jax() -> bool:
+    """Whether JAX derives what rules are attached to: inside ``autodiff("jax")``."""
+    return _rule.value == "jax"
 
 
 def in_jet(*leaves: Any) -> bool:
@@ -588,7 +602,7 @@ class Bilinear:
 
     def __call__(self, a: jax.Array, b: jax.Array, **static: Hashable) -> jax.Array:
         """The product; `static` are the hashable keyword arguments of the wrapped function."""
-        if _rule.value == "jax":
+        if by_jax():
             return self.product(a, b, **static)
         return self.primitive.bind(*same_variance(a, b), **static)
 

@@ -7,12 +7,15 @@ Sizes are distinct primes, so that a factor names itself; then all-square, a sec
 """
 
 import dataclasses
-from types import ModuleType
+import functools
+import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 import funcnet as fn
 from funcnet.ops.attention import rope
@@ -76,8 +79,8 @@ class Case:
     options: dict[str, Any]
 
     @property
-    def module(self) -> ModuleType:
-        return getattr(fn, self.op)
+    def module(self) -> Any:
+        return stacked(self.op) if self.op in FAMILIES else getattr(fn, self.op)
 
     def draw(self, seed: int = 0, dtype: str = "float64") -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments and options, with every Draw replaced by an array."""
@@ -89,6 +92,9 @@ class Case:
 
     @property
     def id(self) -> str:
+        if self.op in FAMILIES:
+            return self.op
+
         def text(v: Any) -> str:
             if isinstance(v, Draw):
                 return v.kind[0] + "x".join(map(str, v.shape))
@@ -132,6 +138,76 @@ def carried(m: int, *n: int) -> dict[str, Any]:
     """The state of an lstm."""
     return {"h": F(*n, m), "c": S(*n, m)}
 
+
+# ---- families: one operation of a file goes through every law, all of them at once through the rest -------
+
+FAMILIES: dict[
+    str, dict[str, dict[str, Any]]
+] = {  # by their file, with the options that a member is tried with
+    "activations": {
+        "celu": {"alpha": 0.7},
+        "elu": {"alpha": 1.3},
+        "geglu": {"approximate": True},
+        "gelu": {},
+        "glu": {},
+        "hard_shrink": {"lambd": 0.3},
+        "hard_sigmoid": {"alpha": 0.2},
+        "hard_silu": {},
+        "hard_tanh": {"min_val": -0.7, "max_val": 0.3},
+        "leaky_relu": {"negative_slope": 0.3},
+        "log_sigmoid": {},
+        "mish": {},
+        "quick_gelu": {},
+        "relu": {},
+        "relu6": {},
+        "selu": {},
+        "sigmoid": {},
+        "silu": {},
+        "soft_shrink": {"lambd": 0.3},
+        "softplus": {"beta": 1.7},
+        "softsign": {},
+        "swiglu": {},
+        "tanh": {},
+        "tanh_shrink": {},
+        "threshold": {"threshold": 0.3, "value": -0.7},
+    },
+}
+EVERY_LAW = ("gelu", "relu", "swiglu")  # of these families
+MEMBERS = {name for members in FAMILIES.values() for name in members} - {*EVERY_LAW}
+
+
+@functools.cache
+def stacked(family: str) -> SimpleNamespace:
+    """All operations of a family as one, of a dict with the arrays of each."""
+    members = FAMILIES[family]
+
+    def each(what: str) -> Any:
+        return lambda xs: {
+            name: getattr(getattr(fn, name), what)(*x, **members[name]) for name, x in xs.items()
+        }
+
+    def vjp(xs: Any) -> Any:
+        both = each("vjp")(xs)
+        pullbacks = {name: pullback for name, (_, pullback) in both.items()}
+        return {name: y for name, (y, _) in both.items()}, Partial(_pull_each, pullbacks)
+
+    return SimpleNamespace(members=members, reference=each("reference"), apply=each("apply"), vjp=vjp)
+
+
+def _pull_each(pullbacks: Any, dys: Any) -> Any:
+    return ({name: pullbacks[name](dy) for name, dy in dys.items()},)
+
+
+def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2)) -> Case:
+    """The case of the members of a family that take so many arrays, each of that shape."""
+    count = lambda name: sum(
+        p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+        for p in inspect.signature(getattr(fn, name).reference).parameters.values()
+    )
+    return case(family, {name: (F(*shape),) * count(name) for name in FAMILIES[family] if count(name) in of})
+
+
+STACKED = [every(family, 3, 5) for family in FAMILIES]
 
 CASES = [
     # linear
@@ -245,20 +321,13 @@ CASES = [
     case("gelu", F(5, 5), approximate=False),
     case("gelu", F(0, 3), approximate=True),
     case("gelu", F()),
-    # silu
-    case("silu", F(7, 11)),
-    case("silu", F(5, 5)),
-    case("silu", F(0, 3)),
-    case("silu", F()),
-    # sigmoid
-    case("sigmoid", F(7, 11)),
-    case("sigmoid", F(5, 5)),
+    # the others of their family
+    *(
+        case(name, *[F(7, 11)] * (2 if name in ("glu", "geglu") else 1), **options)
+        for name, options in FAMILIES["activations"].items()
+        if name in MEMBERS
+    ),
     case("sigmoid", F(0, 3)),
-    case("sigmoid", F()),
-    # tanh
-    case("tanh", F(7, 11)),
-    case("tanh", F(5, 5)),
-    case("tanh", F(0, 3)),
     case("tanh", F()),
     # dropout
     case("dropout", F(7, 11), rate=0.3, key=K()),
@@ -502,9 +571,6 @@ LARGE = [
     case("batch_norm", {"w": F(67), "b": F(67)}, {"mean": S(67), "var": S(67)}, F(8, 64, 67), train=True),
     case("softmax", F(8, 64, 67)),
     case("gelu", F(8, 64, 67)),
-    case("silu", F(8, 64, 67)),
-    case("sigmoid", F(8, 64, 67)),
-    case("tanh", F(8, 64, 67)),
     case("dropout", F(8, 64, 67), rate=0.1, key=K()),
     # ==== products
     case("matmul", F(8, 64, 67), F(67, 71)),

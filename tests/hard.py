@@ -3,7 +3,8 @@
 A row is a case of tests/cases.py, whose arguments may be NumPy arrays too, and changes, each of them one
 input of the same shapes: so a row costs a few compiled programs, however many changes it has. A change names
 a leaf by its number among the float leaves of the arguments (dicts sorted by key; -1 is the last), or "dy",
-the cotangent, and says what it becomes; a tuple of changes is one input.
+the cotangent, or all of them, "every" and "every dy", and says what it becomes. A tuple of changes is one
+input.
 
 - `add`, `times`, `put`: the operation sees it; the truth is `reference` of it in float64.
 - `poison`: NaN, an infinity, 1e6. What does not see it must not change: the truth is `reference` in float64
@@ -18,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.cases import Case, F, I, K, P, S, U, case, cell, heads
+import funcnet as fn
+from tests.cases import FAMILIES, Case, F, I, K, P, S, U, case, cell, every, heads
 
 INF, NAN = np.inf, np.nan
 
@@ -35,9 +37,10 @@ class Change:
 
     def __call__(self, values: list[np.ndarray], dy: list[np.ndarray], harmless: int | None) -> None:
         """Change them in place; with `harmless`, a seed, a poison is a normal number instead."""
-        x = dy[0] if isinstance(self.leaf, str) else values[self.leaf]
-        ordinary = self.poison and harmless is not None
-        x[self.index] = _normal(harmless, x[self.index]) if ordinary else self.to(x[self.index])
+        some = {"dy": dy[:1], "every": values, "every dy": dy}
+        for x in some[self.leaf] if isinstance(self.leaf, str) else [values[self.leaf]]:
+            ordinary = self.poison and harmless is not None
+            x[self.index] = _normal(harmless, x[self.index]) if ordinary else self.to(x[self.index])
 
 
 def _normal(seed: int | None, like: Any) -> Any:
@@ -55,7 +58,11 @@ class Hard:
 
     @property
     def id(self) -> str:
-        shapes = ["x".join(map(str, getattr(a, "shape", ()))) for a in self.case.args]
+        shapes = (
+            []
+            if self.case.op in FAMILIES
+            else ["x".join(map(str, getattr(a, "shape", ()))) for a in self.case.args]
+        )
         return "-".join(
             [
                 self.case.op,
@@ -111,6 +118,36 @@ FIRST, VALUES = {"float32": 1, "bfloat16": 1}, {"float32": 1}  # where to compil
 LEAST = float(np.finfo(np.float32).min)
 STEPS = np.array([[False, True, True, False], [True] * 4])
 MASK = np.array([[True, True, True, False], [True] * 4])[:, None, None]
+
+
+def true_activations(xs: dict[str, Any]) -> dict[str, Any]:
+    """Their definitions where they overflow in float64, in other words than funcnet's."""
+    logistic = lambda x: jnp.exp(-jnp.logaddexp(0, -x))
+    others = {
+        "celu": lambda x, alpha: jax.nn.celu(x, alpha),
+        "elu": lambda x, alpha: jax.nn.elu(x, alpha),
+        "gelu": lambda x: x * jax.scipy.special.ndtr(x),
+        "glu": lambda g, u: logistic(g) * u,
+        "log_sigmoid": lambda x: -jnp.logaddexp(0, -x),
+        "mish": lambda x: x * jnp.tanh(jnp.logaddexp(0, x)),
+        "quick_gelu": lambda x: x * logistic(1.702 * x),
+        "selu": jax.nn.selu,
+        "sigmoid": logistic,
+        "silu": jax.nn.silu,
+        "softplus": lambda x, beta: jnp.logaddexp(0, beta * x) / beta,
+        "swiglu": lambda g, u: jax.nn.silu(g) * u,
+        "tanh": lambda x: jnp.sign(x) * (1 - jnp.exp(-2 * abs(x))) / (1 + jnp.exp(-2 * abs(x))),
+        "tanh_shrink": lambda x: jnp.where(abs(x) < 1e-2, _tanh_shrink_near_0(x), x - jnp.tanh(x)),
+    }
+    options = every("activations").module.members
+    return {
+        name: others.get(name, getattr(fn, name).reference)(*x, **options[name]) for name, x in xs.items()
+    }
+
+
+def _tanh_shrink_near_0(x: Any) -> Any:
+    return x**3 / 3 - 2 * x**5 / 15 + 17 * x**7 / 315 - 62 * x**9 / 2835
+
 
 HARD = [
     # cross_entropy
@@ -265,34 +302,24 @@ HARD = [
         poison("dy", (1, 2, 0), NAN),
         products=True,
     ),
-    # functions of each element alone: saturated, huge
-    *(
-        hard(
-            case(name, F(5), **options),
-            *(put(0, ..., value) for value in (12.0, -12.0, 30.0, -30.0, 1e4, -1e4, 1e30, -1e30)),
-            *poisons(0, 1),
-            poison("dy", 1, NAN),
-            truth=truth,
-        )
-        for name, options, truth in (
-            ("relu", {}, None),
-            (
-                "sigmoid",
-                {},
-                lambda x: jnp.where(x < 0, jnp.exp(jnp.minimum(x, 0)), 1) / (1 + jnp.exp(-abs(x))),
-            ),
-            ("silu", {}, jax.nn.silu),
-            ("tanh", {}, jnp.tanh),
-            ("gelu", {}, lambda x: x * jax.scipy.special.ndtr(x)),
-            ("gelu", {"approximate": True}, None),
-        )
+    # functions of each element alone: saturated, huge, tiny
+    hard(
+        every("activations", 5, of=(1,)),
+        *(put("every", ..., value) for value in (12.0, -12.0, 30.0, -30.0, 1e4, -1e4, 1e30, -1e30)),
+        poison("every dy", 1, NAN),
+        truth=true_activations,
     ),
     hard(
-        case("swiglu", F(5), F(5)),
-        *(put(0, ..., value) for value in (30.0, -30.0, 1e4, -1e4)),
-        *poisons(0, 1),
-        *poisons(1, 2),
-        truth=lambda g, u: jax.nn.silu(g) * u,
+        every("activations", 5, of=(1,)),
+        *(times("every", by) for by in (1e-3, 1e-20)),
+        truth=true_activations,
+        orders={"float32": 1},
+    ),
+    hard(
+        every("activations", 5, of=(2,)),
+        *(tuple(put(i, ..., value) for i in (0, 2, 4)) for value in (12.0, -12.0, 30.0, -30.0, 1e4, -1e4)),
+        *poisons("every", 1),
+        truth=true_activations,
     ),
     # products, rows of a table, masks
     hard(

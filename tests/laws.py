@@ -118,7 +118,7 @@ def with_zeros(grads: Any, args: Any) -> list[Any]:
 
 def naive(case: Case, op: Any, args: Any, options: Any) -> None:
     """reference = the loop in tests/naive, and what comes out is an array of the right dtype."""
-    loop = getattr(__import__(f"tests.naive.{case.op}", fromlist=["_"]), case.op)
+    loop = naive_loop(case.op)
     plain = lambda v: v if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)
     f, values = on_floats(op.reference, args, options)
     close(
@@ -128,6 +128,12 @@ def naive(case: Case, op: Any, args: Any, options: Any) -> None:
             **jax.tree.map(lambda v: plain(v) if hasattr(v, "dtype") else v, options),
         ),
     )
+
+
+def naive_loop(name: str) -> Any:
+    """The loop of an operation: of its own file, or of that of its family."""
+    file = fn._FILES.get(name, name).rpartition(".")[2]
+    return getattr(__import__(f"tests.naive.{file}", fromlist=["_"]), name)
 
 
 def finite_differences(case: Case, op: Any, args: Any, options: Any) -> None:
@@ -204,6 +210,30 @@ def no_retrace(case: Case, op: Any, args: Any, options: Any) -> None:
         y, pullback = op.vjp(*args, **options)
         consume(pullback, y)
     assert len(traces) == 1, "the pullback has a new structure on each call"
+
+
+def family(case: Case, op: Any, args: Any, options: Any) -> None:
+    """Of the members of a family, in two programs: naive, and values and gradients in all their ways."""
+    f, values = on_floats(op.reference, args, options)
+    g, _ = on_floats(op.apply, args, options)
+    _, rebuild = floats(args)
+    for name, arrays in args[0].items():
+        want = naive_loop(name)(*map(np.asarray, arrays), **op.members[name])
+        close(getattr(fn, name).reference(*arrays, **op.members[name]), want)
+
+    def all_of(values: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(g, *values)
+        y_, pullback = op.vjp(*rebuild(values), **options)
+        with fn.autodiff("jax"):
+            return (y, pull(dy)), (y_, tuple(jax.tree.leaves(pullback(dy)))), (y, jax.vjp(g, *values)[1](dy))
+
+    def truth(values: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(f, *values)
+        return y, pull(dy)
+
+    for dy in cotangents(jax.eval_shape(f, *values))[1:]:
+        want = jax.jit(truth)(values, dy)
+        close(jax.jit(all_of)(values, dy), (want,) * 3)
 
 
 # ---- JAX's transforms -------------------------------------------------------------------------------------

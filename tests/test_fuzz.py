@@ -13,7 +13,6 @@ import importlib
 import inspect
 import operator
 import re
-import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +26,7 @@ from jaxtyping import Array, Float, Int32
 
 import funcnet as fn
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, ValueRangeError
-from tests.cases import heads
+from tests.cases import FAMILIES, heads
 from tests.errors import golden
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -203,7 +202,7 @@ def stands_for(value: Any, annotation: Any) -> Any:
 def annotation(function: Callable[..., Any], arguments: Arguments, place: Place) -> Any:
     """What may stand in a place: as the function says of an argument, else what is like the good one."""
     if len(place) == 1:
-        return typing.get_type_hints(inspect.unwrap(function))[place[0]]
+        return inspect.signature(function).parameters[place[0]].annotation
     good = functools.reduce(operator.getitem, place, arguments)
     if isinstance(good, dict | list):
         kind = type(good)
@@ -391,9 +390,10 @@ CALLS: dict[str, Arguments] = {
     },
     "linear_recurrence.apply": {"a": F(2, 5, 3), "b": F(2, 5, 3), "state": F(2, 3), "reverse": False},
     **{f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True} for name in ("lstm", "gru", "rnn")},
-    **{f"{name}.apply": {"x": F(2, 3)} for name in ("relu", "silu", "sigmoid", "tanh")},
-    "gelu.apply": {"x": F(2, 3), "approximate": True},
-    "swiglu.apply": {"gate": F(2, 3), "up": F(2, 3)},
+    **{
+        f"{name}.apply": {k: F(2, 3) for k in (("gate", "up") if name.endswith("glu") else "x")} | options
+        for name, options in FAMILIES["activations"].items()
+    },
     "dropout.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
     "dropout.matrix": {"in_shape": (2, 3), "rate": 0.5, "key": KEY},
     "mse.apply": {"prediction": F(2, 3), "target": F(2, 3)},

@@ -10,7 +10,7 @@ import pytest
 
 from funcnet import rules
 from tests import laws
-from tests.cases import CASES, LARGE, Case, F, K, case
+from tests.cases import CASES, FAMILIES, LARGE, MEMBERS, STACKED, Case, F, K, case
 
 WITH_MATRIX = [
     c for c in CASES if hasattr(c.module, "matrix") and not (c.op == "matmul" and len(c.args[1].shape) != 2)
@@ -28,9 +28,13 @@ def test_cases_are_distinct():
 
 
 def first(many: int, cases: list[Case] = CASES) -> list[Any]:
-    """All cases; those beyond the first few of each operation are slow: CI runs them all (`make slow`)."""
+    """All cases; those beyond the first few of each operation are slow: CI runs them all (`make slow`).
+
+    So are those of a family's members, which `test_family` asks at once.
+    """
     before = {c.id: [d.op for d in cases[:i]].count(c.op) for i, c in enumerate(cases)}
-    return [c if before[c.id] < many else pytest.param(c, marks=pytest.mark.slow) for c in cases]
+    fast = lambda c: before[c.id] < many and c.op not in MEMBERS
+    return [c if fast(c) else pytest.param(c, marks=pytest.mark.slow) for c in cases]
 
 
 @pytest.mark.parametrize("c", first(2), ids=ids)
@@ -42,6 +46,15 @@ def test_formula(c):
 @pytest.mark.parametrize("c", first(1), ids=ids)
 @pytest.mark.parametrize("law", [law for law in laws.LAWS if law is not laws.formula], ids=ids)
 def test_law(law, c):
+    args, options = c.draw()
+    law(c, c.module, args, options)
+
+
+@pytest.mark.parametrize("c", STACKED, ids=ids)
+@pytest.mark.parametrize(
+    "law", [laws.family, laws.second_order, laws.strict, laws.x64_between, laws.taylor, laws.symbols], ids=ids
+)
+def test_family(law, c):
     args, options = c.draw()
     law(c, c.module, args, options)
 
@@ -74,7 +87,7 @@ def test_squares(c):
 
 @pytest.mark.only_as_users
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("c", first(2), ids=ids)
+@pytest.mark.parametrize("c", [*first(2), *STACKED], ids=ids)
 def test_rounded(c, dtype):
     laws.rounded(c, c.module, dtype)
 
@@ -88,7 +101,9 @@ def test_large(c):
 def test_every_operation_has_cases():
     import funcnet
 
-    assert {c.op for c in CASES} == {c.op for c in LARGE} == set(funcnet._OPERATIONS)
+    assert {c.op for c in CASES} == {c.op for c in LARGE} | MEMBERS == set(funcnet._OPERATIONS)
+    for file, names in funcnet._OBJECTS.items():
+        assert set(names) == {*FAMILIES[file.rpartition(".")[2]]}
 
 
 # ---- a law that cannot fail is no law ---------------------------------------------------------------------

@@ -181,7 +181,6 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case(_heads(7, 3, 3, 5), _normal(2, 11, 7)),
         _case(_heads(5, 4, 2, 3), _normal(7, 5), causal=True),  # two query heads share a key head
     ),
-    "relu": (_case(_normal(7, 11)),),
     "rms_norm": (
         _case({"w": _normal(11)}, _normal(7, 11)),
         _case({"w": _normal(5)}, _normal(2, 3, 5), eps=1e-3),
@@ -198,11 +197,34 @@ CASES: dict[str, tuple[Case, ...]] = {
             positions=_ids(200, 5),
         ),
     ),
-    "sigmoid": (_case(_normal(7, 11)),),
-    "silu": (_case(_normal(7, 11)),),
+    **{
+        name: (_case(_normal(7, 11)),)
+        for name in (
+            "celu",
+            "elu",
+            "hard_shrink",
+            "hard_sigmoid",
+            "hard_silu",
+            "hard_tanh",
+            "leaky_relu",
+            "log_sigmoid",
+            "mish",
+            "quick_gelu",
+            "relu",
+            "relu6",
+            "selu",
+            "sigmoid",
+            "silu",
+            "soft_shrink",
+            "softplus",
+            "softsign",
+            "tanh",
+            "tanh_shrink",
+        )  # fmt: skip
+    },
+    **{name: (_case(_normal(7, 11), _normal(7, 11)),) for name in ("geglu", "glu", "swiglu")},
+    "threshold": (_case(_normal(7, 11), threshold=0.3, value=-0.7),),
     "softmax": (_case(_normal(7, 11)), _case(_normal(2, 3, 5), axis=-2)),
-    "swiglu": (_case(_normal(7, 11), _normal(7, 11)),),
-    "tanh": (_case(_normal(7, 11)),),
 }
 
 
