@@ -17,10 +17,10 @@ run = jax.jit(linear_recurrence.apply, static_argnames="reverse")
 @pytest.mark.parametrize("t", [0, 1, 2, 7])
 @pytest.mark.parametrize("back", [False, True])
 def test_both_forms_are_one_function(t, back):
-    """What other platforms run; a CPU goes step by step. Values, tangents and, of b, the transpose."""
+    """Step by step as on CPU, and 3 at once as elsewhere: values, gradients and, of b, the transpose."""
     a = jnp.broadcast_to(jnp.moveaxis(A, 1, 0)[:t, ..., None], (t, 2, 3, 1))
-    b, first = jnp.moveaxis(B, 1, 0)[:t], jnp.zeros_like(STATE) if back else STATE
-    forms = linear_recurrence._one_by_one, linear_recurrence._at_once
+    b, first = jnp.moveaxis(B, 1, 0)[:t], STATE
+    forms = linear_recurrence._one_by_one, functools.partial(linear_recurrence._at_once, chunk=3)
 
     def everything(form):
         f = lambda a, b: form(a, first, b, back=back)
@@ -54,6 +54,17 @@ def test_each_option_changes_something():
     assert not jnp.allclose(run(A, B, reverse=True), y)
     same(run(jnp.flip(A, 1), jnp.flip(B, 1), reverse=True), jnp.flip(y, 1))
     same(run(A, B[..., 0]), y[..., 0])
+
+
+def test_what_is_solved_at_once_bounds_the_memory():
+    v = jax.ShapeDtypeStruct((4096, 64), jnp.float32)
+    form = jax.jit(linear_recurrence._at_once, static_argnames=("back", "chunk"))
+
+    def temporary(chunk):
+        program = form.lower(v, v.update(shape=(64,)), v, back=False, chunk=chunk).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary(4096) > 2 * v.size * 4 > 4 * temporary(256)
 
 
 def test_no_steps():
