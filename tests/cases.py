@@ -589,7 +589,7 @@ LARGE = [
     case("rope", F(8, 64, 3, 66), positions=I(1000, 8, 64)),
     case("linear_cross_entropy", F(8, 128, 67), F(67, 4099), I(4099, 8, 128), z_loss=1e-3),
     # ==== recurrences
-    case("lstm", cell(4, 61, 17, "b"), F(8, 67, 61)),
+    case("lstm", cell(4, 61, 17, "b"), F(16, 64, 61)),
     case("gru", cell(3, 61, 17, "b", "c"), F(8, 67, 61)),
     case("rnn", cell(1, 61, 2, "b"), F(8, 67, 61)),
     case("linear_recurrence", U(8, 64, 67), F(8, 64, 67)),

@@ -407,7 +407,7 @@ HARD = [
             poison(-1, (0, 0), NAN),
             *([] if "activation" in options else [poison(-1, 1, NAN)]),  # dead units see nothing
             *(poison("dy", (0, 3), value) for value in (NAN, 1e6)),
-            orders=FIRST,
+            orders=VALUES if options else FIRST,
         )
         for name, gates, biases, options in (
             ("lstm", 4, "b", {}),

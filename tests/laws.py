@@ -30,6 +30,10 @@ from tests.cases import Case
 
 EXACT = 1e-10  # float64, relative to the largest element of the leaf
 NOISE = 1e-12  # what cancellation leaves of a gradient that is zero
+# A truth in float64 need not be fast: to compile it is most of what it costs.
+PLAINLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jax.__version_info__ < (0, 11):  # later ones must
+    PLAINLY["xla_cpu_use_fusion_emitters"] = False
 RECURRENT = ("gru", "lstm", "rnn")  # [*n, t, d], with a state that may be absent
 
 
@@ -677,16 +681,12 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
     fast, _ = on_floats(op.apply, args, options)
     dy = normal_like(jax.eval_shape(plain, *values), 10)
     with jax.enable_x64(True):
-        widen = lambda tree: jax.tree.map(lambda v: v.astype("float64") if is_float(v) else v, tree)
+        wide = lambda v: np.asarray(v).astype("float64") if is_float(v) else v
+        widen = functools.partial(jax.tree.map, wide)
         truth, wide_values = on_floats(op.reference, widen(args), options)
-        y, pull = jax.vjp(jax.jit(truth), *wide_values)
-        want = jax.tree.map(np.asarray, (y, list(pull(widen(dy)))))
-
-    def run(f: Any) -> Any:
-        y, pull = jax.vjp(f, *values)
-        return y, list(pull(dy))
-
-    got, theirs = jax.jit(lambda: run(fast))(), jax.jit(lambda: run(plain))()
+        run = jax.jit(functools.partial(_both, truth), compiler_options=PLAINLY)
+        want = jax.tree.map(np.asarray, run(wide_values, widen(dy)))
+    got, theirs = (jax.jit(functools.partial(_both, f))(values, dy) for f in (fast, plain))
     assert [v.dtype for v in got[1]] == [v.dtype for v in values], (
         "a cotangent has another dtype than its leaf"
     )
@@ -704,6 +704,11 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
         assert error <= 2 * allowed + slack, (
             f"{dtype}: error {error:.1e}, reference {allowed:.1e} + {slack:.1e}"
         )
+
+
+def _both(f: Any, values: Any, dy: Any) -> Any:
+    y, pull = jax.vjp(f, *values)
+    return y, list(pull(dy))
 
 
 def large(case: Case, op: Any) -> None:

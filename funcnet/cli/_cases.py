@@ -220,7 +220,7 @@ CASES: dict[str, tuple[Case, ...]] = {
             "softsign",
             "tanh",
             "tanh_shrink",
-        )  # fmt: skip
+        )
     },
     **{name: (_case(_normal(7, 11), _normal(7, 11)),) for name in ("geglu", "glu", "swiglu")},
     "threshold": (_case(_normal(7, 11), threshold=0.3, value=-0.7),),

@@ -26,7 +26,7 @@ from funcnet.ops import _check, _squares
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align, known
 
-__all__ = ["Cell", "dot", "flops", "rows", "squares", "step", "vjp"]
+__all__ = ["Cell", "dot", "flops", "in_chunks", "rows", "squares", "step", "vjp"]
 
 _KEPT = 2**26  # bytes of gates that are kept rather than computed again
 _FEW = 4  # sequences, for which a step is bound by reading W, not by the product
@@ -232,7 +232,7 @@ def _forward(
         apart, whole = functools.partial(form, False), functools.partial(form, True)
         return lax.platform_dependent(s, x, real, cpu=apart, default=whole)
 
-    end, (before, gates) = _in_chunks(steps, s, (_real(x, mask), mask), chunk)
+    end, (before, gates) = in_chunks(steps, s, (_real(x, mask), mask), chunk)
     return end, before, gates
 
 
@@ -261,7 +261,7 @@ def _inputs(p: State, x: Array) -> Array:
     return a + align(p["b"], a.ndim) if "b" in p else a
 
 
-def _in_chunks(body: Any, carry: Any, xs: Any, chunk: int, *, reverse: bool = False) -> tuple[Any, Any]:
+def in_chunks(body: Any, carry: Any, xs: Any, chunk: int, *, reverse: bool = False) -> tuple[Any, Any]:
     """body(carry, chunk of xs) -> (carry, chunk of ys), chunk after chunk; the first may be shorter."""
     t = jax.tree.leaves(xs)[0].shape[0]
     if not known(t) or t <= chunk:
@@ -311,7 +311,7 @@ def _backward(
 
     zeros = [jnp.zeros(v.shape, wide(v.dtype)) for v in p.values()]
     zeros = dict(zip(p, rules.same_variance(*zeros, x, dy), strict=False))
-    (ds, grads), dx = _in_chunks(steps, (ds, zeros), (dy, x, mask, before, gates), chunk, reverse=True)
+    (ds, grads), dx = in_chunks(steps, (ds, zeros), (dy, x, mask, before, gates), chunk, reverse=True)
     return ds, grads, dx
 
 
