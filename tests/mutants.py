@@ -42,6 +42,12 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
     ("gru", "", "(h, da[..., 2 * m :] * gates[..., :m])", "(h, da[..., 2 * m :])"),
     ("rnn", "_scan.py", "_or(real, v, ds[name]) for", "v for"),
     ("linear_recurrence", "", "(factors * dh)[:1]", "dh[:1]"),
+    (
+        "linear_attention",
+        "",
+        "return ds, _Steps(dq, dk, dv, decayed)",
+        "return 0 * ds, _Steps(dq, dk, dv, decayed)",
+    ),
     ("alibi", "", "if axis != dy.ndim - 3)", "if axis > dy.ndim - 3)"),
 ]
 

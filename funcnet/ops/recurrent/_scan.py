@@ -23,10 +23,11 @@ from jaxtyping import Array
 
 from funcnet import rules
 from funcnet.ops import _check, _squares
+from funcnet.ops._chunks import in_chunks
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align, known
 
-__all__ = ["Cell", "dot", "flops", "in_chunks", "rows", "squares", "step", "vjp"]
+__all__ = ["Cell", "dot", "flops", "rows", "squares", "step", "vjp"]
 
 _KEPT = 2**26  # bytes of gates that are kept rather than computed again
 _FEW = 4  # sequences, for which a step is bound by reading W, not by the product
@@ -259,24 +260,6 @@ def _inputs(p: State, x: Array) -> Array:
     """a = x W + b."""
     a = dot(x, p["w"])
     return a + align(p["b"], a.ndim) if "b" in p else a
-
-
-def in_chunks(body: Any, carry: Any, xs: Any, chunk: int, *, reverse: bool = False) -> tuple[Any, Any]:
-    """body(carry, chunk of xs) -> (carry, chunk of ys), chunk after chunk; the first may be shorter."""
-    t = jax.tree.leaves(xs)[0].shape[0]
-    if not known(t) or t <= chunk:
-        return body(carry, xs)
-    rest = t % chunk
-    many = jax.tree.map(lambda v: v[rest:].reshape(t // chunk, chunk, *v.shape[1:]), xs)
-    few = jax.tree.map(lambda v: v[:rest], xs)
-    first = None
-    if rest and not reverse:
-        carry, first = body(carry, few)
-    carry, ys = lax.scan(body, carry, many, reverse=reverse)
-    if rest and reverse:
-        carry, first = body(carry, few)
-    ys = jax.tree.map(lambda v: v.reshape(t - rest, *v.shape[2:]), ys)
-    return carry, jax.tree.map(lambda *v: jnp.concatenate(v), first, ys) if rest else ys
 
 
 # ---- backward ---------------------------------------------------------------------------------------------
