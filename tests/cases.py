@@ -133,6 +133,7 @@ def carried(m: int, *n: int) -> dict[str, Any]:
     return {"h": F(*n, m), "c": S(*n, m)}
 
 
+PROJECTED = {"w": F(5, 12), "u": F(2, 12), "b": F(12), "r": F(3, 2)}
 CASES = [
     # linear
     case("linear", {"w": F(11, 13), "b": F(13)}, F(7, 11)),
@@ -467,6 +468,7 @@ CASES = [
     case("linear_cross_entropy", F(0, 3), F(3, 5), I(5, 0)),
     # lstm
     case("lstm", cell(4, 3, 2, "b"), F(3, 5, 3), carried(2, 3), mask=B(3, 5)),
+    case("lstm", PROJECTED, F(2, 7, 5), {"h": F(2, 2), "c": F(2, 3)}, mask=B(2, 7), reverse=True),
     case("lstm", cell(4, 2, 3, "b"), F(5, 7, 2), reverse=True),
     case("lstm", cell(4, 3, 3), F(3, 3, 3), carried(3, 3)),
     case("lstm", cell(4, 5, 2, "b"), F(7, 5), carried(2), reverse=True),
