@@ -82,7 +82,8 @@ def reference(
     reverse: bool = False,
 ) -> tuple[Float[Array, "*n t p"], State]:
     """The gates and the state of every step, one after the other, as they are written."""
-    w, u, x, *r = common(params["w"], params["u"], x, *([] if params.get("r") is None else [params["r"]]))
+    projection = [v for v in (params.get("r"),) if v is not None]
+    w, u, x, *r = common(params["w"], params["u"], x, *projection)
     sums = wide(x.dtype)
     real = jnp.ones(x.shape[:-1], bool) if mask is None else mask
     x = jnp.where(real[..., None], x, 0)
