@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from funcnet.linalg import pca
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
-    from funcnet.ops.attention import alibi, attention, multihead, rope
+    from funcnet.ops.attention import alibi, attention, linear_attention, multihead, rope
     from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
     from funcnet.ops.dense import embedding, linear, matmul
     from funcnet.ops.elementwise.activations import (
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _FAMILIES = {
-    "attention": ("alibi", "attention", "multihead", "rope"),
+    "attention": ("alibi", "attention", "linear_attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
     "dense": ("embedding", "linear", "matmul"),
     "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),

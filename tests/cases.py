@@ -209,6 +209,7 @@ def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2)) -> Case:
 
 STACKED = [every(family, 3, 5) for family in FAMILIES]
 
+PROJECTED = {"w": F(5, 12), "u": F(2, 12), "b": F(12), "r": F(3, 2)}
 CASES = [
     # linear
     case("linear", {"w": F(11, 13), "b": F(13)}, F(7, 11)),
@@ -404,6 +405,14 @@ CASES = [
     case("attention", F(2, 3, 2, 3), F(2, 0, 1, 3), F(2, 0, 1, 5)),
     case("attention", F(0, 3, 2, 3), F(0, 3, 2, 3), F(0, 3, 2, 5), F(2, 1, 3), F(2), causal=True),
     case("attention", F(2, 0, 2, 3), F(2, 3, 2, 3), F(2, 3, 2, 5)),
+    # linear_attention
+    case("linear_attention", F(2, 4, 3, 2), F(2, 4, 3, 2), F(2, 4, 3, 5), U(2, 4, 3), F(2, 3, 2, 5), chunk=2),
+    case("linear_attention", F(7, 2, 5), F(7, 2, 5), F(7, 2, 3), chunk=3),
+    case("linear_attention", F(2, 7, 1, 3), F(2, 7, 1, 3), F(2, 7, 1, 5), F(2, 7, 1), chunk=3),
+    case("linear_attention", F(3, 3, 3, 3), F(3, 3, 3, 3), F(3, 3, 3, 3), F(3, 3, 3), chunk=1),
+    case("linear_attention", F(1, 1, 1), F(1, 1, 1), F(1, 1, 1), None, F(1, 1, 1)),
+    case("linear_attention", F(2, 0, 2, 3), F(2, 0, 2, 3), F(2, 0, 2, 5), F(2, 0, 2)),
+    case("linear_attention", F(0, 3, 2, 3), F(0, 3, 2, 3), F(0, 3, 2, 5), F(0, 3, 2)),
     case("multihead", heads(7, 3, 3, 5), F(2, 11, 7)),
     case(
         "multihead",
@@ -528,6 +537,7 @@ CASES = [
     case("linear_cross_entropy", F(0, 3), F(3, 5), I(5, 0)),
     # lstm
     case("lstm", cell(4, 3, 2, "b"), F(3, 5, 3), carried(2, 3), mask=B(3, 5)),
+    case("lstm", PROJECTED, F(2, 7, 5), {"h": F(2, 2), "c": F(2, 3)}, mask=B(2, 7), reverse=True),
     case("lstm", cell(4, 2, 3, "b"), F(5, 7, 2), reverse=True),
     case("lstm", cell(4, 3, 3), F(3, 3, 3), carried(3, 3)),
     case("lstm", cell(4, 5, 2, "b"), F(7, 5), carried(2), reverse=True),
@@ -576,6 +586,7 @@ LARGE = [
     case("matmul", F(8, 64, 67), F(67, 71)),
     case("embedding", {"w": F(71, 67)}, I(71, 8, 128)),
     case("attention", F(2, 293, 2, 16), F(2, 601, 1, 16), F(2, 601, 1, 61), causal=True, q_offset=300),
+    case("linear_attention", F(2, 293, 2, 16), F(2, 293, 2, 16), F(2, 293, 2, 61)),
     case("multihead", heads(64, 4, 2, 16), F(8, 67, 64), causal=True),
     # ==== pools and losses
     case("max_pool", F(8, 64, 64, 2), kernel=(3, 3), stride=2, padding="same"),

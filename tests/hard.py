@@ -378,6 +378,17 @@ HARD = [
         poison(2, (1, 0, 1), NAN),
         orders=FIRST,
     ),
+    hard(  # a decay that leaves nothing, then one that leaves much; another sequence and another head
+        case("linear_attention", F(2, 5, 2, 3), F(2, 5, 2, 3), F(2, 5, 2, 2), F(2, 5, 2), chunk=3),
+        times(0, 1e3),
+        add(2, 1e3),
+        put(3, (0, 1), -INF),
+        put(3, (0, 1), -1e4),
+        (put(3, 0, -1e-3), put(3, (0, 1), -80)),
+        *(poison(leaf, at, NAN) for leaf in (0, 1, 2, 3) for at in (1, (0, slice(None), 1))),
+        poison("dy", 1, NAN),
+        orders=FIRST,
+    ),
     # multihead
     hard(
         case("multihead", heads(3, 2, 1, 2, bias=""), F(2, 4, 3), causal=True, mask=MASK),

@@ -39,9 +39,16 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
     ("attention", "_blocks.py", "_where(seen, dp - _at(d, i), 0)", "_where(seen, dp, 0)"),
     ("rope", "", "b * cos + a * sin", "b * cos - a * sin"),
     ("lstm", "", 'dc * (s["c"] * f * (1 - f))', "dc * (f * (1 - f))"),
+    ("lstm", "_scan.py", 'of_h = _real(dh, real) if "r"', 'of_h = dh if "r"'),
     ("gru", "", "(h, da[..., 2 * m :] * gates[..., :m])", "(h, da[..., 2 * m :])"),
     ("rnn", "_scan.py", "_or(real, v, ds[name]) for", "v for"),
     ("linear_recurrence", "", "(factors * dh)[:1]", "dh[:1]"),
+    (
+        "linear_attention",
+        "",
+        "return ds, _Steps(dq, dk, dv, decayed)",
+        "return 0 * ds, _Steps(dq, dk, dv, decayed)",
+    ),
     ("alibi", "", "if axis != dy.ndim - 3)", "if axis > dy.ndim - 3)"),
 ]
 

@@ -299,7 +299,7 @@ def filled(tree: Any) -> Any:
     return jax.tree.map(lambda d: F(*d.shape), tree, is_leaf=lambda v: hasattr(v, "kind"))
 
 
-MAY_BE_NONE = ("b", "c", "q_norm", "k_norm", "sinks")
+MAY_BE_NONE = ("b", "c", "r", "q_norm", "k_norm", "sinks")
 KEY = jax.random.key(0)
 DENSE = {"w": F(3, 5), "b": F(5)}
 NORM = {"w": F(6), "b": F(6)}
@@ -382,14 +382,17 @@ CALLS: dict[str, Arguments] = {
     **{
         f"{name}.{what}": {"params": params, "x": x, "state": {k: F(2, 3) for k in state}, **options, **more}
         for name, params, state, options in (
-            ("lstm", {"w": F(2, 12), "u": F(3, 12), "b": F(12)}, "hc", {}),
+            ("lstm", {"w": F(2, 12), "u": F(3, 12), "b": F(12), "r": F(3, 3)}, "hc", {}),
             ("gru", {"w": F(2, 9), "u": F(3, 9), "b": F(9), "c": F(3)}, "h", {"reset": "before"}),
             ("rnn", {"w": F(2, 3), "u": F(3, 3), "b": F(3)}, "h", {"activation": "relu"}),
         )
         for what, x, more in (("apply", F(2, 5, 2), STEPS), ("step", F(2, 2), {}))
     },
     "linear_recurrence.apply": {"a": F(2, 5, 3), "b": F(2, 5, 3), "state": F(2, 3), "reverse": False},
-    **{f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True} for name in ("lstm", "gru", "rnn")},
+    **{
+        f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True, **more}
+        for name, more in (("lstm", {"projection": 2}), ("gru", {}), ("rnn", {}))
+    },
     **{
         f"{name}.apply": {k: F(2, 3) for k in (("gate", "up") if name.endswith("glu") else "x")} | options
         for name, options in FAMILIES["activations"].items()
@@ -418,6 +421,21 @@ CALLS: dict[str, Arguments] = {
         **ATTEND,
         "q_offset": 0,
         "block": (3, 3),
+    },
+    "linear_attention.apply": {
+        "q": F(2, 5, 2, 3),
+        "k": F(2, 5, 2, 3),
+        "v": F(2, 5, 2, 4),
+        "decay": F(2, 5, 2),
+        "state": F(2, 2, 3, 4),
+        "chunk": 2,
+    },
+    "linear_attention.step": {
+        "q": F(2, 2, 3),
+        "k": F(2, 2, 3),
+        "v": F(2, 2, 4),
+        "decay": F(2, 2),
+        "state": F(2, 2, 3, 4),
     },
     "alibi.apply": {"slopes": F(2), "t": 3, "s": 5, "q_offset": 1, "causal": False},
     "alibi.slopes": {"heads": 2},
@@ -521,7 +539,9 @@ CONFIGS: dict[str, Arguments] = {
         "one_mask": True,
         "reset": "after",
         "activation": "tanh",
+        "shown": None,
         "bias": True,
+        "dtype": "float32",
     },
     "resnet": {
         "image": (4, 4, 1),

@@ -24,6 +24,7 @@ from funcnet import rules, spec, taps
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.nets import maps, stack
 from funcnet.ops import _check
+from funcnet.ops._chunks import in_chunks
 from funcnet.ops._dtype import wide
 from funcnet.ops._shape import align, known
 from funcnet.ops.conv import conv
@@ -31,7 +32,6 @@ from funcnet.ops.dense import embedding, linear
 from funcnet.ops.elementwise import silu
 from funcnet.ops.norm import rms_norm
 from funcnet.ops.recurrent import linear_recurrence
-from funcnet.ops.recurrent._scan import in_chunks
 
 __all__ = ["Config", "apply", "decode", "head", "hidden", "init", "init_state", "specs"]
 

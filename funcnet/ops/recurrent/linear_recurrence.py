@@ -21,10 +21,10 @@ from jaxtyping import Array, Float
 from funcnet import rules
 from funcnet.errors import ShapeError, describe
 from funcnet.ops import _check
+from funcnet.ops._chunks import in_chunks
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import known
-from funcnet.ops.recurrent._scan import in_chunks
 
 __all__ = ["apply", "cost", "reference", "vjp"]
 

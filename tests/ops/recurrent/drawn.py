@@ -9,7 +9,7 @@ import pytest
 
 RNG = np.random.default_rng(0)
 LENGTHS = [7, 4]
-MASK = np.arange(7) < np.asarray(LENGTHS)[:, None]
+MASK: Any = np.arange(7) < np.asarray(LENGTHS)[:, None]
 
 
 def normal(*shape: int) -> Any:
@@ -20,7 +20,7 @@ X = normal(2, 7, 3)
 STATE: Any = {"h": normal(2, 5), "c": normal(2, 5)}
 
 
-def cell(gates: int, *biases: str) -> Any:
+def cell(gates: int, *biases: str) -> dict[str, Any]:
     """Parameters of a cell with d = 3 and m = 5."""
     sizes = {"w": (3, 5 * gates), "u": (5, 5 * gates), "b": (5 * gates,), "c": (5,)}
     return {name: normal(*sizes[name]) for name in ("w", "u", *biases)}

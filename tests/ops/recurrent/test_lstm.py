@@ -29,6 +29,18 @@ def test_init():
     assert set(jax.eval_shape(lambda key: lstm.init(key, 2, 3, bias=False), jax.random.key(0))) == {"w", "u"}
 
 
+def test_a_projection():
+    """r changes what is shown; init makes rows of u orthonormal, and r of its own."""
+    params = jax.jit(lambda key: lstm.init(key, 3, 50, projection=20))(jax.random.key(0))
+    assert {name: v.shape for name, v in params.items()} == {
+        "w": (3, 200), "u": (20, 200), "b": (200,), "r": (50, 20),
+    }  # fmt: skip
+    for u in jnp.split(params["u"], 4, 1):
+        np.testing.assert_allclose(u @ u.T, np.eye(20), atol=1e-5)
+    assert abs(float(params["r"].std()) * 50**0.5 - 1) < 0.1
+    same(run({**PARAMS, "r": np.eye(5, dtype=np.float32)}, X), run(PARAMS, X))
+
+
 # ---- chunks -----------------------------------------------------------------------------------------------
 
 CHUNKED = cases.case(
@@ -208,6 +220,13 @@ ERRORS = [
         '  expected  params["w"]: float[d, 20]     (u: float32[5, 20])\n'
         '  got       params["w"]: float32[20, 3]\n'
         '  hint      its transpose fits: params["w"].T.',
+    ),
+    (
+        lambda: lstm.apply({**PARAMS, "r": jnp.ones((4, 5), jnp.float32)}, X),
+        ShapeError,
+        'lstm.apply: params["r"] does not map the state to the rows of params["u"].\n'
+        '  expected  params["r"]: float[5, 5]     (u: float32[5, 20])\n'
+        '  got       params["r"]: float32[4, 5]',
     ),
     (
         lambda: lstm.apply({**PARAMS, "b": jnp.ones(40, jnp.float32)}, X),
