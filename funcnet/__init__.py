@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
     from funcnet.ops.random import dropout
     from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
+    from funcnet.ops.sound import log_mel, magnitude, mel, power, stft
     from funcnet.rules import autodiff
     from funcnet.store import load, save
     from funcnet.taps import tap
@@ -59,6 +60,7 @@ _FAMILIES = {
     "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
     "random": ("dropout",),
     "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),
+    "sound": ("log_mel", "magnitude", "mel", "power", "stft"),
 }  # fmt: skip
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _PACKAGES = (

@@ -457,6 +457,37 @@ CASES = [
     case("linear_cross_entropy", F(7), F(7, 11), I(11), softcap=0.5),
     case("linear_cross_entropy", F(3, 1), F(1, 1), I(1, 3)),
     case("linear_cross_entropy", F(0, 3), F(3, 5), I(5, 0)),
+    # ==== sound
+    # stft: by product, then by FFT
+    case("stft", F(2, 17), n_fft=6, hop=2),
+    case("stft", F(2, 83), n_fft=36, hop=7, width=23, padding_mode="zeros"),
+    case("stft", F(3, 13), F(5), n_fft=7, hop=3, padding="valid"),
+    case("stft", F(41), F(34), n_fft=35, padding=(3, 5), padding_mode="circular"),
+    case("stft", F(2, 3, 11), F(5), n_fft=5, hop=5, padding=(0, 4)),
+    case("stft", F(2, 2), F(2), n_fft=2, hop=2, padding="valid"),
+    case("stft", F(3), n_fft=7, padding="valid"),  # longer than the signal
+    case("stft", F(1, 1), n_fft=1),
+    case("stft", F(0, 11), F(5), n_fft=6, hop=3),
+    # magnitude, power
+    *(
+        case(name, *args)
+        for name in ("magnitude", "power")
+        for args in [(F(3, 5, 2),), (F(2, 2),), (F(2),), (F(1, 1, 2),), (F(0, 3, 2),)]
+    ),
+    # mel
+    case("mel", U(3, 17), rate=16000.0, mels=5),
+    case("mel", U(2, 13), rate=8000.0, mels=7, low=100.0, high=3000.0, scale="htk", norm=None, n_fft=25),
+    case("mel", U(2, 3, 7), rate=6000.0, mels=7, norm=None),
+    case("mel", U(5), rate=2.0, mels=11, scale="htk"),  # more bands than bins
+    case("mel", U(2, 1), rate=1.0, mels=1, n_fft=1),
+    case("mel", U(0, 5), rate=8000.0, mels=3),
+    # log_mel
+    case("log_mel", F(2, 37), rate=8000.0, n_fft=12, hop=5, mels=3, span=0.5, gain=10.0, offset=3.0),
+    case(
+        "log_mel", F(41), F(9), rate=8000.0, n_fft=12, mels=5, power=1, floor=0.5, padding=(2, 0), scale="htk"
+    ),
+    case("log_mel", F(3, 2, 11), rate=8000.0, n_fft=6, mels=2, norm=None, low=300.0, high=3000.0, width=4),
+    case("log_mel", F(0, 11), rate=8000.0, n_fft=6, mels=2, span=8.0, padding_mode="zeros"),
     # lstm
     case("lstm", cell(4, 3, 2, "b"), F(3, 5, 3), carried(2, 3), mask=B(3, 5)),
     case("lstm", cell(4, 2, 3, "b"), F(5, 7, 2), reverse=True),
@@ -522,6 +553,12 @@ LARGE = [
     case("alibi", F(8), t=67, s=71),
     case("rope", F(8, 64, 3, 66), positions=I(1000, 8, 64)),
     case("linear_cross_entropy", F(8, 128, 67), F(67, 4099), I(4099, 8, 128), z_loss=1e-3),
+    # ==== sound
+    case("stft", F(8, 8 * 1024), n_fft=128, hop=64),
+    case("magnitude", F(8, 64, 67, 2)),
+    case("power", F(8, 64, 67, 2)),
+    case("mel", U(8, 64, 129), rate=16000.0, mels=67),
+    case("log_mel", F(8, 8 * 1024), rate=16000.0, n_fft=128, hop=64, mels=40),
     # ==== recurrences
     case("lstm", cell(4, 61, 17, "b"), F(8, 67, 61)),
     case("gru", cell(3, 61, 17, "b", "c"), F(8, 67, 61)),

@@ -319,6 +319,9 @@ ATTEND: Arguments = {
     "key": KEY,
 }
 STEPS: Arguments = {"mask": jnp.ones((2, 5), bool), "reverse": False, "chunk": 2}
+FRAMES: Arguments = {"n_fft": 6, "hop": 2, "width": 4, "padding": "center", "padding_mode": "reflect"}
+BANDS: Arguments = {"rate": 8e3, "mels": 3, "low": 9.0, "high": 3e3, "scale": "htk", "norm": "slaney"}
+LEVEL: Arguments = {"power": 2, "floor": 1e-9, "span": 8.0, "gain": 0.5, "offset": 1.0}
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
 CALLS: dict[str, Arguments] = {
     "linear.apply": {"params": DENSE, "x": F(2, 3)},
@@ -391,6 +394,15 @@ CALLS: dict[str, Arguments] = {
     },
     "linear_recurrence.apply": {"a": F(2, 5, 3), "b": F(2, 5, 3), "state": F(2, 3), "reverse": False},
     **{f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True} for name in ("lstm", "gru", "rnn")},
+    "stft.apply": {"x": F(2, 16), "window": F(4), **FRAMES},
+    "stft.matrix": {"in_shape": (16,), "window": F(4), **FRAMES},
+    "stft.operator": {"in_shape": (16,), "window": F(4), **FRAMES},
+    "stft.window": {"name": "hann", "width": 4, "periodic": True},
+    "magnitude.apply": {"x": F(3, 2)},
+    "power.apply": {"x": F(3, 2)},
+    "mel.apply": {"x": F(3, 4), **BANDS, "n_fft": 6},
+    "mel.matrix": {"in_shape": (4,), **BANDS, "n_fft": 6},
+    "log_mel.apply": {"x": F(2, 16), "window": F(4), **FRAMES, **BANDS, **LEVEL},
     **{f"{name}.apply": {"x": F(2, 3)} for name in ("relu", "silu", "sigmoid", "tanh")},
     "gelu.apply": {"x": F(2, 3), "approximate": True},
     "swiglu.apply": {"gate": F(2, 3), "up": F(2, 3)},
