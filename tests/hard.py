@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcnet as fn
-from tests.cases import Case, F, I, K, P, S, U, case, cell, heads
+from tests.cases import Case, F, I, K, P, R, S, U, case, cell, heads
 
 INF, NAN = np.inf, np.nan
 
@@ -393,6 +393,47 @@ HARD = [
         add(0, 1e6),
         *poisons(0, (0, 60)),  # which Hann's window gives no weight
         *poisons("dy", (0, 1, 18, 1)),
+        products=True,
+        orders=FIRST,
+    ),
+    hard(
+        case("istft", F(2, 5, 3, 2), F(4), n_fft=4, hop=2, padding="valid"),
+        times(0, 1e30),
+        add(0, 1e6),
+        *poisons(0, 1),
+        *poisons(0, (0, 1, 0, 1)),  # a sine that is 0
+        *poisons(0, (0, 4)),
+        *poisons("dy", 1),
+        products=True,
+        orders=FIRST,
+    ),
+    hard(
+        case("lfilter", F(2, 9), F(3), R(3)),
+        times(0, 1e30),
+        add(0, 1e5),
+        put(0, 0, 0.0),
+        *poisons(0, 1),
+        *poisons(0, (0, 5)),
+        *poisons("dy", (0, 5)),
+        products=True,
+        orders=FIRST,
+    ),
+    hard(
+        case("pre_emphasis", F(2, 7)), add(0, 1e5), *poisons(0, (0, 3)), *poisons("dy", (0, 3)), products=True
+    ),
+    hard(
+        case("deltas", F(2, 7, 2)),
+        add(0, 1e5),
+        *poisons(0, (0, 3)),
+        *poisons(0, (0, 6, 1)),
+        *poisons("dy", (0, 0)),
+        products=True,
+    ),
+    hard(
+        case("mfcc", F(2, 20), rate=8000.0, n_fft=8, hop=4, mels=3, coefficients=2, floor=1e-6),
+        times(0, 1e10),
+        put(0, 0, 0.0),
+        *poisons(0, 1),
         products=True,
         orders=FIRST,
     ),

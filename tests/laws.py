@@ -30,7 +30,7 @@ from tests.cases import Case
 
 EXACT = 1e-10  # float64, relative to the largest element of the leaf
 NOISE = 1e-12  # what cancellation leaves of a gradient that is zero
-SOUND = ("stft",)  # a window after x, with a gradient
+SOUND = ("istft", "lfilter", "stft")  # a window or coefficients after x
 X_FIRST = ("matmul", *SOUND)
 RECURRENT = ("gru", "lstm", "rnn")  # [*n, t, d], with a state that may be absent
 
@@ -594,7 +594,17 @@ def in_shape(case: Case, args: Any) -> tuple[int, ...]:
     x = args[0] if case.op in X_FIRST else args[-1]
     if case.op == "dropout":
         return x.shape
-    features = {"linear": 1, "matmul": 2, "conv": 0, "stft": 1, "mel": 1}.get(case.op, 0)
+    features = {
+        "linear": 1,
+        "matmul": 2,
+        "conv": 0,
+        "deltas": 2,
+        "istft": 3,
+        "lfilter": 1,
+        "mel": 1,
+        "pre_emphasis": 1,
+        "stft": 1,
+    }.get(case.op, 0)
     if case.op in ("conv", "conv_transpose"):
         features = args[0]["w"].ndim - 1
     if case.op == "avg_pool":

@@ -398,10 +398,30 @@ CALLS: dict[str, Arguments] = {
     "stft.matrix": {"in_shape": (16,), "window": F(4), **FRAMES},
     "stft.operator": {"in_shape": (16,), "window": F(4), **FRAMES},
     "stft.window": {"name": "hann", "width": 4, "periodic": True},
+    **{
+        f"istft.{name}": {
+            **x,
+            "window": F(4),
+            **{k: v for k, v in FRAMES.items() if k != "padding_mode"},
+            "length": 7,
+        }
+        for name, x in (
+            ("apply", {"x": F(2, 9, 4, 2)}),
+            ("matrix", {"in_shape": (9, 4, 2)}),
+            ("operator", {"in_shape": (9, 4, 2)}),
+        )
+    },
     "magnitude.apply": {"x": F(3, 2)},
     "power.apply": {"x": F(3, 2)},
     "mel.apply": {"x": F(3, 4), **BANDS, "n_fft": 6},
     "mel.matrix": {"in_shape": (4,), **BANDS, "n_fft": 6},
+    "mfcc.apply": {"x": F(2, 16), "window": F(4), "rate": 8e3, "n_fft": 6, "mels": 3, "coefficients": 2},
+    "lfilter.apply": {"x": F(2, 16), "b": F(3), "a": F(2)},
+    "lfilter.matrix": {"in_shape": (5,), "b": F(3), "a": F(2)},
+    "pre_emphasis.apply": {"x": F(2, 16), "coefficient": 0.5},
+    "pre_emphasis.matrix": {"in_shape": (5,), "coefficient": 0.5},
+    "deltas.apply": {"x": F(2, 16, 3), "width": 3},
+    "deltas.matrix": {"in_shape": (5, 3), "width": 3},
     "log_mel.apply": {"x": F(2, 16), "window": F(4), **FRAMES, **BANDS, **LEVEL},
     **{f"{name}.apply": {"x": F(2, 3)} for name in ("relu", "silu", "sigmoid", "tanh")},
     "gelu.apply": {"x": F(2, 3), "approximate": True},

@@ -30,6 +30,7 @@ __all__ = [
     "check_border",
     "check_window",
     "cut",
+    "halves",
     "length",
     "named",
     "overlap",
@@ -265,6 +266,11 @@ def back(c: Array, n_fft: int, first: int, width: int) -> Array:
     )  # an inverse FFT divides, and counts the others twice
     c = c * align(jnp.asarray(np.stack([halves, halves], -1), c.dtype), c.ndim)
     return jnp.fft.irfft(lax.complex(c[..., 0], c[..., 1]), n_fft)[..., first : first + width]
+
+
+def halves(n_fft: int) -> np.ndarray:
+    """[bins, 2]: n_fft of a bin that is its own mirror, else half of it; x = back(spectrum(x) / halves)."""
+    return np.repeat(np.where(_mirrored(n_fft), n_fft, n_fft / 2)[:, None], 2, 1)
 
 
 def _seen(c: Array, n_fft: int) -> Array:
