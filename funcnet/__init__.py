@@ -70,6 +70,18 @@ if TYPE_CHECKING:
     from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
     from funcnet.ops.random import dropout
     from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
+    from funcnet.ops.sound import (
+        deltas,
+        istft,
+        lfilter,
+        log_mel,
+        magnitude,
+        mel,
+        mfcc,
+        power,
+        pre_emphasis,
+        stft,
+    )
     from funcnet.rules import autodiff
     from funcnet.store import load, save
     from funcnet.taps import tap
@@ -85,6 +97,9 @@ _FAMILIES = {
     "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
     "random": ("dropout",),
     "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),
+    "sound": (
+        "deltas", "istft", "lfilter", "log_mel", "magnitude", "mel", "mfcc", "power", "pre_emphasis", "stft",
+    ),
 }  # fmt: skip
 # Files that hold several operations each, as objects.
 _OBJECTS = {

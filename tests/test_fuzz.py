@@ -318,6 +318,9 @@ ATTEND: Arguments = {
     "key": KEY,
 }
 STEPS: Arguments = {"mask": jnp.ones((2, 5), bool), "reverse": False, "chunk": 2}
+FRAMES: Arguments = {"n_fft": 6, "hop": 2, "width": 4, "padding": "center", "padding_mode": "reflect"}
+BANDS: Arguments = {"rate": 8e3, "mels": 3, "low": 9.0, "high": 3e3, "scale": "htk", "norm": "slaney"}
+LEVEL: Arguments = {"power": 2, "floor": 1e-9, "span": 8.0, "gain": 0.5, "offset": 1.0}
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
 CALLS: dict[str, Arguments] = {
     "linear.apply": {"params": DENSE, "x": F(2, 3)},
@@ -397,6 +400,35 @@ CALLS: dict[str, Arguments] = {
         f"{name}.apply": {k: F(2, 3) for k in (("gate", "up") if name.endswith("glu") else "x")} | options
         for name, options in FAMILIES["activations"].items()
     },
+    "stft.apply": {"x": F(2, 16), "window": F(4), **FRAMES},
+    "stft.matrix": {"in_shape": (16,), "window": F(4), **FRAMES},
+    "stft.operator": {"in_shape": (16,), "window": F(4), **FRAMES},
+    "stft.window": {"name": "hann", "width": 4, "periodic": True},
+    **{
+        f"istft.{name}": {
+            **x,
+            "window": F(4),
+            **{k: v for k, v in FRAMES.items() if k != "padding_mode"},
+            "length": 7,
+        }
+        for name, x in (
+            ("apply", {"x": F(2, 9, 4, 2)}),
+            ("matrix", {"in_shape": (9, 4, 2)}),
+            ("operator", {"in_shape": (9, 4, 2)}),
+        )
+    },
+    "magnitude.apply": {"x": F(3, 2)},
+    "power.apply": {"x": F(3, 2)},
+    "mel.apply": {"x": F(3, 4), **BANDS, "n_fft": 6},
+    "mel.matrix": {"in_shape": (4,), **BANDS, "n_fft": 6},
+    "mfcc.apply": {"x": F(2, 16), "window": F(4), "rate": 8e3, "n_fft": 6, "mels": 3, "coefficients": 2},
+    "lfilter.apply": {"x": F(2, 16), "b": F(3), "a": F(2)},
+    "lfilter.matrix": {"in_shape": (5,), "b": F(3), "a": F(2)},
+    "pre_emphasis.apply": {"x": F(2, 16), "coefficient": 0.5},
+    "pre_emphasis.matrix": {"in_shape": (5,), "coefficient": 0.5},
+    "deltas.apply": {"x": F(2, 16, 3), "width": 3},
+    "deltas.matrix": {"in_shape": (5, 3), "width": 3},
+    "log_mel.apply": {"x": F(2, 16), "window": F(4), **FRAMES, **BANDS, **LEVEL},
     "dropout.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
     "dropout.matrix": {"in_shape": (2, 3), "rate": 0.5, "key": KEY},
     "mse.apply": {"prediction": F(2, 3), "target": F(2, 3)},
