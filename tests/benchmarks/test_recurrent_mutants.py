@@ -1,4 +1,4 @@
-"""A wrong rule of each recurrence, which fn.verify must find, and the right one; the study has all of them."""
+"""A wrong rule of each recurrence, which fn.verify must find, and the right one; the study has them all."""
 
 import pytest
 
