@@ -258,9 +258,10 @@ def init_state(config: Config, n: int | tuple[int, ...] = (), *, dtype: Any = No
         n: sequences, or the leading axes of ids.
         dtype: of "conv"; None is config.dtype, or float32. That of "h" is float32 or wider.
     """
-    _check.config("mamba.init_state", config, Config)
-    lead = _check.integers("mamba.init_state", "n", n, least=0) if isinstance(n, tuple | list) else (n,)
-    dtype = jnp.dtype(dtype or config.dtype or jnp.float32)
+    where = "mamba.init_state"
+    _check.config(where, config, Config)
+    lead = _check.integers(where, "n", n if isinstance(n, tuple | list) else (n,), least=0)
+    dtype = jnp.dtype(_check.dtype(where, "dtype", dtype or config.dtype or jnp.float32))
     lead, channels = (config.layers, *lead), config.expand * config.d
     return {
         "conv": jnp.zeros((*lead, config.kernel - 1, channels), dtype),
