@@ -2,6 +2,7 @@
 
 import argparse
 import wave
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def main():
     parser.add_argument("--out", help="draw them")
     words = parser.parse_args()
     x, rate = read(words.file) if words.file else made()
-    how = {"n_fft": 512, "hop": 128}
+    how: dict[str, Any] = {"n_fft": 512, "hop": 128}
 
     @jax.jit
     def features(x):
