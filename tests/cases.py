@@ -547,8 +547,8 @@ CASES = [
     # ==== sound
     # stft: by product, then by FFT
     case("stft", F(2, 17), n_fft=6, hop=2),
-    case("stft", F(2, 83), n_fft=36, hop=7, width=23, padding_mode="zeros"),
-    case("stft", F(3, 13), F(5), n_fft=7, hop=3, padding="valid"),
+    case("stft", F(2, 83), F(23), n_fft=36, hop=7, padding_mode="zeros"),
+    case("stft", F(3, 13), n_fft=7, hop=3, width=5, padding="valid"),
     case("stft", F(41), F(34), n_fft=35, padding=(3, 5), padding_mode="circular"),
     case("stft", F(2, 3, 11), F(5), n_fft=5, hop=5, padding=(0, 4)),
     case("stft", F(2, 2), F(2), n_fft=2, hop=2, padding="valid"),
@@ -557,8 +557,8 @@ CASES = [
     case("stft", F(0, 11), F(5), n_fft=6, hop=3),
     # istft
     case("istft", F(2, 6, 4, 2), n_fft=6, hop=2),
-    case("istft", F(2, 5, 19, 2), n_fft=36, hop=7, width=23, length=5),
-    case("istft", F(4, 3, 2), F(3), n_fft=4, hop=1, padding="valid"),
+    case("istft", F(2, 5, 19, 2), F(23), n_fft=36, hop=7, length=5),
+    case("istft", F(4, 3, 2), n_fft=4, hop=1, width=3, padding=(2, 1)),
     case("istft", F(2, 3, 4, 18, 2), F(34), n_fft=35, padding=(3, 5)),
     case("istft", F(2, 2, 2, 2), F(2), n_fft=2, hop=2, padding="valid"),
     case("istft", F(1, 1, 2), n_fft=1),

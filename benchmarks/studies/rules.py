@@ -86,6 +86,10 @@ def _cases() -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
             (*(_floats(1, 1024, 4, 64) for _ in range(3)), -jax.nn.softplus(_floats(1, 1024, 4))),
             {},
         ),
+        ("stft", fn.stft, (_floats(8, 16000),), {"n_fft": 400, "hop": 160}),
+        ("istft", fn.istft, (_floats(8, 101, 201, 2),), {"n_fft": 400, "hop": 160}),
+        ("magnitude", fn.magnitude, (_floats(8, 101, 201, 2),), {}),
+        ("lfilter", fn.lfilter, (_floats(8, 16000), _floats(3), 2 * jnp.eye(3, dtype=jnp.float32)[0]), {}),
         ("binary_cross_entropy", fn.binary_cross_entropy, (rows, jax.nn.sigmoid(rows)), {}),
     ]
 

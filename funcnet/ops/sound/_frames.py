@@ -5,7 +5,6 @@ stands in its middle. A spectrum is real pairs [bins, 2], bins = ⌊n_fft / 2⌋
 −Σ_j u_j sin θ_kj with θ_kj = 2π k j / n_fft.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -261,10 +260,7 @@ def back(c: Array, n_fft: int, first: int, width: int) -> Array:
     if _by_product(n_fft):
         rows = _rows(n_fft, first, width, c.dtype)
         return jnp.matmul(c.reshape(*c.shape[:-2], rows.shape[1]), rows.T, precision="highest")
-    halves = np.where(
-        _mirrored(n_fft), n_fft, n_fft / 2
-    )  # an inverse FFT divides, and counts the others twice
-    c = c * align(jnp.asarray(np.stack([halves, halves], -1), c.dtype), c.ndim)
+    c = c * align(jnp.asarray(halves(n_fft), c.dtype), c.ndim)  # an inverse FFT divides by them
     return jnp.fft.irfft(lax.complex(c[..., 0], c[..., 1]), n_fft)[..., first : first + width]
 
 
@@ -288,12 +284,13 @@ def _rows(n_fft: int, first: int, width: int, dtype: Any) -> Array:
     return jnp.asarray(basis(n_fft, dtype)[first : first + width].reshape(width, -1))
 
 
-@functools.cache
 def _by_product(n_fft: int) -> bool:
     """Whether the product with `basis` is faster than an FFT: of few samples, or of a number without factors.
 
-    Measured on CPU by `python -m benchmarks sound`; a large prime factor makes an FFT several times slower.
+    Measured on a CPU by `python -m benchmarks sound`: a large prime factor makes an FFT several times slower.
     """
-    factors = [p for p in range(2, n_fft + 1) if n_fft % p == 0]
-    largest = max((p for p in factors if all(p % q for q in factors if q < p)), default=1)
-    return n_fft <= 32 or (n_fft <= 256 and largest > 13)
+    rest = n_fft
+    for p in (2, 3, 5, 7, 11, 13):
+        while rest % p == 0:
+            rest //= p
+    return n_fft <= 32 or (n_fft <= 256 and rest > 1)

@@ -6,6 +6,8 @@ Twice applied it gives accelerations. Source: Furui, "Speaker-independent isolat
 dynamic features of speech spectrum", IEEE ASSP 34, 1986. Sums are in float32 or wider.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -25,7 +27,8 @@ def reference(x: Float[Array, "*n t d"], width: int = 5) -> Float[Array, "*n t d
     r, t = width // 2, x.shape[-2]
     h = x.astype(wide(x.dtype))
     at = lambda k: jnp.take(h, jnp.clip(jnp.arange(t) + k, 0, t - 1), axis=-2)
-    return (sum(k * at(k) for k in range(-r, r + 1)) / _squares(r)).astype(x.dtype)
+    total: Any = sum(k * at(k) for k in range(-r, r + 1))
+    return (total / _squares(r)).astype(x.dtype)
 
 
 @rules.operation
@@ -62,7 +65,9 @@ def _forward(x: Array, r: int) -> Array:
     if t == 0:
         return x
     h = jnp.pad(x.astype(wide(x.dtype)), [*[(0, 0)] * (x.ndim - 2), (r, r), (0, 0)], mode="edge")
-    slope = sum(k * (h[..., r + k : r + k + t, :] - h[..., r - k : r - k + t, :]) for k in range(1, r + 1))
+    slope: Any = sum(
+        k * (h[..., r + k : r + k + t, :] - h[..., r - k : r - k + t, :]) for k in range(1, r + 1)
+    )
     return (slope / _squares(r)).astype(x.dtype)
 
 
@@ -72,7 +77,7 @@ def _pullback(dy: Array, *, r: int) -> tuple[Array]:
         return (dy,)
     h = dy.astype(wide(dy.dtype)) / _squares(r)
     moved = lambda k: jnp.pad(h, [*[(0, 0)] * (dy.ndim - 2), (r + k, r - k), (0, 0)])
-    wider = sum(k * (moved(k) - moved(-k)) for k in range(1, r + 1))  # the cotangent of x with its ends
+    wider: Any = sum(k * (moved(k) - moved(-k)) for k in range(1, r + 1))  # the cotangent of x with its ends
     first, last = (wider[..., part, :].sum(-2) for part in (slice(None, r), slice(r + t, None)))
     dx = wider[..., r : r + t, :].at[..., 0, :].add(first).at[..., -1, :].add(last)
     return (dx.astype(dy.dtype),)

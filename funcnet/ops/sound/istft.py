@@ -291,18 +291,18 @@ def _static(
         t = 0
     rest = t - low - frames.high
     if length is None:
-        length = max(rest, 0) if known(rest) else rest
-    elif known(length):
-        length = _check.positive(where, "length", length, least=0)
+        kept = max(rest, 0) if known(rest) else rest
+    else:
+        kept = _check.positive(where, "length", length, least=0) if known(length) else length
     low = min(low, t) if known(t) else low
-    if known(t, length) and length > t - low:
+    if known(t, kept) and kept > t - low:
         raise ValueRangeError(
             f"{where}: {number} frames end after {t - low} samples.",
             path="length",
             expected=f"length ≤ {t - low}     (n_fft = {n_fft}, hop = {frames.hop}, padding of {low} before)",
-            actual=f"length = {length}",
+            actual=f"length = {kept}",
         )
-    return Static(frames._replace(t=t, low=0, high=0), low, length)
+    return Static(frames._replace(t=t, low=0, high=0), low, kept)
 
 
 def _check_seen(where: str, static: Static, window: Array | None) -> None:

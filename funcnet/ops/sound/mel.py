@@ -65,8 +65,9 @@ def apply(
 ) -> Float[Array, "*n mels"]:
     """Gather the frequencies of a spectrum into bands.
 
-    A frequency is seen by two bands at most, so that all of them are sums over the pieces between the points,
-    as fast as the product and without its zeros. JAX's own derivative is the formula of `vjp`.
+    A frequency is seen by two bands at most, so that all of them are sums over the pieces between the points:
+    about as fast as the product with B, without its zeros, by which one NaN would reach every band. JAX's own
+    derivative is the formula of `vjp`.
 
     Args:
         x: [*n, bins], a power or magnitude spectrum.

@@ -4,9 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.errors import ValueRangeError
-from funcnet.ops.sound import deltas, pre_emphasis
+from funcnet.ops.sound import deltas
 from tests.errors import golden
-from tests.ops.sound.signals import X
 
 ROW: Any = jnp.asarray([1, 4, 9, 16, 25, 36, 49, 64, 80, 99, 7], jnp.float32)[:, None]
 
@@ -26,12 +25,6 @@ def test_a_line_has_its_slope():
         np.testing.assert_allclose(deltas.apply(line, width=width)[width:-width], 3, rtol=1e-6)
 
 
-def test_pre_emphasis_is_that_of_torchaudio():
-    """torchaudio.functional.preemphasis(torch.tensor(x[100:105]))"""
-    want = [0.856716, 0.007048, 0.012526, 0.017501, -0.009811]
-    np.testing.assert_allclose(pre_emphasis.apply(jnp.asarray(X[100:105])), want, atol=1e-6)
-
-
 ERRORS = [
     (
         lambda: deltas.apply(ROW, width=4),
@@ -39,14 +32,6 @@ ERRORS = [
         "deltas.apply: width is 4, but a frame has as many before it as after.\n"
         "  expected  width: an odd number, at least 3\n"
         "  got       width = 4",
-    ),
-    (
-        lambda: pre_emphasis.apply(ROW, coefficient=97.0),
-        ValueRangeError,
-        "pre_emphasis.apply: coefficient is 97.0, outside [0, 1].\n"
-        "  expected  0 ≤ coefficient ≤ 1\n"
-        "  got       coefficient = 97.0\n"
-        "  hint      coefficient is a fraction, not per cent: 0.97.",
     ),
 ]
 

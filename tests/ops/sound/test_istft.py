@@ -51,7 +51,7 @@ def test_it_is_the_signal_whose_spectrum_is_nearest():
     window = stft.window("hamming", 8).astype(jnp.float32)
     z = np.random.default_rng(1).standard_normal((8, 5, 2)).astype(np.float32)
     z[:, [0, 4], 1] = 0
-    twice = np.float32([1, 2, 2, 2, 1])[:, None]  # a bin with a mirror stands for both
+    twice = np.array([1, 2, 2, 2, 1], np.float32)[:, None]  # a bin with a mirror stands for both
     left = twice * np.asarray(z - there(back(jnp.asarray(z), window, **how), window, **how))
     assert np.abs(left).max() > 1
     assert np.abs(np.asarray(stft.matrix((36,), window, **how)).T @ left.reshape(-1)).max() < 1e-4
