@@ -575,6 +575,7 @@ CONFIGS: dict[str, Arguments] = {
         "bias": True,
         "dtype": "float32",
     },
+    "vad": {"rate": 16_000, "window": 8, "channels": (2, 2, 2, 2), "hidden": 2},
     "resnet": {
         "image": (4, 4, 1),
         "channels": (2, 2),
@@ -642,6 +643,7 @@ NETS: dict[str, Arguments] = {
     "convnet": {**IMAGES, "key": KEY},
     "mamba": {"ids": I(2, 3)},
     "recurrent": {"x": F(2, 5, 3), "mask": jnp.ones((2, 5), bool), "key": KEY},
+    "vad": {"samples": F(2, 20)},
     "resnet": {**IMAGES, "train": True},
     "vit": {**IMAGES, "key": KEY},
     "encoder": {"ids": I(2, 3), "mask": jnp.ones((2, 3), bool), "types": I(2, 3), "key": KEY},
