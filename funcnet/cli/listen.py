@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import tyro
@@ -240,7 +240,7 @@ def _live(asked: Options, net: Net, options: dict[str, Any]) -> tuple[Heard, boo
     def frames() -> Iterator[float]:
         nonlocal total, interrupted
         waiting, state = np.zeros(0, np.float32), net.state
-        pieces = _pieces(sys.stdin.buffer, channels)
+        pieces = _pieces(cast(io.BufferedIOBase, sys.stdin.buffer), channels)
         last = False
         while not last:
             try:
@@ -305,7 +305,8 @@ def _begin(name: str, rate: int, channels: int, what: str) -> None:
 
 
 def _seconds(segment: "Segment", asked: Options, net: Net) -> tuple[float, float]:
-    return tuple(round(at / net.rate, asked.time_resolution) for at in segment)
+    start, end = (round(at / net.rate, asked.time_resolution) for at in segment)
+    return start, end
 
 
 def _said(segment: "Segment", asked: Options, net: Net) -> None:
@@ -352,7 +353,8 @@ def _picture(path: Path, found: list[Heard], asked: Options, net: Net) -> None:
     from funcnet.tasks._plots import _save
 
     figure = Figure(figsize=(11, 5.2 * len(found)), dpi=110, layout="constrained")
-    for part, heard in zip(np.atleast_1d(figure.subfigures(len(found))), found, strict=True):
+    parts: Any = figure.subfigures(len(found), 1, squeeze=False)
+    for part, heard in zip(parts[:, 0], found, strict=True):
         part.suptitle(heard.name, fontsize=11)
         wave, spectrum, speech = part.subplots(3, sharex=True, height_ratios=(1, 1.6, 1))
         seconds = heard.total / net.rate

@@ -1,6 +1,6 @@
 """Silero VAD's net: for each frame of samples, whether someone speaks in it.
 
-    context + frame (mirrored at its end) → |STFT| → four convolutions → lstm → relu → one logit
+    context + frame (mirrored at its end) → lengths of its STFT → four convolutions → lstm → relu → one logit
 
 Dimensions: *n any leading axes (batch), t samples, f = ⌈t / frame⌉ frames. A frame of 512 new samples is seen
 after the 64 before it; 64 more are its own end, mirrored: four columns of spectra, hop 128, which the strides
