@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from funcnet import store
 from funcnet._safetensors import open_file, path_text, refusal
-from funcnet.errors import MissingExtraError
+from funcnet.errors import DTypeError, MissingExtraError, describe
 from funcnet.hub import recurrent
 from funcnet.hub.files import read_safetensors
 from funcnet.nets import vad
@@ -281,22 +281,25 @@ def segments(
         use_max_poss_sil_at_max_speech: cut at the longest silence, not at the last.
 
     Raises:
-        DTypeError: an option is no number.
+        DTypeError: an option is no number; later, a probability is none.
         ValueRangeError: an option is negative.
 
     >>> [*segments([0.1] * 10 + [0.9] * 20 + [0.1] * 10, 20_000)]
     [Segment(start=4640, end=15840)]
     """
     where = "hub.silero.segments"
+    rate, frame = _check.positive(where, "rate", rate), _check.positive(where, "frame", frame)
+    if not callable(samples):
+        samples = _check.positive(where, "samples", samples, least=0)
     number = lambda name, value: _check.number(where, name, value) * rate
     high = _check.number(where, "threshold", threshold)
     low = max(high - 0.15, 0.01) if neg_threshold is None else neg_threshold
     pad = number("speech_pad_ms", speech_pad_ms) / 1000
     longest = math.inf
-    if max_speech_duration_s != math.inf:
+    if not (isinstance(max_speech_duration_s, float) and max_speech_duration_s == math.inf):
         longest = number("max_speech_duration_s", max_speech_duration_s) - frame - 2 * pad
     found = _spoken(
-        probabilities,
+        _numbers(where, probabilities),
         frame,
         high,
         _check.number(where, "neg_threshold", low),
@@ -309,8 +312,31 @@ def segments(
     return _padded(found, samples, frame, shortest, pad)
 
 
+def _numbers(where: str, probabilities: Any) -> Iterator[float]:
+    """The probabilities as Python's numbers, one by one."""
+    try:
+        iterator = iter(probabilities)
+    except TypeError as error:
+        raise _no_numbers(where, probabilities) from error
+    for probability in iterator:
+        try:
+            number = float(probability)
+        except (TypeError, ValueError) as error:
+            raise _no_numbers(where, probability) from error
+        yield number
+
+
+def _no_numbers(where: str, given: Any) -> DTypeError:
+    return DTypeError(
+        f"{where}: probabilities are not numbers, one after the other.",
+        path="probabilities",
+        expected="probabilities: floats, as of an array [f]",
+        actual=describe(given),
+    )
+
+
 def _spoken(
-    probabilities: Iterable[float] | np.ndarray,
+    probabilities: Iterator[float],
     frame: int,
     high: float,
     low: float,
