@@ -355,7 +355,7 @@ def _picture(path: Path, found: list[Heard], asked: Options, net: Net) -> None:
     figure = Figure(figsize=(11, 5.2 * len(found)), dpi=110, layout="constrained")
     parts: Any = figure.subfigures(len(found), 1, squeeze=False)
     for part, heard in zip(parts[:, 0], found, strict=True):
-        part.suptitle(heard.name, fontsize=11)
+        part.suptitle(heard.name, fontsize=11, parse_math=False)
         wave, spectrum, speech = part.subplots(3, sharex=True, height_ratios=(1, 1.6, 1))
         seconds = heard.total / net.rate
         wave.set(ylabel="sample", xlim=(0, seconds))
