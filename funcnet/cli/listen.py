@@ -1,6 +1,7 @@
 """`funcnet listen FILE...`: where someone speaks in recordings, by Silero's net; `-` listens as it comes."""
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -163,23 +164,30 @@ def _check(asked: Options) -> None:
         raise UsageError(f"{len(asked.recordings)} recordings: a picture has room for {_DRAWN}")
 
 
-def _net(weights: Path | None) -> Net:
+@functools.cache
+def _program() -> Callable[..., Any]:
+    """Compiled once for each length of sound, whatever the weights are."""
     import jax
-    import jax.numpy as jnp
 
-    from funcnet.hub import silero
     from funcnet.nets import vad
 
-    params, config = silero.load(weights)
-
     @jax.jit
-    def run(samples: Any, state: Any) -> Any:
+    def run(params: Any, config: vad.Config, samples: Any, state: Any) -> Any:
         logits, state = vad.apply(params, samples, config, state)
         return jax.nn.sigmoid(logits), state
 
+    return run
+
+
+def _net(weights: Path | None) -> Net:
+    import jax.numpy as jnp
+
+    from funcnet.hub import silero
+
+    params, config = silero.load(weights)
     zeros = {"context": config.context, "h": config.hidden, "c": config.hidden}
     state = {name: jnp.zeros(size, jnp.float32) for name, size in zeros.items()}
-    return Net(run, state, config.frame, config.rate)
+    return Net(functools.partial(_program(), params, config), state, config.frame, config.rate)
 
 
 # ---- files ------------------------------------------------------------------------------------------------

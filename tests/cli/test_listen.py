@@ -54,6 +54,7 @@ def weights(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("funcnet.cli.listen._BLOCK", 64)
     return tmp_path
 
 
