@@ -62,7 +62,7 @@ def _step(params: Any, samples: np.ndarray, peers: bool, quick: bool) -> dict[st
         one = _session("silero_vad_16k_op15.onnx")
         calls["onnxruntime, frame by frame"] = lambda: _theirs(one, frame)[0]
     row: dict[str, object] = {"what": "one frame of a stream"}
-    return row | compare(calls, rounds=2 if quick else 15)
+    return row | compare(calls, rounds=2 if quick else 100, sample_seconds=0.002)
 
 
 def _differences(params: Any, path: Path) -> dict[str, object]:
