@@ -27,6 +27,7 @@ from funcnet.ops.conv import conv
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
 from funcnet.ops.recurrent import lstm
+from funcnet.ops.sound import magnitude
 
 __all__ = ["Config", "State", "apply", "init", "specs", "step"]
 
@@ -148,7 +149,7 @@ def apply(
     before, carried = _before(where, samples, config, state)
     frames = _frames(jnp.concatenate([before, samples], -1), config)
     x = maps.conv(params["stft"], frames[..., None], stride=config.window // 2, padding="valid")
-    x = taps.tap("spectrum", _magnitude(x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)))
+    x = taps.tap("spectrum", magnitude.apply(x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)))
     for i, (layer, stride, method) in enumerate(zip(layers, _STRIDES, _METHODS, strict=True)):
         x = relu.apply(maps.conv(layer, x, stride=stride, padding=[(1, 1)], method=method))
         x = taps.tap(f"encoder.{i}", x)
@@ -189,11 +190,6 @@ def _frames(samples: Array, config: Config) -> Array:
     framed = lambda x: x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
     frames = jnp.concatenate([framed(samples[..., :-k])[..., :k], framed(samples[..., k:])], -1)
     return jnp.concatenate([frames, jnp.flip(frames[..., -1 - k : -1], -1)], -1)
-
-
-def _magnitude(pairs: Array) -> Array:
-    power = jnp.square(pairs).sum(-1)
-    return jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1)), 0)
 
 
 def step(
