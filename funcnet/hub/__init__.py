@@ -5,8 +5,8 @@
 
 `files` reads and writes safetensors, `names` says which tensor is which leaf, and each family of models
 (gpt2, llama, mamba, bert, vit) has one file with its config.json and its names, read by `fields`. `text` is
-for the command line: a decoder and its tokenizer. `silero` reads the weights of a detector of speech, and
-`recurrent` converts those of one lstm, gru or rnn.
+for the command line: a decoder and its tokenizer. `silero` has the weights of a detector of speech, `onnx`
+reads its files, and `recurrent` converts the weights of one lstm, gru or rnn.
 """
 
 from funcnet.hub import silero

@@ -3,16 +3,16 @@
     params, config = fn.hub.silero.load()               # of an installed silero-vad, which is not imported
     logits, state = fn.nets.vad.apply(params, samples, config)
 
-The weights are read from the ONNX files of the package silero-vad (MIT), which are protocol buffers: a tree
-of numbered fields, of which five matter here. Of its files silero_vad_16k_op15.onnx, silero_vad.onnx and
-silero_vad_op18_ifless.onnx hold the same numbers; its silero_vad_16k.safetensors and silero_vad_half.onnx
-are other trainings of the same net, which decide alike but do not give the same probabilities.
+The weights are read from the ONNX files of the package silero-vad (MIT). Of these silero_vad_16k_op15.onnx,
+silero_vad.onnx and silero_vad_op18_ifless.onnx hold the same numbers; silero_vad_half.onnx, and beside them
+silero_vad_16k.safetensors, are other trainings of the same net, which decide alike but do not give the same
+probabilities.
 """
 
 import importlib.util
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike, path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Float
 
 from funcnet import store
-from funcnet._safetensors import open_file, path_text, refusal
+from funcnet._safetensors import path_text, refusal
 from funcnet.errors import DTypeError, MissingExtraError, describe
-from funcnet.hub import recurrent
+from funcnet.hub import onnx, recurrent
 from funcnet.hub.files import read_safetensors
 from funcnet.nets import vad
 from funcnet.ops import _check
@@ -49,7 +49,6 @@ _NAMES = {  # those of the ONNX files, below a prefix, and of the safetensors fi
     "decoder.decoder.2.weight": "final_conv.weight",
     "decoder.decoder.2.bias": "final_conv.bias",
 }
-_DEEPEST = 16  # graphs within graphs
 
 
 def load(weights: str | PathLike[str] | None = None) -> tuple[dict[str, Any], vad.Config]:
@@ -78,7 +77,7 @@ def load(weights: str | PathLike[str] | None = None) -> tuple[dict[str, Any], va
             return store.load(source, own), config
         named = {ours: named[theirs] for ours, theirs in _NAMES.items() if theirs in named}
     else:
-        named = _from_onnx(source)
+        named = _of_one_net(onnx.tensors(source))
     return _params(named, source, config), config
 
 
@@ -137,102 +136,16 @@ def _params(named: dict[str, np.ndarray], source: str, config: vad.Config) -> di
     return jax.tree.map(jnp.asarray, params)
 
 
-def _from_onnx(source: str) -> dict[str, np.ndarray]:
-    """The tensors of `_NAMES` that belong together; of those of two nets, the one at 16 kHz."""
-    with open_file(source) as file:
-        content = memoryview(file.read())
+def _of_one_net(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of `_NAMES` below one prefix; of two nets, the one at 16 kHz."""
     nets: dict[str, dict[str, np.ndarray]] = {}
-    try:
-        for number, value in _fields(content):
-            if number == 7:  # ModelProto.graph
-                for name, tensor in _tensors(_bytes(value)):
-                    for known in _NAMES:
-                        if name == known or name.endswith((f".{known}", f"__{known}")):
-                            nets.setdefault(name.removesuffix(known), {})[known] = _array(tensor)
-    except (ValueError, IndexError, TypeError, OverflowError) as error:
-        raise refusal(source, "this is no ONNX file, or it is damaged.") from error
+    for name, tensor in tensors.items():
+        for known in _NAMES:
+            if name == known or name.endswith((f".{known}", f"__{known}")):
+                nets.setdefault(name.removesuffix(known), {})[known] = tensor
     first = "stft.forward_basis_buffer"
     wide = [net for net in nets.values() if first in net and len(net[first]) > 200]
     return next(iter([*wide, *nets.values(), {}]))
-
-
-def _tensors(graph: memoryview, depth: int = 0) -> Iterator[tuple[str, memoryview]]:
-    """Names and TensorProtos of a graph: its initializers, its constants, and those of graphs in it."""
-    if depth > _DEEPEST:
-        raise ValueError
-    for number, value in _fields(graph):
-        if number == 5:  # GraphProto.initializer, whose name is TensorProto.name
-            names = [_bytes(v) for n, v in _fields(_bytes(value)) if n == 8]
-            yield bytes(names[-1] if names else b"").decode(), _bytes(value)
-        elif number == 1:  # GraphProto.node, whose results have names
-            node = list(_fields(_bytes(value)))
-            name = next((bytes(_bytes(v)).decode() for n, v in node if n == 2), "")
-            for attribute in (_bytes(v) for n, v in node if n == 5):
-                for n, v in _fields(attribute):
-                    if n == 5:  # AttributeProto.t
-                        yield name, _bytes(v)
-                    elif n == 6:  # AttributeProto.g
-                        yield from _tensors(_bytes(v), depth + 1)
-
-
-def _array(tensor: memoryview) -> np.ndarray:
-    """The array of a TensorProto of float32."""
-    sizes, kind, data = [], 0, memoryview(b"")
-    for number, value in _fields(tensor):
-        if number == 1:  # dims: one by one, or all in one field
-            sizes += [value] if isinstance(value, int) else _varints(value)
-        elif number == 2:
-            kind = value
-        elif number in (4, 9):  # float_data, raw_data: the same bytes
-            data = _bytes(value)
-    if kind != 1:
-        raise ValueError
-    return np.frombuffer(data, "<f4").astype(np.float32).reshape(sizes)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The numbers and values of a protocol buffer's fields, in their order."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        if tag & 7 == 0:
-            value, at = _varint(message, at)
-        else:
-            if tag & 7 == 2:
-                size, at = _varint(message, at)
-            else:
-                size = {1: 8, 5: 4}.get(tag & 7, len(message))
-            if size > len(message) - at:
-                raise ValueError
-            value, at = message[at : at + size], at + size
-        yield tag >> 3, value
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number at a place, seven bits a byte, the lowest first, and the place behind it."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
-        if byte < 128:
-            return value, at
-        if shift > 63:
-            raise ValueError
-
-
-def _varints(message: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(message):
-        value, at = _varint(message, at)
-        values.append(value)
-    return values
-
-
-def _bytes(value: int | memoryview) -> memoryview:
-    """A field that holds bytes."""
-    if isinstance(value, int):
-        raise TypeError
-    return value
 
 
 # --- segments ---------------------------------------------------------------------------------------------
