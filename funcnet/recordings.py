@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from funcnet._numbers import whole
 from funcnet._safetensors import open_file, path_text, refusal
-from funcnet.errors import MissingExtraError, ShapeError, ValueRangeError, describe
+from funcnet.errors import DTypeError, MissingExtraError, ShapeError, ValueRangeError, describe
 
 __all__ = ["About", "about", "read", "resample", "resampler"]
 
@@ -111,18 +111,20 @@ def resample(samples: Float[np.ndarray, " t"], rate: int, to: int) -> Float[np.n
 
     Raises:
         ShapeError: samples are not one channel.
+        DTypeError: they are no floats, or a rate is no integer.
         ValueRangeError: a rate is none for sound.
         MissingExtraError: soxr is not installed.
     """
     rate, to = _rate("recordings.resample", "rate", rate), _rate("recordings.resample", "to", to)
-    if np.ndim(samples) != 1:
-        raise ShapeError(
-            "recordings.resample: samples are not one channel.",
+    floats = isinstance(samples, np.ndarray) and samples.dtype.kind == "f"
+    if not floats or samples.ndim != 1:
+        raise (ShapeError if floats else DTypeError)(
+            f"recordings.resample: samples are {'not one channel' if floats else 'no array of floats'}.",
             path="samples",
-            expected="samples: float[t]",
+            expected="samples: float[t], NumPy's",
             actual=f"samples: {describe(samples)}",
         )
-    return _resampled(np.asarray(samples, np.float32), rate, to)
+    return _resampled(samples.astype(np.float32), rate, to)
 
 
 def resampler(rate: int, to: int) -> Callable[..., np.ndarray]:

@@ -575,6 +575,7 @@ CONFIGS: dict[str, Arguments] = {
         "bias": True,
         "dtype": "float32",
     },
+    "vad": {"rate": 16_000, "window": 8, "channels": (2, 2, 2, 2), "hidden": 2},
     "resnet": {
         "image": (4, 4, 1),
         "channels": (2, 2),
@@ -642,6 +643,7 @@ NETS: dict[str, Arguments] = {
     "convnet": {**IMAGES, "key": KEY},
     "mamba": {"ids": I(2, 3)},
     "recurrent": {"x": F(2, 5, 3), "mask": jnp.ones((2, 5), bool), "key": KEY},
+    "vad": {"samples": F(2, 20)},
     "resnet": {**IMAGES, "train": True},
     "vit": {**IMAGES, "key": KEY},
     "encoder": {"ids": I(2, 3), "mask": jnp.ones((2, 3), bool), "types": I(2, 3), "key": KEY},
@@ -800,6 +802,34 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "nets.transformer.specs": (net.specs, {"config": config}),
         "spec.decay_mask": (fn.spec.decay_mask, {"specs": net.specs(config)}),
         "nets.vit.patches": (fn.nets.vit.patches, {"images": F(2, 4, 4, 1), "patch": (2, 2)}),
+        "nets.vad.step": (
+            fn.nets.vad.step,
+            {"params": {}, "samples": F(2, 16), "config": fn.nets.vad.Config(window=8, channels=(2,) * 4)},
+        ),
+        "hub.silero.load": (fn.hub.silero.load, {"weights": folder / "params"}),
+        "hub.silero.segments": (
+            lambda **given: list(fn.hub.silero.segments(samples=900, **given)),
+            {
+                "rate": 16_000,
+                "frame": 512,
+                "threshold": 0.5,
+                "neg_threshold": 0.3,
+                "min_speech_duration_ms": 0,
+                "max_speech_duration_s": 1.0,
+                "min_silence_duration_ms": 0,
+                "speech_pad_ms": 0,
+                "min_silence_at_max_speech": 0,
+                "use_max_poss_sil_at_max_speech": True,
+                "probabilities": [0.9, 0.1],
+            },
+        ),
+        "recordings.about": (fn.recordings.about, {"path": folder / "none"}),
+        "recordings.read": (fn.recordings.read, {"path": folder / "none", "rate": 16_000}),
+        "recordings.resample": (
+            fn.recordings.resample,
+            {"samples": np.zeros(99, np.float32), "rate": 8_000, "to": 16_000},
+        ),
+        "recordings.resampler": (fn.recordings.resampler, {"rate": 8_000, "to": 16_000}),
         "nets.encoder.pool": (fn.nets.encoder.pool, {"x": F(2, 3, 4), "mask": jnp.ones((2, 3), bool)}),
     }
 
@@ -809,6 +839,8 @@ OTHERS = """
     train.write_tokens train.prefetch train.mapped train.stateful save load hub.load hub.save
     hub.read_safetensors hub.write_safetensors nets.transformer.init_cache nets.transformer.preset
     nets.transformer.specs spec.decay_mask nets.vit.patches nets.encoder.pool
+    nets.vad.step hub.silero.load hub.silero.segments recordings.about recordings.read recordings.resample
+    recordings.resampler
 """
 
 

@@ -15,7 +15,7 @@ from jax import ShapeDtypeStruct as Abstract
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.linalg import as_matrices, from_matrices
-from funcnet.nets import convnet, encoder, mlp, recurrent, resnet, transformer, vit
+from funcnet.nets import convnet, encoder, mlp, recurrent, resnet, transformer, vad, vit
 from funcnet.spec import Spec, is_spec, of, stacked, tree
 
 # Heads, features and groups are large enough for a wrong merge to have a higher rank.
@@ -42,6 +42,7 @@ NETS = {
         recurrent.Config(11, 12, layers=2, cell="gru", bidirectional=True, projection=9),
         2,
     ),
+    "vad": (vad, vad.Config(window=16, channels=(9, 10, 11, 12), hidden=7), 4),
     "convnet": (convnet, convnet.Config((4, 2, 3), channels=(4,), hidden=7, classes=5), 8),
 }  # fmt: skip
 GROUPED = fn.conv.init(jax.random.key(0), 6, 9, kernel=(3,), groups=3)
@@ -66,6 +67,8 @@ def gradient(net, config, t):
         x = rng.integers(0, config.vocabulary, (1, t))
     elif net is recurrent:
         x = rng.normal(size=(1, t, config.d))
+    elif net is vad:
+        x = rng.normal(size=(1, config.frame))
     else:
         x = rng.normal(size=(1, *(config.sizes[:1] if net is mlp else config.image)))
 
@@ -73,7 +76,7 @@ def gradient(net, config, t):
         if net is resnet:
             return resnet.apply(params, resnet.init_state(config), x, config, train=False)[0]
         y = net.apply(params, x, config)
-        y = y[0] if net is recurrent else y
+        y = y[0] if net in (recurrent, vad) else y
         return encoder.logits(params, y, config) if net is encoder else y
 
     return pulled_back(outputs, params, x, rng)

@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "TASK [options]    train a model on real data, its gradient formulas verified first",
     "predict": "RUN FILE        apply a trained model",
     "generate": "FOLDER [options] go on with a text, by a language model",
+    "listen": "FILE ... | -      where someone speaks in recordings",
     "compare": "RUN RUN ...     how runs differ, and which is best",
     "summary": "TASK | RUN      the layers of a model: shapes, parameters, FLOPs",
     "pca": "digits | FILE | RUN principal components: variances, pictures, the rows along the first two",

@@ -5,10 +5,12 @@
 
 `files` reads and writes safetensors, `names` says which tensor is which leaf, and each family of models
 (gpt2, llama, mamba, bert, vit) has one file with its config.json and its names, read by `fields`. `text` is
-for the command line: a decoder and its tokenizer. `recurrent` converts the weights of one lstm, gru or rnn.
+for the command line: a decoder and its tokenizer. `silero` has the weights of a detector of speech, `onnx`
+reads its files, and `recurrent` converts the weights of one lstm, gru or rnn.
 """
 
+from funcnet.hub import silero
 from funcnet.hub.files import read_safetensors, write_safetensors
 from funcnet.hub.folder import load, save
 
-__all__ = ["load", "read_safetensors", "save", "write_safetensors"]
+__all__ = ["load", "read_safetensors", "save", "silero", "write_safetensors"]

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
         roles,
         stack,
         transformer,
+        vad,
         vit,
     )
     from funcnet.nets.roles import matrices
 
 __all__ = [
     "convnet", "encoder", "generate", "mamba", "maps", "matrices", "mlp", "recurrent", "resnet",
-    "roles", "stack", "transformer", "vit",
+    "roles", "stack", "transformer", "vad", "vit",
 ]  # fmt: skip
 
 

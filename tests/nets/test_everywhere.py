@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import funcnet as fn
-from funcnet.nets import convnet, encoder, mamba, mlp, recurrent, resnet, transformer, vit
+from funcnet.nets import convnet, encoder, mamba, mlp, recurrent, resnet, transformer, vad, vit
 from tests import laws
 
 KEY = jax.random.key(0)
@@ -33,6 +33,10 @@ def _mlp(config):
 
 def _mamba(config):
     return config, lambda params, ids, key: mamba.apply(params, ids, config)
+
+
+def _vad(config):
+    return config, lambda params, x, key: vad.apply(params, x, config)
 
 
 def _encoder(config):
@@ -63,6 +67,7 @@ NETS = {
         ("b, 7, 5", "float64"),
     ),
     "mamba": (mamba, *_mamba(mamba.Config(7, layers=2, d=3, state=2, chunk=2)), TOKENS),
+    "vad": (vad, *_vad(vad.Config(window=8, channels=(3, 2, 4, 5), hidden=6)), ("b, 40", "float64")),
     "resnet": (resnet, *_resnet(3), IMAGE),
     "resnet with bottlenecks": (resnet, *_resnet(7, bottleneck=True, padding="symmetric"), IMAGE),
     "transformer": (transformer, *_with_key(transformer, _decoder()), TOKENS),

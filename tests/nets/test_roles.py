@@ -10,7 +10,7 @@ import pytest
 import funcnet as fn
 from funcnet.errors import StructureError
 from funcnet.linalg import as_matrices
-from funcnet.nets import encoder, matrices, recurrent, resnet, transformer
+from funcnet.nets import encoder, matrices, recurrent, resnet, transformer, vad
 from funcnet.spec import is_spec
 from tests.test_spec import NETS
 
@@ -30,6 +30,8 @@ def outputs(net, config):
         x = jax.ShapeDtypeStruct((2, 3), jnp.int32)
     elif net is recurrent:
         x = jax.ShapeDtypeStruct((2, 3, config.d), jnp.float64)
+    elif net is vad:
+        x = jax.ShapeDtypeStruct((2, 3 * config.frame), jnp.float64)
     else:
         x = jax.ShapeDtypeStruct(
             (2, *getattr(config, "image", getattr(config, "sizes", ())[:1])), jnp.float64
@@ -39,7 +41,7 @@ def outputs(net, config):
         if net is resnet:
             return resnet.apply(params, resnet.init_state(config), x, config, train=False)[0]
         y = net.apply(params, x, config)
-        if net is recurrent:
+        if net in (recurrent, vad):
             return y[0]
         return encoder.logits(params, y, config) if net is encoder else y
 
