@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from funcnet.ops.attention import alibi, attention, multihead, rope
     from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
     from funcnet.ops.dense import embedding, linear, matmul
+    from funcnet.ops.elementwise import prelu
     from funcnet.ops.elementwise.activations import (
         celu,
         elu,
@@ -66,7 +67,17 @@ if TYPE_CHECKING:
         threshold,
     )
     from funcnet.ops.loss import binary_cross_entropy, cross_entropy, linear_cross_entropy, mse
-    from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
+    from funcnet.ops.norm import (
+        batch_norm,
+        group_norm,
+        instance_norm,
+        l2_norm,
+        layer_norm,
+        log_softmax,
+        logsumexp,
+        rms_norm,
+        softmax,
+    )
     from funcnet.ops.random import dropout
     from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
     from funcnet.rules import autodiff
@@ -80,8 +91,12 @@ _FAMILIES = {
     "attention": ("alibi", "attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
     "dense": ("embedding", "linear", "matmul"),
+    "elementwise": ("prelu",),
     "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
-    "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
+    "norm": (
+        "batch_norm", "group_norm", "instance_norm", "l2_norm", "layer_norm", "log_softmax", "logsumexp",
+        "rms_norm", "softmax",
+    ),
     "random": ("dropout",),
     "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),
 }  # fmt: skip

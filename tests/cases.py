@@ -139,7 +139,7 @@ def carried(m: int, *n: int) -> dict[str, Any]:
     return {"h": F(*n, m), "c": S(*n, m)}
 
 
-# ---- families: one operation of a file goes through every law, all of them at once through the rest -------
+# ---- families: few of their operations go through every law by themselves, all at once through some of them
 
 FAMILIES: dict[
     str, dict[str, dict[str, Any]]
@@ -170,6 +170,13 @@ FAMILIES: dict[
         "tanh": {},
         "tanh_shrink": {},
         "threshold": {"threshold": 0.3, "value": -0.7},
+    },
+    "norms": {
+        "instance_norm": {"spatial": 2},
+        "l2_norm": {"axis": (0, -1)},
+        "log_softmax": {"axis": 0},
+        "logsumexp": {"axis": (1, 2), "keepdims": True},
+        "prelu": {},
     },
 }
 EVERY_LAW = ("gelu", "relu", "swiglu")  # of these families
@@ -207,7 +214,19 @@ def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2)) -> Case:
     return case(family, {name: (F(*shape),) * count(name) for name in FAMILIES[family] if count(name) in of})
 
 
-STACKED = [every(family, 3, 5) for family in FAMILIES]
+STACKED = [
+    every("activations", 3, 5),
+    case(
+        "norms",
+        {
+            "instance_norm": ({"w": F(3), "b": F(3)}, F(2, 3, 5, 3)),
+            "l2_norm": (F(3, 5, 2),),
+            "log_softmax": (F(3, 5),),
+            "logsumexp": (F(2, 3, 5),),
+            "prelu": ({"w": F(3)}, F(5, 3)),
+        },
+    ),
+]
 
 CASES = [
     # linear
@@ -315,6 +334,23 @@ CASES = [
     case("softmax", F(1, 2)),
     case("softmax", F(0, 3)),
     case("softmax", F(3, 0)),
+    # others of norms
+    case("instance_norm", {"w": F(5), "b": F(5)}, F(2, 7, 3, 5)),
+    case("instance_norm", {"w": F(3)}, F(2, 5, 7, 3), spatial=1, eps=1e-3),
+    case("instance_norm", {"w": F(3), "b": None}, F(0, 5, 3)),
+    case("l2_norm", F(7, 11)),
+    case("l2_norm", F(2, 3, 5), axis=(0, -1), eps=2.5),  # some norms are below
+    case("l2_norm", F(3, 0)),
+    case("log_softmax", F(7, 11)),
+    case("log_softmax", F(2, 3, 5), axis=-2),
+    case("log_softmax", F(0, 3)),
+    case("logsumexp", F(7, 11)),
+    case("logsumexp", F(2, 3, 5), axis=(0, -1), keepdims=True),
+    case("logsumexp", F(0, 3)),
+    # prelu
+    case("prelu", {"w": F(5)}, F(7, 5)),
+    case("prelu", {"w": F(1)}, F(2, 3, 5)),
+    case("prelu", {"w": F(3)}, F(0, 3)),
     # gelu
     case("gelu", F(7, 11)),
     case("gelu", F(7, 11), approximate=True),

@@ -218,7 +218,7 @@ def family(case: Case, op: Any, args: Any, options: Any) -> None:
     g, _ = on_floats(op.apply, args, options)
     _, rebuild = floats(args)
     for name, arrays in args[0].items():
-        want = naive_loop(name)(*map(np.asarray, arrays), **op.members[name])
+        want = naive_loop(name)(*jax.tree.map(np.asarray, arrays), **op.members[name])
         close(getattr(fn, name).reference(*arrays, **op.members[name]), want)
 
     def all_of(values: Any, dy: Any) -> Any:
@@ -611,7 +611,9 @@ def has_squares(case: Case) -> bool:
         return False
     x = case.args[{"linear_cross_entropy": 0, "batch_norm": 2}.get(case.op, 1)]
     own = dict.fromkeys(RECURRENT, 2) | {"embedding": 0, "multihead": 2}
-    own = (own | {"group_norm": 1 + case.options.get("spatial", 0)}).get(case.op, 1)
+    own = (own | dict.fromkeys(("group_norm", "instance_norm"), 1 + case.options.get("spatial", 0))).get(
+        case.op, 1
+    )
     if case.op.startswith("conv"):
         own = len(case.args[0]["w"].shape) - 1
     sinks = case.op == "multihead" and case.args[0].get("sinks")

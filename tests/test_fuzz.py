@@ -36,6 +36,7 @@ Place = tuple[str, ...]  # an argument, or what is in one: ("params", "w")
 
 # What is let through, and why.
 LET_THROUGH = {
+    ("prelu.init", "key"): "as those of the norms",
     ("*_norm.init", "key"): "the key comes first in every init; one that draws nothing does not look at it",
     ("multihead.init_cache", "params.k.w"): "only shapes are read: those of jax.eval_shape do",
 }
@@ -369,6 +370,13 @@ CALLS: dict[str, Arguments] = {
     "rms_norm.init": {"key": KEY, "d": 6},
     "group_norm.apply": {"params": NORM, "x": F(2, 5, 6), "groups": 2, "eps": 1e-5, "spatial": 1},
     "group_norm.init": {"key": KEY, "c": 6, "bias": True},
+    "instance_norm.apply": {"params": NORM, "x": F(2, 5, 6), "eps": 1e-5, "spatial": 1},
+    "instance_norm.init": {"key": KEY, "c": 6, "bias": True},
+    "l2_norm.apply": {"x": F(2, 3), "axis": 1, "eps": 1e-6},
+    "log_softmax.apply": {"x": F(2, 3), "axis": 1},
+    "logsumexp.apply": {"x": F(2, 3), "axis": (1,), "keepdims": True},
+    "prelu.apply": {"params": {"w": F(3)}, "x": F(2, 3)},
+    "prelu.init": {"key": KEY, "c": 3, "slope": 0.1},
     "batch_norm.apply": {
         "params": NORM,
         "state": {"mean": F(6), "var": jnp.ones(6, jnp.float32)},
