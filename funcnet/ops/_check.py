@@ -44,6 +44,7 @@ __all__ = [
     "rate",
     "same_shape",
     "scalar",
+    "spatial",
     "static",
     "tree",
     "unit",
@@ -311,6 +312,24 @@ def same_shape(
         actual=f"{path}: {describe(x)}",
         hint=hint,
     )
+
+
+def spatial(where: str, x: jax.Array, value: Any, c: int) -> int | None:
+    """`value` as `spatial`, of the norms whose statistics are over positions: fewer than x has axes, or None."""
+    if value is None:
+        rank(where, "x", x, 2, f"n, *size, {c}")
+        return None
+    count = integer(where, "spatial", value, none="None for all axes but the first and the last")
+    if count < 0:
+        raise ValueRangeError(
+            f"{where}: spatial is {count}.",
+            path="spatial",
+            expected="spatial ≥ 0, or None",
+            actual=f"spatial = {count}",
+        )
+    sizes = "".join(f"s{i}, " for i in range(count)) if count <= 8 else f"{count} sizes, "
+    rank(where, "x", x, count + 1, f"*n, {sizes}{c}")
+    return count
 
 
 _LARGEST = 2**31 - 1  # positions and sizes are int32

@@ -19,8 +19,8 @@ def align(x: Array, ndim: int) -> Array:
 
 def axes_of(axis: int | Sequence[int]) -> tuple[int, ...]:
     """One axis, or several, as a tuple of them."""
-    axis = rules.plain(axis)
-    return axis if isinstance(axis, tuple) else (axis,)
+    plain = rules.plain(axis)
+    return plain if isinstance(plain, tuple) else (plain,)
 
 
 def count(size: Any, dtype: Any) -> Any:

@@ -81,7 +81,7 @@ def apply(
     x = _check.floating(where, "x", x)
     _check.channels(where, x, w.shape[0], f'params["w"] ({describe(w)})')
     _bias.check(where, params, w.shape[0])
-    spatial = group_norm.check_spatial(where, x, spatial, w.shape[0])
+    spatial = _check.spatial(where, x, spatial, w.shape[0])
     return rules.call(vjp, params, x, eps=_check.number(where, "eps", eps), spatial=spatial)
 
 
