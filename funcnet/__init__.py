@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         verifier,
     )
     from funcnet.analysis import lowrank, xray
-    from funcnet.linalg import pca
+    from funcnet.linalg import pca, spectral_norm, weight_norm
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
     from funcnet.ops.attention import alibi, attention, multihead, rope
@@ -123,9 +123,11 @@ _FUNCTIONS = {
     "lowrank": "analysis",
     "pca": "linalg",
     "save": "store",
+    "spectral_norm": "linalg",
     "tap": "taps",
     "verify": "verifier",
     "verify_model": "verifier",
+    "weight_norm": "linalg",
     "xray": "analysis",
 }
 __all__ = [*_OPERATIONS, *_PACKAGES, *_FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]

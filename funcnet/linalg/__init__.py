@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from funcnet.linalg import kronecker, pca
     from funcnet.linalg.curvature import fisher, ggn, hessian
     from funcnet.linalg.factored import kfac
+    from funcnet.linalg.normalized import lengths, spectral_norm, weight_norm
 
 __all__ = [
     "Estimate",
@@ -31,11 +32,15 @@ __all__ = [
     "kfac",
     "kronecker",
     "krylov",
+    "lengths",
     "pca",
     "polar",
+    "spectral_norm",
     "symmetric",
+    "weight_norm",
 ]
 _FUNCTIONS = {"fisher": "curvature", "ggn": "curvature", "hessian": "curvature", "kfac": "factored"}
+_FUNCTIONS |= dict.fromkeys(("lengths", "spectral_norm", "weight_norm"), "normalized")
 
 
 def __getattr__(name: str) -> Any:

@@ -315,7 +315,7 @@ def same_shape(
 
 
 def spatial(where: str, x: jax.Array, value: Any, c: int) -> int | None:
-    """`value` as `spatial`, of the norms whose statistics are over positions: fewer than x has axes, or None."""
+    """`value` as `spatial`, of norms over positions: how many axes of x they are, or None."""
     if value is None:
         rank(where, "x", x, 2, f"n, *size, {c}")
         return None
