@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         softmax,
     )
     from funcnet.ops.random import dropout
+    from funcnet.ops.random.regularizers import drop_path, embedding_dropout, spatial_dropout
     from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
     from funcnet.rules import autodiff
     from funcnet.store import load, save
@@ -107,6 +108,7 @@ _OBJECTS = {
         "leaky_relu", "log_sigmoid", "mish", "quick_gelu", "relu", "relu6", "selu", "sigmoid", "silu",
         "soft_shrink", "softplus", "softsign", "swiglu", "tanh", "tanh_shrink", "threshold",
     ),
+    "random.regularizers": ("drop_path", "embedding_dropout", "spatial_dropout"),
 }  # fmt: skip
 _FILES = {name: file for file, names in _OBJECTS.items() for name in names}
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}

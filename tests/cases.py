@@ -171,6 +171,16 @@ FAMILIES: dict[
         "tanh_shrink": {},
         "threshold": {"threshold": 0.3, "value": -0.7},
     },
+    "regularizers": {
+        "drop_path": {"rate": 0.4, "key": jax.random.key(0)},
+        "embedding_dropout": {
+            "ids": jnp.asarray([[1, 4, 1], [0, 5, 2]], jnp.int32),
+            "vocabulary": 5,
+            "rate": 0.4,
+            "key": jax.random.key(1),
+        },
+        "spatial_dropout": {"rate": 0.4, "key": jax.random.key(2), "spatial": 1},
+    },
     "norms": {
         "instance_norm": {"spatial": 2},
         "l2_norm": {"axis": (0, -1)},
@@ -225,6 +235,10 @@ STACKED = [
             "logsumexp": (F(2, 3, 5),),
             "prelu": ({"w": F(3)}, F(5, 3)),
         },
+    ),
+    case(
+        "regularizers",
+        {"drop_path": (F(7, 3),), "embedding_dropout": (F(2, 3, 5),), "spatial_dropout": (F(2, 5, 3),)},
     ),
 ]
 
@@ -374,6 +388,14 @@ CASES = [
     case("dropout", F(7, 3), rate=0.0, key=K()),
     case("dropout", F(0, 3), rate=0.3, key=K()),
     case("dropout", F(), rate=0.3, key=K()),
+    case("drop_path", F(7, 11), rate=0.3, key=K()),
+    case("drop_path", F(5), rate=1.0, key=K()),
+    case("drop_path", F(0, 3), rate=0.3, key=K()),
+    case("spatial_dropout", F(7, 2, 3, 5), rate=0.3, key=K()),
+    case("spatial_dropout", F(2, 3, 5, 7), rate=0.5, key=K(), spatial=1),
+    case("spatial_dropout", F(2, 3), rate=0.3),
+    case("embedding_dropout", F(7, 5), ids=I(5, 7), vocabulary=3, rate=0.3, key=K()),
+    case("embedding_dropout", F(2, 3, 5), ids=I(7, 2, 3), vocabulary=7, rate=0.3),
     # ==== products: matmul embedding attention multihead
     case("matmul", F(7, 11), F(11, 13)),
     case("matmul", F(3, 5, 7, 2), F(2, 11)),

@@ -403,6 +403,9 @@ CALLS: dict[str, Arguments] = {
         for name, options in FAMILIES["activations"].items()
     },
     "dropout.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
+    "drop_path.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
+    "spatial_dropout.apply": {"x": F(2, 5, 3), "rate": 0.5, "key": KEY, "spatial": 1},
+    "embedding_dropout.apply": {"x": F(2, 3), "ids": I(2), "vocabulary": 3, "rate": 0.5, "key": KEY},
     "dropout.matrix": {"in_shape": (2, 3), "rate": 0.5, "key": KEY},
     "mse.apply": {"prediction": F(2, 3), "target": F(2, 3)},
     "cross_entropy.apply": {"logits": F(2, 3), "labels": I(2), "label_smoothing": 0.1, "ignore_index": 1},

@@ -131,7 +131,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case(_normal(17, 5), _ids(5, 17), ignore_index=3, label_smoothing=0.3),
         _case(_normal(3, 7), _probabilities(3, 7)),
     ),
+    "drop_path": (_case(_normal(7, 11), rate=0.3, key=_key()),),
     "dropout": (_case(_normal(7, 11), rate=0.3, key=_key()),),
+    "embedding_dropout": (_case(_normal(7, 5), ids=_ids(3, 7), vocabulary=3, rate=0.3, key=_key()),),
+    "spatial_dropout": (_case(_normal(2, 7, 3, 11), rate=0.3, key=_key()),),
     "embedding": (_case({"w": _normal(7, 5)}, _ids(7, 11)), _case({"w": _normal(2, 3)}, _ids(2, 17))),
     "gelu": (_case(_normal(7, 11)), _case(_normal(7, 11), approximate=True)),
     "group_norm": (

@@ -1,6 +1,7 @@
 """Parameters divided by norms: what comes out has the norm, the gradient is right, zeros stay finite."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,8 @@ def test_as_torch_has_it():
 
 def test_errors(unchecked):
     w = {"w": drawn(3, 5)}
-    for wrong in ({}, {"w": None}, 3, None):
+    several: list[Any] = [{}, {"w": None}, 3, None]
+    for wrong in several:
         with pytest.raises(StructureError):
             fn.spectral_norm(wrong, fn.linear.operator, (3,))
         with pytest.raises(StructureError):
