@@ -322,7 +322,13 @@ STEPS: Arguments = {"mask": jnp.ones((2, 5), bool), "reverse": False, "chunk": 2
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
 CALLS: dict[str, Arguments] = {
     "linear.apply": {"params": DENSE, "x": F(2, 3)},
-    "linear.init": {"key": KEY, "d_in": 3, "d_out": 5, "bias": True},
+    "linear.init": {
+        "key": KEY,
+        "d_in": 3,
+        "d_out": 5,
+        "bias": True,
+        "w": jax.nn.initializers.he_normal(),
+    },
     "linear.matrix": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "linear.operator": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "matmul.apply": {"a": F(2, 3), "b": F(3, 5)},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from funcnet.linalg.curvature import fisher, ggn, hessian
     from funcnet.linalg.factored import kfac
     from funcnet.linalg.normalized import lengths, spectral_norm, weight_norm
+    from funcnet.linalg.orthogonal import orthogonal_kernel
 
 __all__ = [
     "Estimate",
@@ -33,6 +34,7 @@ __all__ = [
     "kronecker",
     "krylov",
     "lengths",
+    "orthogonal_kernel",
     "pca",
     "polar",
     "spectral_norm",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 _FUNCTIONS = {"fisher": "curvature", "ggn": "curvature", "hessian": "curvature", "kfac": "factored"}
 _FUNCTIONS |= dict.fromkeys(("lengths", "spectral_norm", "weight_norm"), "normalized")
+_FUNCTIONS["orthogonal_kernel"] = "orthogonal"
 
 
 def __getattr__(name: str) -> Any:

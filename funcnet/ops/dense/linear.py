@@ -18,6 +18,7 @@ from funcnet.errors import ShapeError, describe
 from funcnet.linalg import Operator
 from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._draw import Initializer, drawn
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.spec import Spec
 
@@ -43,10 +44,19 @@ class Params(TypedDict):
     b: NotRequired[Float[Array, " d_out"]]
 
 
-def init(key: PRNGKeyArray, d_in: int, d_out: int, *, bias: bool = True) -> Params:
+def init(
+    key: PRNGKeyArray, d_in: int, d_out: int, *, bias: bool = True, w: Initializer | None = None
+) -> Params:
     """Draw w from N(0, 1/d_in), so that features of unit variance give outputs of unit variance; b = 0.
 
     Source: LeCun, Bottou, Orr and Müller, "Efficient BackProp", 1998, §4.6.
+
+    Args:
+        key: a random key.
+        d_in: features of x.
+        d_out: features of y.
+        bias: whether there is a "b".
+        w: what draws w instead: ``(key, (d_in, d_out)) -> w``, as ``jax.nn.initializers.he_normal()``.
 
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3, 5))
     {'b': (5,), 'w': (3, 5)}
@@ -54,8 +64,12 @@ def init(key: PRNGKeyArray, d_in: int, d_out: int, *, bias: bool = True) -> Para
     where = "linear.init"
     _check.key(where, key, none=False)
     d_in, d_out = _check.positive(where, "d_in", d_in), _check.positive(where, "d_out", d_out)
-    w = jax.random.normal(key, (d_in, d_out)) / math.sqrt(d_in)
-    return {"w": w, "b": jnp.zeros((d_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
+    if w is None:
+        leaf = jax.random.normal(key, (d_in, d_out)) / math.sqrt(d_in)
+    else:
+        leaf = drawn(where, key, w, (d_in, d_out), "io")
+    bias = _check.flag(where, "bias", bias)
+    return {"w": leaf, "b": jnp.zeros((d_out,), leaf.dtype)} if bias else {"w": leaf}
 
 
 def specs(params: Params, *, axes: str = "d_in d_out") -> dict[str, Spec]:

@@ -10,19 +10,25 @@ from jaxtyping import Array, PRNGKeyArray
 
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.ops import _bias, _check
+from funcnet.ops._draw import Initializer, drawn
 
 __all__ = ["check", "draw"]
 
 
-def draw(where: str, key: PRNGKeyArray, d: int, hidden: int, gates: int, bias: bool) -> dict[str, Array]:
-    """w from N(0, 1/d), u orthogonal for each gate, and unless `bias` is False b = 0."""
+def draw(
+    where: str, key: PRNGKeyArray, d: int, hidden: int, gates: int, bias: bool, initial: Initializer | None
+) -> dict[str, Array]:
+    """w from N(0, 1/d) or by `initial`, u orthogonal, each gate by itself; unless `bias` is False b = 0."""
     _check.key(where, key, none=False)
     d, m = _check.positive(where, "d", d), _check.positive(where, "hidden", hidden)
     kw, ku = jax.random.split(key)
-    w = jax.random.normal(kw, (d, gates * m)) / math.sqrt(d)
+    if initial is None:
+        w = jax.random.normal(kw, (d, gates * m)) / math.sqrt(d)
+    else:
+        w = drawn(where, kw, initial, (d, gates * m), "iso", (d, gates, m))
     u = jnp.concatenate(list(jax.random.orthogonal(ku, m, (gates,))), 1)
     bias = _check.flag(where, "bias", bias)
-    return {"w": w, "u": u} | ({"b": jnp.zeros(gates * m)} if bias else {})
+    return {"w": w, "u": u} | ({"b": jnp.zeros(gates * m, w.dtype)} if bias else {})
 
 
 def check(
