@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from funcnet.nonfinite import find_nan
     from funcnet.ops.attention import alibi, attention, multihead, rope
     from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
-    from funcnet.ops.dense import embedding, linear, matmul
+    from funcnet.ops.dense import bilinear, embedding, linear, matmul
     from funcnet.ops.elementwise import prelu
     from funcnet.ops.elementwise.activations import (
         celu,
@@ -91,7 +91,7 @@ __version__ = "0.1.0"
 _FAMILIES = {
     "attention": ("alibi", "attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
-    "dense": ("embedding", "linear", "matmul"),
+    "dense": ("bilinear", "embedding", "linear", "matmul"),
     "elementwise": ("prelu",),
     "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
     "norm": (

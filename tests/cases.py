@@ -181,7 +181,8 @@ FAMILIES: dict[
         },
         "spatial_dropout": {"rate": 0.4, "key": jax.random.key(2), "spatial": 1},
     },
-    "norms": {
+    "others": {
+        "bilinear": {},
         "instance_norm": {"spatial": 2},
         "l2_norm": {"axis": (0, -1)},
         "log_softmax": {"axis": 0},
@@ -227,8 +228,9 @@ def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2)) -> Case:
 STACKED = [
     every("activations", 3, 5),
     case(
-        "norms",
+        "others",
         {
+            "bilinear": ({"w": F(3, 5, 2), "b": F(2)}, F(7, 3), F(7, 5)),
             "instance_norm": ({"w": F(3), "b": F(3)}, F(2, 3, 5, 3)),
             "l2_norm": (F(3, 5, 2),),
             "log_softmax": (F(3, 5),),
@@ -250,6 +252,14 @@ CASES = [
     case("linear", {"w": F(3, 17), "b": None}, F(3)),
     case("linear", {"w": F(1, 1), "b": F(1)}, F(1, 1)),
     case("linear", {"w": F(3, 5), "b": F(5)}, F(0, 3)),
+    case("linear", {"w": F(5, 2, 3, 7), "b": F(3, 7)}, F(11, 5, 2), inputs=2),
+    case("linear", {"w": F(3, 5, 2), "b": None}, F(2, 7, 3)),
+    case("linear", {"w": F(2, 3, 5)}, F(2, 3), inputs=2),
+    # bilinear
+    case("bilinear", {"w": F(3, 5, 2), "b": F(2)}, F(7, 3), F(7, 5)),
+    case("bilinear", {"w": F(3, 3, 3)}, F(2, 3, 3), F(2, 3, 3)),
+    case("bilinear", {"w": F(3, 2, 5), "b": None}, F(3), F(2)),
+    case("bilinear", {"w": F(3, 5, 2), "b": F(2)}, F(0, 3), F(0, 5)),
     # relu
     case("relu", F(7, 11)),
     case("relu", F(0, 3)),

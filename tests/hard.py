@@ -359,6 +359,15 @@ HARD = [
         poison("dy", 1, NAN),
         products=True,
     ),
+    hard(
+        case("bilinear", {"w": F(3, 5, 2), "b": F(2)}, F(4, 3), F(4, 5)),
+        add(1, 1e3),
+        *poisons(2, 1),
+        *poisons(1, 1),
+        poison("dy", 1, NAN),
+        products=True,
+        orders={"float32": 1},
+    ),
     hard(case("matmul", F(4, 5), F(5, 3)), *FAR, *poisons(0, 1), *poisons(1, (..., 1)), products=True),
     hard(
         case("embedding", {"w": F(5, 3)}, np.array([0, 3, 3, 1]), padding_index=1),

@@ -610,7 +610,11 @@ def has_squares(case: Case) -> bool:
     if not hasattr(case.module, "squares") or case.options.get("train"):
         return False
     x = case.args[{"linear_cross_entropy": 0, "batch_norm": 2}.get(case.op, 1)]
-    own = dict.fromkeys(RECURRENT, 2) | {"embedding": 0, "multihead": 2}
+    own = dict.fromkeys(RECURRENT, 2) | {
+        "embedding": 0,
+        "multihead": 2,
+        "linear": case.options.get("inputs", 1),
+    }
     own = (own | dict.fromkeys(("group_norm", "instance_norm"), 1 + case.options.get("spatial", 0))).get(
         case.op, 1
     )
@@ -625,7 +629,7 @@ def in_shape(case: Case, args: Any) -> tuple[int, ...]:
     x = args[0] if case.op == "matmul" else args[-1]
     if case.op == "dropout":
         return x.shape
-    features = {"linear": 1, "matmul": 2, "conv": 0}.get(case.op, 0)
+    features = {"linear": case.options.get("inputs", 1), "matmul": 2, "conv": 0}.get(case.op, 0)
     if case.op in ("conv", "conv_transpose"):
         features = args[0]["w"].ndim - 1
     if case.op == "avg_pool":

@@ -321,7 +321,7 @@ ATTEND: Arguments = {
 STEPS: Arguments = {"mask": jnp.ones((2, 5), bool), "reverse": False, "chunk": 2}
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
 CALLS: dict[str, Arguments] = {
-    "linear.apply": {"params": DENSE, "x": F(2, 3)},
+    "linear.apply": {"params": DENSE, "x": F(2, 3), "inputs": 1},
     "linear.init": {
         "key": KEY,
         "d_in": 3,
@@ -329,6 +329,8 @@ CALLS: dict[str, Arguments] = {
         "bias": True,
         "w": jax.nn.initializers.he_normal(),
     },
+    "bilinear.apply": {"params": {"w": F(3, 5, 2), "b": F(2)}, "left": F(2, 3), "right": F(2, 5)},
+    "bilinear.init": {"key": KEY, "d_left": 3, "d_right": 5, "d_out": 2, "bias": True},
     "linear.matrix": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "linear.operator": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "matmul.apply": {"a": F(2, 3), "b": F(3, 5)},

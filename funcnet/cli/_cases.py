@@ -115,6 +115,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         )
         for train in (True, False)
     ),
+    "bilinear": (_case({"w": _normal(3, 5, 2), "b": _normal(2)}, _normal(7, 3), _normal(7, 5)),),
     "binary_cross_entropy": (_case(_normal(7, 11), _unit(7, 11)), _case(_normal(17), _ids(2, 17))),
     "conv": (
         _case({"w": _normal(3, 2, 5), "b": _normal(5)}, _normal(7, 11, 2)),
@@ -154,6 +155,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "linear": (
         _case({"w": _normal(11, 13), "b": _normal(13)}, _normal(7, 11)),
         _case({"w": _normal(11, 13)}, _normal(3, 5, 11)),
+        _case({"w": _normal(3, 2, 5), "b": _normal(5)}, _normal(7, 3, 2), inputs=2),
     ),
     "linear_cross_entropy": (
         _case(_normal(7, 11), _normal(11, 13), _ids(13, 7)),
