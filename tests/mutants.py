@@ -35,7 +35,7 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
     ("swiglu", "activations.py", "dy * s * (1 + x * rest)", "dy * s * (1 + x * s)"),
     ("activations", "activations.py", "top = jnp.where(x < 0, e * (e + 2), 1 + 2 * e)", "top = e * (e + 2)"),
     ("activations", "activations.py", "jnp.where((x <= 0) | (x >= 6), 0, dy)", "jnp.where(x <= 0, 0, dy)"),
-    ("bilinear", "", '"...jk,...k->...j"', '"...kj,...k->...j"'),
+    ("others", "../dense/bilinear.py", '"...jk,...k->...j"', '"...kj,...k->...j"'),
     ("others", "../elementwise/prelu.py", "(left * dleft).sum(shared)", "(left * dy).sum(shared)"),
     ("others", "../norm/l2_norm.py", "(g - y * along) * inverse", "(g - along) * inverse"),
     ("regularizers", "regularizers.py", "(drop(dy, rate, key, traced | static),)", "(dy,)"),

@@ -102,7 +102,7 @@ def specs(params: Params, *, axes: str | None = None, inputs: int = 1) -> dict[s
         axes: the names of the axes of w; the last ones are those of b. None: d_in and d_out.
         inputs: as in `apply`.
     """
-    w = params.get("w") if isinstance(params, Mapping) else None
+    w: Any = params.get("w") if isinstance(params, Mapping) else None
     out = len(w.shape) - inputs if hasattr(w, "shape") else 1
     names = axes.split() if axes else [*_named("d_in", inputs), *_named("d_out", out)]
     facts = {"w": (" ".join(names), "i" * inputs + "o" * out), "b": (" ".join(names[inputs:]),)}

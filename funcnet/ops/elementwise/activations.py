@@ -179,7 +179,7 @@ def _hard_shrink_pullback(x: Array, dy: Array, lambd: float) -> Array:
     return jnp.where((x >= -lambd) & (x <= lambd), 0, dy)
 
 
-hard_shrink = elementwise(_hard_shrink, _hard_shrink_pullback, checks={"lambd": _check.number})
+hard_shrink = elementwise(_hard_shrink, _hard_shrink_pullback, checks={"lambd": _check.finite})
 
 
 def _soft_shrink(x: Float[Array, "*n"], lambd: float = 0.5) -> Float[Array, "*n"]:
