@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         nets,
         ops,
         optim,
+        recordings,
         rules,
         spec,
         store,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from funcnet.linalg import pca, spectral_norm, weight_norm
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
-    from funcnet.ops.attention import alibi, attention, multihead, rope
+    from funcnet.ops.attention import alibi, attention, linear_attention, multihead, rope
     from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
     from funcnet.ops.dense import bilinear, embedding, linear, matmul
     from funcnet.ops.elementwise import prelu
@@ -81,6 +82,18 @@ if TYPE_CHECKING:
     from funcnet.ops.random import dropout
     from funcnet.ops.random.regularizers import drop_path, embedding_dropout, spatial_dropout
     from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
+    from funcnet.ops.sound import (
+        deltas,
+        istft,
+        lfilter,
+        log_mel,
+        magnitude,
+        mel,
+        mfcc,
+        power,
+        pre_emphasis,
+        stft,
+    )
     from funcnet.rules import autodiff
     from funcnet.store import load, save
     from funcnet.taps import tap
@@ -89,7 +102,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _FAMILIES = {
-    "attention": ("alibi", "attention", "multihead", "rope"),
+    "attention": ("alibi", "attention", "linear_attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
     "dense": ("bilinear", "embedding", "linear", "matmul"),
     "elementwise": ("prelu",),
@@ -100,6 +113,9 @@ _FAMILIES = {
     ),
     "random": ("dropout",),
     "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),
+    "sound": (
+        "deltas", "istft", "lfilter", "log_mel", "magnitude", "mel", "mfcc", "power", "pre_emphasis", "stft",
+    ),
 }  # fmt: skip
 # Files that hold several operations each, as objects.
 _OBJECTS = {
@@ -114,8 +130,8 @@ _FILES = {name: file for file, names in _OBJECTS.items() for name in names}
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _OPERATIONS |= {name: file.partition(".")[0] for name, file in _FILES.items()}
 _PACKAGES = (
-    "analysis", "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "rules", "spec", "store",
-    "taps", "tasks", "train", "verifier",
+    "analysis", "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "recordings", "rules", "spec",
+    "store", "taps", "tasks", "train", "verifier",
 )  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",

@@ -2,7 +2,8 @@
 
 A row says what to draw, not what came out: F(7, 3) is a float array of that shape, I(5, 7) integers in
 [0, 5) of shape [7], B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1 along the last
-axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the rest.
+axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the rest, R(3)
+what divides in a filter that is stable.
 Sizes are distinct primes, so that a factor names itself; then all-square, a second prime set, 0 and 1.
 """
 
@@ -39,6 +40,10 @@ class Draw:
             return jnp.asarray(p / p.sum(-1, keepdims=True), dtype)
         if self.kind == "unit":
             return jnp.asarray(rng.random(self.shape), dtype)
+        if self.kind == "recursion":
+            return jnp.asarray(
+                np.concatenate([[2.0], 1.5 * rng.random(self.shape[0] - 1) / self.shape[0]]), dtype
+            )
         if self.kind == "state":
             return jnp.asarray(rng.random(self.shape), "float32" if "16" in dtype else dtype)
         return jnp.asarray(rng.standard_normal(self.shape), dtype)
@@ -70,6 +75,10 @@ def U(*shape: int) -> Draw:
 
 def S(*shape: int) -> Draw:
     return Draw("state", shape)
+
+
+def R(*shape: int) -> Draw:
+    return Draw("recursion", shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +253,7 @@ STACKED = [
     ),
 ]
 
+PROJECTED = {"w": F(5, 12), "u": F(2, 12), "b": F(12), "r": F(3, 2)}
 CASES = [
     # linear
     case("linear", {"w": F(11, 13), "b": F(13)}, F(7, 11)),
@@ -472,6 +482,14 @@ CASES = [
     case("attention", F(2, 3, 2, 3), F(2, 0, 1, 3), F(2, 0, 1, 5)),
     case("attention", F(0, 3, 2, 3), F(0, 3, 2, 3), F(0, 3, 2, 5), F(2, 1, 3), F(2), causal=True),
     case("attention", F(2, 0, 2, 3), F(2, 3, 2, 3), F(2, 3, 2, 5)),
+    # linear_attention
+    case("linear_attention", F(2, 4, 3, 2), F(2, 4, 3, 2), F(2, 4, 3, 5), U(2, 4, 3), F(2, 3, 2, 5), chunk=2),
+    case("linear_attention", F(7, 2, 5), F(7, 2, 5), F(7, 2, 3), chunk=3),
+    case("linear_attention", F(2, 7, 1, 3), F(2, 7, 1, 3), F(2, 7, 1, 5), F(2, 7, 1), chunk=3),
+    case("linear_attention", F(3, 3, 3, 3), F(3, 3, 3, 3), F(3, 3, 3, 3), F(3, 3, 3), chunk=1),
+    case("linear_attention", F(1, 1, 1), F(1, 1, 1), F(1, 1, 1), None, F(1, 1, 1)),
+    case("linear_attention", F(2, 0, 2, 3), F(2, 0, 2, 3), F(2, 0, 2, 5), F(2, 0, 2)),
+    case("linear_attention", F(0, 3, 2, 3), F(0, 3, 2, 3), F(0, 3, 2, 5), F(0, 3, 2)),
     case("multihead", heads(7, 3, 3, 5), F(2, 11, 7)),
     case(
         "multihead",
@@ -594,8 +612,69 @@ CASES = [
     case("linear_cross_entropy", F(7), F(7, 11), I(11), softcap=0.5),
     case("linear_cross_entropy", F(3, 1), F(1, 1), I(1, 3)),
     case("linear_cross_entropy", F(0, 3), F(3, 5), I(5, 0)),
+    # ==== sound
+    # stft: by product, then by FFT
+    case("stft", F(2, 17), n_fft=6, hop=2),
+    case("stft", F(2, 83), n_fft=36, hop=7, width=23, padding_mode="zeros"),
+    case("stft", F(3, 13), F(5), n_fft=7, hop=3, padding="valid"),
+    case("stft", F(41), F(34), n_fft=35, padding=(3, 5), padding_mode="circular"),
+    case("stft", F(2, 3, 11), F(5), n_fft=5, hop=5, padding=(0, 4)),
+    case("stft", F(2, 2), F(2), n_fft=2, hop=2, padding="valid"),
+    case("stft", F(3), n_fft=7, padding="valid"),  # longer than the signal
+    case("stft", F(1, 1), n_fft=1),
+    case("stft", F(0, 11), F(5), n_fft=6, hop=3),
+    # istft
+    case("istft", F(2, 6, 4, 2), n_fft=6, hop=2),
+    case("istft", F(2, 5, 19, 2), n_fft=36, hop=7, width=23, length=5),
+    case("istft", F(4, 3, 2), F(3), n_fft=4, hop=1, padding="valid"),
+    case("istft", F(2, 3, 4, 18, 2), F(34), n_fft=35, padding=(3, 5)),
+    case("istft", F(2, 2, 2, 2), F(2), n_fft=2, hop=2, padding="valid"),
+    case("istft", F(1, 1, 2), n_fft=1),
+    case("istft", F(2, 0, 4, 2), n_fft=6, hop=3),
+    # magnitude, power
+    *(
+        case(name, *args)
+        for name in ("magnitude", "power")
+        for args in [(F(3, 5, 2),), (F(2, 2),), (F(2),), (F(1, 1, 2),), (F(0, 3, 2),)]
+    ),
+    # filters
+    case("lfilter", F(5, 17), F(3), R(2)),
+    case("lfilter", F(11), F(1), R(4)),
+    case("lfilter", F(3, 3, 3), F(3), R(3)),
+    case("lfilter", F(2, 7), F(5), F(1)),  # no recurrence
+    case("lfilter", F(3), F(5), R(2)),  # longer than the signal
+    case("lfilter", F(1), F(1), F(1)),
+    case("lfilter", F(0, 5), F(2), R(2)),
+    case("pre_emphasis", F(2, 7)),
+    case("pre_emphasis", F(2, 3, 5), coefficient=0.5),
+    case("pre_emphasis", F(1), coefficient=1.0),
+    case("pre_emphasis", F(3, 0), coefficient=0.0),
+    case("deltas", F(2, 7, 3)),
+    case("deltas", F(11, 2), width=3),
+    case("deltas", F(2, 3, 2, 5), width=9),  # longer than the signal
+    case("deltas", F(1, 1)),
+    case("deltas", F(3, 0, 2)),
+    # mel
+    case("mel", U(3, 17), rate=16000.0, mels=5),
+    case("mel", U(2, 13), rate=8000.0, mels=7, low=100.0, high=3000.0, scale="htk", norm=None, n_fft=25),
+    case("mel", U(2, 3, 7), rate=6000.0, mels=7, norm=None),
+    case("mel", U(5), rate=2.0, mels=11, scale="htk"),  # more bands than bins
+    case("mel", U(2, 1), rate=1.0, mels=1, n_fft=1),
+    case("mel", U(0, 5), rate=8000.0, mels=3),
+    # log_mel
+    case("log_mel", F(2, 37), rate=8000.0, n_fft=12, hop=5, mels=3, span=0.5, gain=10.0, offset=3.0),
+    case(
+        "log_mel", F(41), F(9), rate=8000.0, n_fft=12, mels=5, power=1, floor=0.5, padding=(2, 0), scale="htk"
+    ),
+    case("log_mel", F(3, 2, 11), rate=8000.0, n_fft=6, mels=2, norm=None, low=300.0, high=3000.0, width=4),
+    case("log_mel", F(0, 11), rate=8000.0, n_fft=6, mels=2, span=8.0, padding_mode="zeros"),
+    # mfcc
+    case("mfcc", F(2, 37), rate=8000.0, n_fft=12, hop=5, mels=5, coefficients=3, gain=10.0),
+    case("mfcc", F(41), F(9), rate=8000.0, n_fft=12, mels=5, coefficients=5, span=0.5),
+    case("mfcc", F(0, 11), rate=8000.0, n_fft=6, mels=2, coefficients=1),
     # lstm
     case("lstm", cell(4, 3, 2, "b"), F(3, 5, 3), carried(2, 3), mask=B(3, 5)),
+    case("lstm", PROJECTED, F(2, 7, 5), {"h": F(2, 2), "c": F(2, 3)}, mask=B(2, 7), reverse=True),
     case("lstm", cell(4, 2, 3, "b"), F(5, 7, 2), reverse=True),
     case("lstm", cell(4, 3, 3), F(3, 3, 3), carried(3, 3)),
     case("lstm", cell(4, 5, 2, "b"), F(7, 5), carried(2), reverse=True),
@@ -644,6 +723,7 @@ LARGE = [
     case("matmul", F(8, 64, 67), F(67, 71)),
     case("embedding", {"w": F(71, 67)}, I(71, 8, 128)),
     case("attention", F(2, 293, 2, 16), F(2, 601, 1, 16), F(2, 601, 1, 61), causal=True, q_offset=300),
+    case("linear_attention", F(2, 293, 2, 16), F(2, 293, 2, 16), F(2, 293, 2, 61)),
     case("multihead", heads(64, 4, 2, 16), F(8, 67, 64), causal=True),
     # ==== pools and losses
     case("max_pool", F(8, 64, 64, 2), kernel=(3, 3), stride=2, padding="same"),
@@ -656,8 +736,19 @@ LARGE = [
     case("alibi", F(8), t=67, s=71),
     case("rope", F(8, 64, 3, 66), positions=I(1000, 8, 64)),
     case("linear_cross_entropy", F(8, 128, 67), F(67, 4099), I(4099, 8, 128), z_loss=1e-3),
+    # ==== sound
+    case("stft", F(8, 8 * 1024), n_fft=128, hop=64),
+    case("istft", F(8, 64, 65, 2), n_fft=128, hop=64),
+    case("magnitude", F(8, 64, 67, 2)),
+    case("power", F(8, 64, 67, 2)),
+    case("mel", U(8, 64, 129), rate=16000.0, mels=67),
+    case("log_mel", F(8, 8 * 1024), rate=16000.0, n_fft=128, hop=64, mels=40),
+    case("mfcc", F(8, 8 * 1024), rate=16000.0, n_fft=128, hop=64, mels=40, coefficients=13),
+    case("lfilter", F(64, 1024), F(67), R(3)),
+    case("pre_emphasis", F(64, 1024)),
+    case("deltas", F(8, 64, 67)),
     # ==== recurrences
-    case("lstm", cell(4, 61, 17, "b"), F(8, 67, 61)),
+    case("lstm", cell(4, 61, 17, "b"), F(16, 64, 61)),
     case("gru", cell(3, 61, 17, "b", "c"), F(8, 67, 61)),
     case("rnn", cell(1, 61, 2, "b"), F(8, 67, 61)),
     case("linear_recurrence", U(8, 64, 67), F(8, 64, 67)),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcnet as fn
-from tests.cases import FAMILIES, Case, F, I, K, P, S, U, case, cell, every, heads
+from tests.cases import FAMILIES, Case, F, I, K, P, R, S, U, case, cell, every, heads
 
 INF, NAN = np.inf, np.nan
 
@@ -147,6 +147,18 @@ def true_activations(xs: dict[str, Any]) -> dict[str, Any]:
 
 def _tanh_shrink_near_0(x: Any) -> Any:
     return x**3 / 3 - 2 * x**5 / 15 + 17 * x**7 / 315 - 62 * x**9 / 2835
+
+
+def length(x: Any) -> Any:
+    """√(re² + im²), and 0 at 0 with derivative 0."""
+    square = (x**2).sum(-1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def audible(x: Any, *, rate: int, n_fft: int, hop: int, mels: int, floor: float, **how: Any) -> Any:
+    """log_mel of magnitudes, of which those of silence have no gradient."""
+    pairs = fn.stft.reference(x, n_fft=n_fft, hop=hop, padding_mode=how["padding_mode"])
+    return jnp.log10(jnp.maximum(fn.mel.reference(length(pairs), rate=rate, mels=mels), floor))
 
 
 HARD = [
@@ -416,6 +428,17 @@ HARD = [
         poison(2, (1, 0, 1), NAN),
         orders=FIRST,
     ),
+    hard(  # a decay that leaves nothing, then one that leaves much; another sequence and another head
+        case("linear_attention", F(2, 5, 2, 3), F(2, 5, 2, 3), F(2, 5, 2, 2), F(2, 5, 2), chunk=3),
+        times(0, 1e3),
+        add(2, 1e3),
+        put(3, (0, 1), -INF),
+        put(3, (0, 1), -1e4),
+        (put(3, 0, -1e-3), put(3, (0, 1), -80)),
+        *(poison(leaf, at, NAN) for leaf in (0, 1, 2, 3) for at in (1, (0, slice(None), 1))),
+        poison("dy", 1, NAN),
+        orders=FIRST,
+    ),
     # multihead
     hard(
         case("multihead", heads(3, 2, 1, 2, bias=""), F(2, 4, 3), causal=True, mask=MASK),
@@ -423,6 +446,107 @@ HARD = [
         poison(-1, (0, 1), NAN),
         times(-1, 30),
         orders=VALUES,
+    ),
+    # sound: silence, what is huge or tiny, samples and bins that something does not see
+    hard(
+        case("stft", F(2, 12), F(4), n_fft=4, hop=3, padding=(2, 0), padding_mode="zeros"),
+        times(0, 1e30),
+        times(0, 1e-30),
+        add(0, 1e6),
+        put(0, 0, 0.0),
+        *poisons(0, (0, 11)),  # which no frame reaches
+        *poisons(0, 1),
+        *poisons("dy", (0, 1, 0, 1)),
+        *poisons("dy", 1),
+        products=True,
+        orders=FIRST,
+    ),
+    hard(
+        case("stft", F(2, 80), n_fft=36, hop=20, padding="valid"),
+        times(0, 1e30),
+        add(0, 1e6),
+        *poisons(0, (0, 60)),  # which Hann's window gives no weight
+        *poisons("dy", (0, 1, 18, 1)),
+        products=True,
+        orders=FIRST,
+    ),
+    hard(
+        case("istft", F(2, 5, 3, 2), F(4), n_fft=4, hop=2, padding="valid"),
+        times(0, 1e30),
+        add(0, 1e6),
+        *poisons(0, 1),
+        *poisons(0, (0, 1, 0, 1)),  # a sine that is 0
+        *poisons(0, (0, 4)),
+        *poisons("dy", 1),
+        products=True,
+        orders=FIRST,
+    ),
+    hard(
+        case("lfilter", F(2, 9), F(3), R(3)),
+        times(0, 1e30),
+        add(0, 1e5),
+        put(0, 0, 0.0),
+        *poisons(0, 1),
+        *poisons(0, (0, 5)),
+        *poisons("dy", (0, 5)),
+        products=True,
+        orders=FIRST,
+    ),
+    hard(
+        case("pre_emphasis", F(2, 7)), add(0, 1e5), *poisons(0, (0, 3)), *poisons("dy", (0, 3)), products=True
+    ),
+    hard(
+        case("deltas", F(2, 7, 2)),
+        add(0, 1e5),
+        *poisons(0, (0, 3)),
+        *poisons(0, (0, 6, 1)),
+        *poisons("dy", (0, 0)),
+        products=True,
+    ),
+    hard(
+        case("mfcc", F(2, 20), rate=8000.0, n_fft=8, hop=4, mels=3, coefficients=2, floor=1e-6),
+        times(0, 1e10),
+        put(0, 0, 0.0),
+        *poisons(0, 1),
+        products=True,
+        orders=FIRST,
+    ),
+    hard(
+        case("magnitude", F(3, 2)),
+        times(0, 1e30),
+        times(0, 1e-25),
+        put(0, 0, 0.0),
+        put(0, (0, 1), 0.0),
+        (put(0, 0, 1e-30), put(0, 1, 1e30)),
+        *poisons(0, 1),
+        *poisons("dy", 1),
+        truth=length,
+        orders=FIRST,
+    ),
+    hard(case("power", F(3, 2)), times(0, 1e15), times(0, 1e-15), put(0, 0, 0.0), *poisons(0, 1)),
+    hard(
+        case("mel", U(2, 9), rate=8000.0, mels=4, low=500.0),
+        times(0, 1e30),
+        *poisons(0, (0, 0)),
+        *poisons(0, (0, 3)),
+        *poisons(0, (0, 8)),
+        *poisons("dy", (0, 1)),
+        products=True,
+        orders=FIRST,
+    ),
+    *(
+        hard(
+            case("log_mel", F(2, 20), rate=8000.0, n_fft=8, hop=4, mels=3, floor=1e-6, **how),
+            times(0, 1e10),
+            times(0, 1e-5),
+            put(0, 0, 0.0),
+            put(0, (0, slice(4, 20)), 0.0),
+            *poisons(0, 1),
+            *poisons("dy", 1),
+            truth=None if how["power"] == 2 else audible,
+            orders=FIRST,
+        )
+        for how in ({"power": 2, "span": 2.0}, {"power": 1, "padding_mode": "zeros"})
     ),
     hard(
         case("linear_recurrence", F(2, 5, 3), F(2, 5, 3)),
@@ -445,7 +569,7 @@ HARD = [
             poison(-1, (0, 0), NAN),
             *([] if "activation" in options else [poison(-1, 1, NAN)]),  # dead units see nothing
             *(poison("dy", (0, 3), value) for value in (NAN, 1e6)),
-            orders=FIRST,
+            orders=VALUES if options else FIRST,
         )
         for name, gates, biases, options in (
             ("lstm", 4, "b", {}),

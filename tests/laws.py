@@ -30,6 +30,12 @@ from tests.cases import Case
 
 EXACT = 1e-10  # float64, relative to the largest element of the leaf
 NOISE = 1e-12  # what cancellation leaves of a gradient that is zero
+# A truth in float64 need not be fast: to compile it is most of what it costs.
+PLAINLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jax.__version_info__ < (0, 11):  # later ones must
+    PLAINLY["xla_cpu_use_fusion_emitters"] = False
+SOUND = ("istft", "lfilter", "stft")  # a window or coefficients after x
+X_FIRST = ("matmul", *SOUND)
 RECURRENT = ("gru", "lstm", "rnn")  # [*n, t, d], with a state that may be absent
 
 
@@ -559,14 +565,12 @@ def _jax_vjp(op: Any) -> Any:
 
 def matrix(case: Case, op: Any, args: Any, options: Any) -> None:
     """matrix = the Jacobian of reference without its constant; the pullback is its transpose."""
-    x = args[{"matmul": 0}.get(case.op, -1)]
-    rest = {"matmul": args[1:]}.get(case.op, args[:-1])
+    first = case.op in X_FIRST
+    x, rest = (args[0], args[1:]) if first else (args[-1], args[:-1])
     shape = in_shape(case, args)
 
     def one(f: Any) -> Any:
-        return (
-            (lambda v: f(v, *rest, **options)) if case.op == "matmul" else (lambda v: f(*rest, v, **options))
-        )
+        return (lambda v: f(v, *rest, **options)) if first else (lambda v: f(*rest, v, **options))
 
     v = normal_like(jax.ShapeDtypeStruct(shape, x.dtype), 8)
     batched = v if case.op == "dropout" else np.asarray(v)[None]
@@ -576,10 +580,11 @@ def matrix(case: Case, op: Any, args: Any, options: Any) -> None:
 
     def all_of(v: Any, dy: Any) -> Any:
         J = jax.jacobian(f)(v).reshape(y.size, v.size)
-        return J, one(op.vjp)(v)[1](dy)[0 if case.op == "matmul" else -1]
+        return J, one(op.vjp)(v)[1](dy)[0 if first else -1]
 
     J, dx = jax.jit(all_of)(batched, dy)
-    M = np.asarray(jax.jit(functools.partial(op.matrix, *rest, shape, **options))())
+    given = (shape, *rest) if case.op in SOUND else (*rest, shape)
+    M = np.asarray(jax.jit(functools.partial(op.matrix, *given, **options))())
     close(M, J)
     close(M.T @ np.asarray(dy).reshape(-1), np.asarray(dx).reshape(-1))
 
@@ -626,10 +631,20 @@ def has_squares(case: Case) -> bool:
 
 def in_shape(case: Case, args: Any) -> tuple[int, ...]:
     """The shape of one example: what is left of x without its batch axes."""
-    x = args[0] if case.op == "matmul" else args[-1]
+    x = args[0] if case.op in X_FIRST else args[-1]
     if case.op == "dropout":
         return x.shape
-    features = {"linear": case.options.get("inputs", 1), "matmul": 2, "conv": 0}.get(case.op, 0)
+    features = {
+        "linear": case.options.get("inputs", 1),
+        "matmul": 2,
+        "conv": 0,
+        "deltas": 2,
+        "istft": 3,
+        "lfilter": 1,
+        "mel": 1,
+        "pre_emphasis": 1,
+        "stft": 1,
+    }.get(case.op, 0)
     if case.op in ("conv", "conv_transpose"):
         features = args[0]["w"].ndim - 1
     if case.op == "avg_pool":
@@ -683,16 +698,12 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
     fast, _ = on_floats(op.apply, args, options)
     dy = normal_like(jax.eval_shape(plain, *values), 10)
     with jax.enable_x64(True):
-        widen = lambda tree: jax.tree.map(lambda v: v.astype("float64") if is_float(v) else v, tree)
+        wide = lambda v: np.asarray(v).astype("float64") if is_float(v) else v
+        widen = functools.partial(jax.tree.map, wide)
         truth, wide_values = on_floats(op.reference, widen(args), options)
-        y, pull = jax.vjp(jax.jit(truth), *wide_values)
-        want = jax.tree.map(np.asarray, (y, list(pull(widen(dy)))))
-
-    def run(f: Any) -> Any:
-        y, pull = jax.vjp(f, *values)
-        return y, list(pull(dy))
-
-    got, theirs = jax.jit(lambda: run(fast))(), jax.jit(lambda: run(plain))()
+        run = jax.jit(functools.partial(_both, truth), compiler_options=PLAINLY)
+        want = jax.tree.map(np.asarray, run(wide_values, widen(dy)))
+    got, theirs = (jax.jit(functools.partial(_both, f))(values, dy) for f in (fast, plain))
     assert [v.dtype for v in got[1]] == [v.dtype for v in values], (
         "a cotangent has another dtype than its leaf"
     )
@@ -710,6 +721,11 @@ def rounded(case: Case, op: Any, dtype: str) -> None:
         assert error <= 2 * allowed + slack, (
             f"{dtype}: error {error:.1e}, reference {allowed:.1e} + {slack:.1e}"
         )
+
+
+def _both(f: Any, values: Any, dy: Any) -> Any:
+    y, pull = jax.vjp(f, *values)
+    return y, list(pull(dy))
 
 
 def large(case: Case, op: Any) -> None:

@@ -300,7 +300,7 @@ def filled(tree: Any) -> Any:
     return jax.tree.map(lambda d: F(*d.shape), tree, is_leaf=lambda v: hasattr(v, "kind"))
 
 
-MAY_BE_NONE = ("b", "c", "q_norm", "k_norm", "sinks")
+MAY_BE_NONE = ("b", "c", "r", "q_norm", "k_norm", "sinks")
 KEY = jax.random.key(0)
 DENSE = {"w": F(3, 5), "b": F(5)}
 NORM = {"w": F(6), "b": F(6)}
@@ -319,6 +319,9 @@ ATTEND: Arguments = {
     "key": KEY,
 }
 STEPS: Arguments = {"mask": jnp.ones((2, 5), bool), "reverse": False, "chunk": 2}
+FRAMES: Arguments = {"n_fft": 6, "hop": 2, "width": 4, "padding": "center", "padding_mode": "reflect"}
+BANDS: Arguments = {"rate": 8e3, "mels": 3, "low": 9.0, "high": 3e3, "scale": "htk", "norm": "slaney"}
+LEVEL: Arguments = {"power": 2, "floor": 1e-9, "span": 8.0, "gain": 0.5, "offset": 1.0}
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
 CALLS: dict[str, Arguments] = {
     "linear.apply": {"params": DENSE, "x": F(2, 3), "inputs": 1},
@@ -398,18 +401,50 @@ CALLS: dict[str, Arguments] = {
     **{
         f"{name}.{what}": {"params": params, "x": x, "state": {k: F(2, 3) for k in state}, **options, **more}
         for name, params, state, options in (
-            ("lstm", {"w": F(2, 12), "u": F(3, 12), "b": F(12)}, "hc", {}),
+            ("lstm", {"w": F(2, 12), "u": F(3, 12), "b": F(12), "r": F(3, 3)}, "hc", {}),
             ("gru", {"w": F(2, 9), "u": F(3, 9), "b": F(9), "c": F(3)}, "h", {"reset": "before"}),
             ("rnn", {"w": F(2, 3), "u": F(3, 3), "b": F(3)}, "h", {"activation": "relu"}),
         )
         for what, x, more in (("apply", F(2, 5, 2), STEPS), ("step", F(2, 2), {}))
     },
     "linear_recurrence.apply": {"a": F(2, 5, 3), "b": F(2, 5, 3), "state": F(2, 3), "reverse": False},
-    **{f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True} for name in ("lstm", "gru", "rnn")},
+    **{
+        f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True, **more}
+        for name, more in (("lstm", {"projection": 2}), ("gru", {}), ("rnn", {}))
+    },
     **{
         f"{name}.apply": {k: F(2, 3) for k in (("gate", "up") if name.endswith("glu") else "x")} | options
         for name, options in FAMILIES["activations"].items()
     },
+    "stft.apply": {"x": F(2, 16), "window": F(4), **FRAMES},
+    "stft.matrix": {"in_shape": (16,), "window": F(4), **FRAMES},
+    "stft.operator": {"in_shape": (16,), "window": F(4), **FRAMES},
+    "stft.window": {"name": "hann", "width": 4, "periodic": True},
+    **{
+        f"istft.{name}": {
+            **x,
+            "window": F(4),
+            **{k: v for k, v in FRAMES.items() if k != "padding_mode"},
+            "length": 7,
+        }
+        for name, x in (
+            ("apply", {"x": F(2, 9, 4, 2)}),
+            ("matrix", {"in_shape": (9, 4, 2)}),
+            ("operator", {"in_shape": (9, 4, 2)}),
+        )
+    },
+    "magnitude.apply": {"x": F(3, 2)},
+    "power.apply": {"x": F(3, 2)},
+    "mel.apply": {"x": F(3, 4), **BANDS, "n_fft": 6},
+    "mel.matrix": {"in_shape": (4,), **BANDS, "n_fft": 6},
+    "mfcc.apply": {"x": F(2, 16), "window": F(4), "rate": 8e3, "n_fft": 6, "mels": 3, "coefficients": 2},
+    "lfilter.apply": {"x": F(2, 16), "b": F(3), "a": F(2)},
+    "lfilter.matrix": {"in_shape": (5,), "b": F(3), "a": F(2)},
+    "pre_emphasis.apply": {"x": F(2, 16), "coefficient": 0.5},
+    "pre_emphasis.matrix": {"in_shape": (5,), "coefficient": 0.5},
+    "deltas.apply": {"x": F(2, 16, 3), "width": 3},
+    "deltas.matrix": {"in_shape": (5, 3), "width": 3},
+    "log_mel.apply": {"x": F(2, 16), "window": F(4), **FRAMES, **BANDS, **LEVEL},
     "dropout.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
     "drop_path.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
     "spatial_dropout.apply": {"x": F(2, 5, 3), "rate": 0.5, "key": KEY, "spatial": 1},
@@ -437,6 +472,21 @@ CALLS: dict[str, Arguments] = {
         **ATTEND,
         "q_offset": 0,
         "block": (3, 3),
+    },
+    "linear_attention.apply": {
+        "q": F(2, 5, 2, 3),
+        "k": F(2, 5, 2, 3),
+        "v": F(2, 5, 2, 4),
+        "decay": F(2, 5, 2),
+        "state": F(2, 2, 3, 4),
+        "chunk": 2,
+    },
+    "linear_attention.step": {
+        "q": F(2, 2, 3),
+        "k": F(2, 2, 3),
+        "v": F(2, 2, 4),
+        "decay": F(2, 2),
+        "state": F(2, 2, 3, 4),
     },
     "alibi.apply": {"slopes": F(2), "t": 3, "s": 5, "q_offset": 1, "causal": False},
     "alibi.slopes": {"heads": 2},
@@ -509,6 +559,26 @@ CONFIGS: dict[str, Arguments] = {
         "classes": 2,
         "dropout": 0.1,
     },
+    "mamba": {
+        "vocabulary": 5,
+        "layers": 2,
+        "d": 3,
+        "expand": 2,
+        "state": 2,
+        "kernel": 3,
+        "rank": 1,
+        "bias": True,
+        "conv_bias": True,
+        "norm_eps": 1e-5,
+        "tied": False,
+        "chunk": 2,
+        "unroll": 1,
+        "remat": False,
+        "dtype": "float32",
+        "head": "next",
+        "stop": (0,),
+        "files": {},
+    },
     "recurrent": {
         "d": 3,
         "hidden": 2,
@@ -520,7 +590,9 @@ CONFIGS: dict[str, Arguments] = {
         "one_mask": True,
         "reset": "after",
         "activation": "tanh",
+        "shown": None,
         "bias": True,
+        "dtype": "float32",
     },
     "resnet": {
         "image": (4, 4, 1),
@@ -587,6 +659,7 @@ CONFIGS: dict[str, Arguments] = {
 NETS: dict[str, Arguments] = {
     "mlp": {"x": F(2, 3)},
     "convnet": {**IMAGES, "key": KEY},
+    "mamba": {"ids": I(2, 3)},
     "recurrent": {"x": F(2, 5, 3), "mask": jnp.ones((2, 5), bool), "key": KEY},
     "resnet": {**IMAGES, "train": True},
     "vit": {**IMAGES, "key": KEY},

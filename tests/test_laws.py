@@ -27,13 +27,19 @@ def test_cases_are_distinct():
     assert len({c.id for c in CASES + LARGE}) == len(CASES + LARGE)
 
 
-def first(many: int, cases: list[Case] = CASES) -> list[Any]:
+FOLLOWERS = {"gru", "rnn"}  # their pass over time is lstm's, with another cell: so are its transforms
+OF_EACH = {laws.naive, laws.finite_differences, laws.forward, laws.cost, laws.attached, laws.containers}
+
+
+def first(many: int, cases: list[Case] = CASES, *, followers: int | None = None) -> list[Any]:
     """All cases; those beyond the first few of each operation are slow: CI runs them all (`make slow`).
 
-    So are those of a family's members, which `test_family` asks at once.
+    So are those of a family's members, which `test_family` asks at once. `followers`: how many of each that
+    follows another; None: as many.
     """
     before = {c.id: [d.op for d in cases[:i]].count(c.op) for i, c in enumerate(cases)}
-    fast = lambda c: before[c.id] < many and c.op not in MEMBERS
+    few = lambda c: many if followers is None or c.op not in FOLLOWERS else followers
+    fast = lambda c: before[c.id] < few(c) and c.op not in MEMBERS
     return [c if fast(c) else pytest.param(c, marks=pytest.mark.slow) for c in cases]
 
 
@@ -44,8 +50,15 @@ def test_formula(c):
 
 
 @pytest.mark.parametrize("c", first(1), ids=ids)
-@pytest.mark.parametrize("law", [law for law in laws.LAWS if law is not laws.formula], ids=ids)
+@pytest.mark.parametrize("law", [law for law in laws.LAWS if law in OF_EACH], ids=ids)
 def test_law(law, c):
+    args, options = c.draw()
+    law(c, c.module, args, options)
+
+
+@pytest.mark.parametrize("c", first(1, followers=0), ids=ids)
+@pytest.mark.parametrize("law", [law for law in laws.LAWS if law not in {*OF_EACH, laws.formula}], ids=ids)
+def test_transform(law, c):
     args, options = c.draw()
     law(c, c.module, args, options)
 
@@ -92,13 +105,13 @@ def test_squares(c):
 
 @pytest.mark.only_as_users
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("c", [*first(2), *STACKED], ids=ids)
+@pytest.mark.parametrize("c", [*first(2, followers=1), *STACKED], ids=ids)
 def test_rounded(c, dtype):
     laws.rounded(c, c.module, dtype)
 
 
 @pytest.mark.only_as_users
-@pytest.mark.parametrize("c", LARGE, ids=ids)
+@pytest.mark.parametrize("c", first(1, LARGE, followers=0), ids=ids)
 def test_large(c):
     laws.large(c, c.module)
 

@@ -16,12 +16,7 @@ from funcnet import rules
 from funcnet.ops._dtype import wide
 from tests.cases import F, I, case
 from tests.hard import HARD, NAN, PLAIN, ROW, Change, Hard, add, hard, poison
-from tests.laws import is_float
-
-# The truth need not be fast: to compile it is most of what it costs.
-PLAINLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-if jax.__version_info__ < (0, 11):  # later ones must
-    PLAINLY["xla_cpu_use_fusion_emitters"] = False
+from tests.laws import PLAINLY, is_float
 
 
 def numbers(row: Hard, op: Any, orders: Mapping[str, int]) -> None:

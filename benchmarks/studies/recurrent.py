@@ -99,15 +99,16 @@ def _linear(b: int, t: int, d: int, rounds: int) -> dict[str, object]:
     a = jnp.asarray(rng.random((b, t, d)), jnp.float32)
     x = jnp.asarray(rng.standard_normal((b, t, d)), jnp.float32)
 
-    def at_once(a: jax.Array, x: jax.Array) -> jax.Array:
+    def at_once(a: jax.Array, x: jax.Array, chunk: int = t) -> jax.Array:
         first = jnp.zeros((b, d), jnp.float32)
         turned = (jnp.moveaxis(a, 1, 0), first, jnp.moveaxis(x, 1, 0))
-        return jnp.moveaxis(linear_recurrence._at_once(*turned, back=False), 0, 1)
+        return jnp.moveaxis(linear_recurrence._at_once(*turned, back=False, chunk=chunk), 0, 1)
 
     ways = {
         "funcnet": fn.linear_recurrence.apply,
         "reference": fn.linear_recurrence.reference,
         "at once": at_once,
+        "256 at once": functools.partial(at_once, chunk=256),
     }
     programs = {
         name: jax.jit(jax.value_and_grad(lambda a, x, f=f: (f(a, x) ** 2).sum(), (0, 1)))

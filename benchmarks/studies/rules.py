@@ -91,6 +91,12 @@ def _cases() -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
             (jax.nn.sigmoid(_floats(8, 512, 256)), _floats(8, 512, 256)),
             {},
         ),
+        (
+            "linear_attention, t = 1024",
+            fn.linear_attention,
+            (*(_floats(1, 1024, 4, 64) for _ in range(3)), -jax.nn.softplus(_floats(1, 1024, 4))),
+            {},
+        ),
         ("binary_cross_entropy", fn.binary_cross_entropy, (rows, jax.nn.sigmoid(rows)), {}),
     ]
 

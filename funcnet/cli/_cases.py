@@ -169,6 +169,10 @@ CASES: dict[str, tuple[Case, ...]] = {
             softcap=2.0,
         ),
     ),
+    "linear_attention": (
+        _case(_normal(2, 7, 3, 5), _normal(2, 7, 3, 5), _normal(2, 7, 3, 2), _normal(2, 7, 3), chunk=3),
+        _case(_normal(7, 2, 3), _normal(7, 2, 3), _normal(7, 2, 5), None, _normal(2, 3, 5)),
+    ),
     "linear_recurrence": (
         _case(_normal(2, 7, 3), _normal(2, 7, 3, 5), _normal(2, 3, 5)),
         _case(_unit(7, 5), _normal(7, 5), reverse=True),

@@ -4,8 +4,8 @@
     fn.hub.save(folder, params, config)
 
 `files` reads and writes safetensors, `names` says which tensor is which leaf, and each family of models
-(gpt2, llama, bert, vit) has one file with its config.json and its names, read by `fields`. `text` is for the
-command line: a decoder and its tokenizer. `recurrent` converts the weights of one lstm, gru or rnn.
+(gpt2, llama, mamba, bert, vit) has one file with its config.json and its names, read by `fields`. `text` is
+for the command line: a decoder and its tokenizer. `recurrent` converts the weights of one lstm, gru or rnn.
 """
 
 from funcnet.hub.files import read_safetensors, write_safetensors

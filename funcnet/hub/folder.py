@@ -13,23 +13,26 @@ import numpy as np
 
 from funcnet._safetensors import path_text, replace_file
 from funcnet.errors import DTypeError, ValueRangeError, describe
-from funcnet.hub import bert, gpt2, llama, vit
+from funcnet.hub import bert, gpt2, llama, mamba, vit
 from funcnet.hub.fields import fixed, ids, said_of
 from funcnet.hub.files import INDEX, WHOLE, read_json, read_safetensors, write_safetensors
 from funcnet.hub.names import from_tensors, to_tensors
 from funcnet.nets import encoder, transformer
+from funcnet.nets import mamba as mamba_net
 from funcnet.nets import vit as vit_net
 
 __all__ = ["load", "save"]
 
 # By the `model_type` of config.json.
-_FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama, "qwen2": llama, "qwen3": llama, "vit": vit}
+_FAMILIES = {
+    "bert": bert, "gpt2": gpt2, "llama": llama, "mamba": mamba, "qwen2": llama, "qwen3": llama, "vit": vit,
+}  # fmt: skip
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _SHARD = r"model-\d+-of-\d+\.safetensors"
 
 # Fields of a Config that say how a net runs, not what it computes; config.json has no place for them.
-_RUNNING = ("unroll", "remat", "dtype", "files")
+_RUNNING = ("unroll", "remat", "dtype", "files", "chunk")
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
@@ -41,9 +44,10 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
 
     Returns:
         ``(params, config)``, for the net of config.json's model_type: `nets.transformer` (gpt2, llama, qwen2,
-        qwen3), `nets.encoder` (bert) or `nets.vit` (vit). Params are JAX arrays in the file's own dtype.
-        config.head is that of transformers' class in config.json; config.stop of a decoder has the ids of the
-        tokens that end a text; config.files has the contents of the two JSON files, for `save` and for you.
+        qwen3), `nets.mamba`, `nets.encoder` (bert) or `nets.vit`. Params are JAX arrays in the file's own
+        dtype. config.head is that of transformers' class in config.json; config.stop of a decoder has the ids
+        of the tokens that end a text; config.files has the contents of the two JSON files, for `save` and for
+        you.
 
     Raises:
         StructureError: config.json lacks a field; or the tensors do not fit it: the text lists all that are
@@ -114,7 +118,7 @@ def save(folder: str | os.PathLike[str], params: Any, config: Any) -> None:
         folder: made if it is not there. What it has of a model's config.json, generation_config.json and
             model.safetensors, whole or in pieces with an index, is replaced.
         params: of the net that config describes.
-        config: a Config of `nets.transformer`, `nets.encoder` or `nets.vit`.
+        config: a Config of `nets.transformer`, `nets.mamba`, `nets.encoder` or `nets.vit`.
 
     Raises:
         ValueRangeError: config describes a model that transformers does not have; names the fields.
@@ -203,6 +207,8 @@ def _family(config: Any) -> Any:
             return bert
         case vit_net.Config():
             return vit
+        case mamba_net.Config():
+            return mamba
         case transformer.Config(positions="learned"):
             return gpt2
         case transformer.Config():
@@ -210,6 +216,6 @@ def _family(config: Any) -> Any:
     raise DTypeError(
         "save: config is not that of a net which transformers has.",
         path="config",
-        expected="config: transformer.Config, encoder.Config or vit.Config",
+        expected="config: transformer.Config, mamba.Config, encoder.Config or vit.Config",
         actual=f"config: {describe(config)}",
     )

@@ -3,9 +3,10 @@
     params = recurrent.from_arrays("gru", "keras", {"kernel": ..., "recurrent_kernel": ..., "bias": ...})
 
 One table says which names a layout has, in which order its gates are, and what it does with biases. Ours are
-w [d, k], u [m, k], one bias b [k], and for gru c [m], which lies inside r ⊙ (·); gates are i f g o, or r
-z n. What is another function is refused rather than converted: a gru of ONNX and Keras resets after the
-product (linear_before_reset=1, reset_after=True) where `reset` is "after", and one of Haiku before it.
+w [d, k], u [m, k], one bias b [k], for gru c [m], which lies inside r ⊙ (·), and for an lstm that projects r
+[m, p]; gates are i f g o, or r z n. What is another function is refused rather than converted: a gru of ONNX
+and Keras resets after the product (linear_before_reset=1, reset_after=True) where `reset` is "after", and one
+of Haiku before it.
 Arrays are NumPy's, of one direction of one layer.
 """
 
@@ -35,6 +36,7 @@ class Layout(NamedTuple):
         directions: every array has a first axis of directions.
         negated: the gate whose activation is 1 − ours.
         forget: what the forward pass adds to the bias of the gate f.
+        r: the name of an lstm's projection, [p, m], where there is such.
     """
 
     gates: str
@@ -46,13 +48,14 @@ class Layout(NamedTuple):
     directions: bool = False
     negated: str = ""
     forget: float = 0.0
+    r: str | None = None
 
 
 _TORCH = ("weight_ih", "weight_hh", ("bias_ih", "bias_hh"), 2, True)
 _KERAS = ("kernel", "recurrent_kernel", ("bias",))
 _ONNX = ("W", "R", ("B",), 2, True, True)
 LAYOUTS = {
-    ("lstm", "torch", "after"): Layout("ifgo", *_TORCH),
+    ("lstm", "torch", "after"): Layout("ifgo", *_TORCH, r="weight_hr"),
     ("lstm", "keras", "after"): Layout("ifgo", *_KERAS, 1),
     ("lstm", "onnx", "after"): Layout("iofg", *_ONNX),
     ("lstm", "haiku", "after"): Layout("igfo", "w", None, ("b",), 1, forget=1.0),
@@ -77,8 +80,9 @@ def from_arrays(
 
     Args:
         cell: "lstm", "gru" or "rnn".
-        library: "torch" (weight_ih, weight_hh, bias_ih, bias_hh, without "_l0"), "keras" (kernel,
-            recurrent_kernel, bias), "onnx" (W, R, B) or "haiku" (lstm: w, b; gru: w_i, w_h, b).
+        library: "torch" (weight_ih, weight_hh, bias_ih, bias_hh, without "_l0"; of an lstm with proj_size
+            weight_hr), "keras" (kernel, recurrent_kernel, bias), "onnx" (W, R, B) or "haiku" (lstm: w, b;
+            gru: w_i, w_h, b).
         arrays: what numpy.asarray takes; the biases may be absent.
         reset: of gru: what the weights were trained with, and are to be applied with.
         direction: which of onnx's, that have a first axis of them.
@@ -114,16 +118,19 @@ def from_arrays(
         w, u = w[: len(w) - m], w[len(w) - m :]
     else:
         u = found[layout.u].T if layout.transposed else found[layout.u]
-    m = u.shape[0]
-    if u.ndim != 2 or w.ndim != 2 or u.shape[1] != k * m or w.shape[1] != k * m:
+    r = None if layout.r is None or arrays.get(layout.r) is None else np.asarray(arrays[layout.r]).T
+    m = u.shape[0] if r is None else r.shape[0]
+    fits = u.ndim == w.ndim == 2 and u.shape[1] == w.shape[1] == k * m
+    if not fits or (r is not None and r.shape != (m, u.shape[0])):
         raise ShapeError(
             f"{where}: the arrays of {library} do not hold {k} gates of {m}.",
             path="arrays",
             expected=f"W of {k * m} columns, and U of {m} rows and {k * m} columns, once laid out as ours",
-            actual=f"W {list(w.shape)}, U {list(u.shape)}",
+            actual=f"W {list(w.shape)}, U {list(u.shape)}"
+            + (f", R {list(r.shape)}" if r is not None else ""),
         )
     own = lambda v: _ordered(v, layout.gates, GATES[cell], layout.negated)
-    params = {"w": own(w), "u": own(u)}
+    params = {"w": own(w), "u": own(u)} | ({} if r is None else {"r": r.copy()})
     if has_bias:
         b = np.concatenate([np.reshape(found[name], -1) for name in layout.biases])
         parts = [own(part) for part in b.reshape(layout.parts, k * m)]
@@ -150,16 +157,26 @@ def to_arrays(
         reset: of gru.
 
     Raises:
-        StructureError: there is no such layout, or params lack a part.
+        StructureError: there is no such layout, or params lack a part, or have a projection that it lacks.
     """
     where = "hub.recurrent.to_arrays"
     layout = _layout(where, cell, library, reset)
     _check.tree(where, params, "w", "u")
     given = {name: np.asarray(v) for name, v in params.items() if v is not None}
-    m, k = given["u"].shape[0], len(layout.gates)
+    k = len(layout.gates)
+    m = given["u"].shape[1] // k
+    if "r" in given and layout.r is None:
+        raise StructureError(
+            f"{where}: {library} has no {cell} with a projection.",
+            path='params["r"]',
+            expected='params without "r"',
+            actual=f'params["r"]: {list(given["r"].shape)}',
+        )
     theirs = lambda v: _ordered(v, GATES[cell], layout.gates, layout.negated)
     w, u = theirs(given["w"]), theirs(given["u"])
     arrays = {layout.w: np.concatenate([w, u])} if layout.u is None else {layout.w: w, layout.u: u}
+    if layout.r is not None and "r" in given:
+        arrays[layout.r] = given["r"]
     if layout.transposed:
         arrays = {name: v.T for name, v in arrays.items()}
     if "b" in given or "c" in given:

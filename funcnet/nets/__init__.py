@@ -8,6 +8,7 @@ if TYPE_CHECKING:
         convnet,
         encoder,
         generate,
+        mamba,
         maps,
         mlp,
         recurrent,
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from funcnet.nets.roles import matrices
 
 __all__ = [
-    "convnet", "encoder", "generate", "maps", "matrices", "mlp", "recurrent", "resnet", "roles",
-    "stack", "transformer", "vit",
+    "convnet", "encoder", "generate", "mamba", "maps", "matrices", "mlp", "recurrent", "resnet",
+    "roles", "stack", "transformer", "vit",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from funcnet import taps
-from funcnet.errors import StructureError, describe
+from funcnet.errors import StructureError, ValueRangeError, describe
 from funcnet.nets import maps
 from funcnet.ops import _check
 from funcnet.ops.dense import linear
@@ -42,7 +42,9 @@ class Config:
         one_mask: the mask of dropout is the same at every step.
         reset: of gru.
         activation: of rnn.
+        shown: of lstm: features of what comes out of a cell, projected within it; None: hidden.
         bias: whether cells and projections have one.
+        dtype: to compute in, "bfloat16" say; None is that of params and x. c of lstm is in float32 or wider.
     """
 
     d: int
@@ -55,11 +57,21 @@ class Config:
     one_mask: bool = False
     reset: Literal["after", "before"] = "after"
     activation: Literal["tanh", "relu"] = "tanh"
+    shown: int | None = None
     bias: bool = True
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         _check.fields("recurrent.Config", self)
         _check.rate("recurrent.Config", "dropout", self.dropout)
+        if self.shown is not None and self.cell != "lstm":
+            raise ValueRangeError(
+                f"recurrent.Config: shown is {self.shown}, but only an lstm projects what it shows.",
+                path="shown",
+                expected='shown=None, or cell="lstm"',
+                actual=f"cell = {self.cell!r}, shown = {self.shown}",
+                hint="projection maps what comes out of a layer of any cells.",
+            )
 
 
 def _ways(config: Config) -> tuple[str, ...]:
@@ -80,11 +92,14 @@ def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     _check.config("recurrent.init", config, Config)
     _check.key("recurrent.init", key, none=False)
     layers, d = [], config.d
+    options = {} if config.shown is None else {"projection": config.shown}
     for k in jax.random.split(key, config.layers):
         *ways, of_map = jax.random.split(k, 3)
         cells = zip(_ways(config), ways, strict=False)
-        layer = {way: _cell(config).init(k, d, config.hidden, bias=config.bias) for way, k in cells}
-        d = config.hidden * len(layer)
+        layer = {
+            way: _cell(config).init(k, d, config.hidden, bias=config.bias, **options) for way, k in cells
+        }
+        d = (config.shown or config.hidden) * len(layer)
         if config.projection is not None:
             layer["project"] = linear.init(of_map, d, config.projection, bias=config.bias)
             d = config.projection
@@ -114,7 +129,7 @@ def apply(
         key: for dropout; None in evaluation.
 
     Returns:
-        y [*n, t, k], k = projection, or hidden for each way; the states in the structure of `state`.
+        y [*n, t, k], k = projection, or shown or hidden for each way; the states in the structure of `state`.
 
     Raises:
         StructureError: params or state are those of another model.
@@ -129,6 +144,9 @@ def apply(
     _check_layers(where, "state", states, config, of_params=False)
     if key is not None:
         _check.key(where, key)
+    if config.dtype is not None:
+        x = _check.floating(where, "x", x)
+        layers, x = jax.tree.map(lambda v: v.astype(config.dtype), (layers, x))
     options = {"gru": {"reset": config.reset}, "rnn": {"activation": config.activation}}.get(config.cell, {})
     last = []
     for i, (layer, given) in enumerate(zip(layers, states, strict=True)):

@@ -14,7 +14,7 @@ import funcnet as fn
 from funcnet import hub
 from funcnet.errors import DTypeError, FileFormatError, StructureError, ValueRangeError
 from funcnet.hub.folder import _read
-from funcnet.nets import encoder, mlp, transformer, vit
+from funcnet.nets import encoder, mamba, mlp, transformer, vit
 from funcnet.ops.attention import rope
 from tests.errors import golden
 
@@ -58,6 +58,7 @@ CONFIGS = {
     "llama": (transformer, LLAMA),
     "llama, linear": (transformer, but(LLAMA, rope=rope.Config(scaling=rope.Linear(2.0)), tied=True)),
     "llama, yarn": (transformer, but(LLAMA, rope=rope.Config(scaling=rope.YaRN(4.0, 16)))),
+    "mamba": (mamba, mamba.Config(11, layers=2, d=6, state=3, kernel=3, rank=2, tied=False, stop=(3,))),
     "qwen2": (transformer, but(LLAMA, qkv_bias=True, windows=(None, 3), layers=3)),
     "qwen3": (transformer, but(LLAMA, qk_norm=True, rope=rope.Config(), stop=(3, 5))),
     "llama without head": (transformer, but(LLAMA, head=None, stop=(4,))),
@@ -459,11 +460,11 @@ def test_files_that_are_not_json_are_refused_before_anything_is_written(files):
 test_errors = golden(
     [
         (
-            lambda: folder("other", {"model_type": "mamba"}),
+            lambda: folder("other", {"model_type": "rwkv"}),
             ValueRangeError,
             "load: other/config.json: funcnet has no net for this model.\n"
-            "  expected  model_type: 'bert', 'gpt2', 'llama', 'qwen2', 'qwen3', 'vit'\n"
-            "  got       model_type: 'mamba'",
+            "  expected  model_type: 'bert', 'gpt2', 'llama', 'mamba', 'qwen2', 'qwen3', 'vit'\n"
+            "  got       model_type: 'rwkv'",
         ),
         (
             lambda: folder("other", {"hidden_act": "relu"}),
@@ -493,7 +494,7 @@ test_errors = golden(
             lambda: hub.save("other", {}, mlp.Config((3, 5))),
             DTypeError,
             "save: config is not that of a net which transformers has.\n"
-            "  expected  config: transformer.Config, encoder.Config or vit.Config\n"
+            "  expected  config: transformer.Config, mamba.Config, encoder.Config or vit.Config\n"
             "  got       config: a Config",
         ),
         (

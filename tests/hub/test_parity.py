@@ -16,7 +16,7 @@ import pytest
 
 from funcnet import hub
 from funcnet.hub import llama
-from funcnet.nets import encoder, transformer, vit
+from funcnet.nets import encoder, mamba, transformer, vit
 from funcnet.ops.attention import rope
 
 torch = pytest.importorskip("torch")
@@ -51,6 +51,14 @@ YARN = {
     "rope_theta": 1000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 16,
+}
+MAMBA = {
+    "vocab_size": 31,
+    "hidden_size": 12,
+    "state_size": 4,
+    "num_hidden_layers": 2,
+    "time_step_rank": 3,
+    "conv_kernel": 3,
 }
 BERT = {
     "vocab_size": 31,
@@ -87,6 +95,10 @@ DECODERS = [
     pytest.param("Qwen2", LLAMA | SLIDING, id="qwen2 sliding"),
     pytest.param("Qwen2", LLAMA | {"rope_parameters": YARN}, id="qwen2 yarn", marks=slow),
     pytest.param("Qwen3", LLAMA, id="qwen3"),
+    pytest.param("Mamba", MAMBA, id="mamba"),
+    pytest.param(
+        "Mamba", MAMBA | {"tie_word_embeddings": False, "use_bias": True}, id="mamba untied", marks=slow
+    ),
 ]
 
 
@@ -188,9 +200,10 @@ def same_weights(model, other):
 def test_decoder(tmp_path, family, fields):
     model = random_model(family, "LMHeadModel" if family == "GPT2" else "ForCausalLM", fields)
     ids, _ = batch()
+    net = mamba if family == "Mamba" else transformer
 
     def ours(params, config):
-        logits = transformer.apply(params, jnp.asarray(ids), config)
+        logits = net.apply(params, jnp.asarray(ids), config)
         logp = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], -1)
         return logits, -logp.mean()
 
@@ -198,7 +211,7 @@ def test_decoder(tmp_path, family, fields):
         out = model(input_ids=torch.tensor(ids), labels=torch.tensor(ids))
         return out.logits, out.loss
 
-    check(tmp_path, model, ours, theirs, transformer)
+    check(tmp_path, model, ours, theirs, net)
 
 
 def swapped(*paths):
@@ -299,7 +312,8 @@ def of_bert(params, config, ids, mask):
 
 
 def of_decoder(params, config, ids, mask):
-    y = transformer.apply(params, jnp.asarray(ids), config)
+    net = mamba if type(config) is mamba.Config else transformer
+    y = net.apply(params, jnp.asarray(ids), config)
     if config.head == "sequence":  # that of the last token counts
         y = y[np.arange(len(ids)), mask.sum(1) - 1]
     return {config.head: y}, None
@@ -333,6 +347,7 @@ def theirs(output, kind, head):
         ("Qwen2", "Model", LLAMA | PADDED | {"tie_word_embeddings": True}),
         ("Qwen2", "ForSequenceClassification", LLAMA | PADDED | LABELS),
         ("Qwen3", "Model", LLAMA | PADDED),
+        ("Mamba", "Model", MAMBA),
         ("Qwen3", "ForTokenClassification", LLAMA | PADDED | LABELS),
     ],
 )

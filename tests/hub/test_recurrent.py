@@ -140,10 +140,13 @@ def test_the_function_is_that_of_the_library(cell, library, reset):
     np.testing.assert_allclose(steps(*WRITTEN[cell, library, reset](again)), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_torch_itself(cell):
+@pytest.mark.parametrize(
+    ("cell", "options"), [("lstm", {}), ("lstm", {"proj_size": 2}), ("gru", {}), ("rnn", {})]
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, of which form it takes
+def test_torch_itself(cell, options):
     torch = pytest.importorskip("torch")
-    theirs = getattr(torch.nn, cell.upper())(3, M, batch_first=True)
+    theirs = getattr(torch.nn, cell.upper())(3, M, batch_first=True, **options)
     arrays = {name.removesuffix("_l0"): v.numpy() for name, v in theirs.state_dict().items()}
     with torch.no_grad():
         want = theirs(torch.from_numpy(X))[0].numpy()
@@ -195,6 +198,15 @@ ERRORS = [
         "hub.recurrent.from_arrays: the arrays of torch do not hold 4 gates of 8.\n"
         "  expected  W of 32 columns, and U of 8 rows and 32 columns, once laid out as ours\n"
         "  got       W [3, 8], U [8, 2]",
+    ),
+    (
+        lambda: recurrent.to_arrays(
+            "lstm", "keras", {"w": np.ones((3, 8)), "u": np.ones((1, 8)), "r": np.ones((2, 1))}
+        ),
+        StructureError,
+        "hub.recurrent.to_arrays: keras has no lstm with a projection.\n"
+        '  expected  params without "r"\n'
+        '  got       params["r"]: [2, 1]',
     ),
     (
         lambda: recurrent.from_arrays("gru", "haiku", {}),

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import funcnet as fn
-from funcnet.nets import convnet, encoder, mlp, recurrent, resnet, transformer, vit
+from funcnet.nets import convnet, encoder, mamba, mlp, recurrent, resnet, transformer, vit
 from tests import laws
 
 KEY = jax.random.key(0)
@@ -29,6 +29,10 @@ def _with_key(net, config, **options):
 
 def _mlp(config):
     return config, lambda params, x, key: mlp.apply(params, x, config)
+
+
+def _mamba(config):
+    return config, lambda params, ids, key: mamba.apply(params, ids, config)
 
 
 def _encoder(config):
@@ -58,6 +62,7 @@ NETS = {
         ),
         ("b, 7, 5", "float64"),
     ),
+    "mamba": (mamba, *_mamba(mamba.Config(7, layers=2, d=3, state=2, chunk=2)), TOKENS),
     "resnet": (resnet, *_resnet(3), IMAGE),
     "resnet with bottlenecks": (resnet, *_resnet(7, bottleneck=True, padding="symmetric"), IMAGE),
     "transformer": (transformer, *_with_key(transformer, _decoder()), TOKENS),

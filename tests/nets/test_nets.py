@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from funcnet.errors import ShapeError, ValueRangeError
-from funcnet.nets import convnet, encoder, mlp, recurrent, resnet, transformer, vit
+from funcnet.nets import convnet, encoder, mamba, mlp, recurrent, resnet, transformer, vit
 from funcnet.spec import Spec, decay_mask
 
 MLP = mlp.Config((3, 5, 7))
@@ -24,6 +24,7 @@ NETS = [
     (transformer, DECODER),
     (recurrent, recurrent.Config(3, 2, layers=2, bidirectional=True, projection=4)),
     (recurrent, recurrent.Config(3, 2, cell="gru", bias=False)),
+    (mamba, mamba.Config(11, layers=2, d=3, state=4, tied=False, bias=True)),
     (resnet, RESNET),
     (resnet, BOTTLENECKS),
     (encoder, encoder.Config(vocabulary=11, context=7, layers=3, heads=2, d=6)),

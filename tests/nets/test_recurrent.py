@@ -92,6 +92,14 @@ def test_each_option_changes_something():
     assert "b" not in init(dataclasses.replace(ONE, bias=False))["layers"][0]["project"]
 
 
+def test_what_a_cell_shows_and_the_dtype():
+    config = dataclasses.replace(BOTH, shown=2, dtype="bfloat16")
+    y, state = apply(init(config), X, config)
+    assert (y.shape, y.dtype) == ((2, 7, 4), jnp.bfloat16)
+    shown = state[1]["backward"]
+    assert (shown["h"].shape, shown["c"].shape, shown["c"].dtype) == ((2, 2), (2, 4), jnp.float32)
+
+
 SHAPES = {c: jax.eval_shape(lambda c=c: recurrent.init(jax.random.key(0), c)) for c in (BOTH, ONE)}
 ZEROS = {c: jax.tree.map(lambda v: np.zeros(v.shape, np.float32), shapes) for c, shapes in SHAPES.items()}
 ERRORS = [
@@ -122,6 +130,14 @@ ERRORS = [
         "recurrent.Config: cell is 'elman'.\n"
         "  expected  cell: 'lstm', 'gru', 'rnn'\n"
         "  got       cell = 'elman'",
+    ),
+    (
+        lambda: recurrent.Config(3, 4, cell="gru", shown=2),
+        ValueRangeError,
+        "recurrent.Config: shown is 2, but only an lstm projects what it shows.\n"
+        '  expected  shown=None, or cell="lstm"\n'
+        "  got       cell = 'gru', shown = 2\n"
+        "  hint      projection maps what comes out of a layer of any cells.",
     ),
     (
         lambda: recurrent.Config(3, 4, dropout=1.5),

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 

@@ -16,28 +16,53 @@ __all__ = ["check", "draw"]
 
 
 def draw(
-    where: str, key: PRNGKeyArray, d: int, hidden: int, gates: int, bias: bool, initial: Initializer | None
+    where: str,
+    key: PRNGKeyArray,
+    d: int,
+    hidden: int,
+    gates: int,
+    bias: bool,
+    initial: Initializer | None,
+    projection: int | None = None,
 ) -> dict[str, Array]:
-    """w from N(0, 1/d) or by `initial`, u orthogonal, each gate by itself; unless `bias` is False b = 0."""
+    """w from N(0, 1/d) or by `initial`, u orthogonal, both by gates; b = 0, if any; r from N(0, 1/m)."""
     _check.key(where, key, none=False)
     d, m = _check.positive(where, "d", d), _check.positive(where, "hidden", hidden)
+    p = m if projection is None else _check.positive(where, "projection", projection)
     kw, ku = jax.random.split(key)
     if initial is None:
         w = jax.random.normal(kw, (d, gates * m)) / math.sqrt(d)
     else:
         w = drawn(where, kw, initial, (d, gates * m), "iso", (d, gates, m))
-    u = jnp.concatenate(list(jax.random.orthogonal(ku, m, (gates,))), 1)
+    u = jnp.concatenate(list(jax.random.orthogonal(ku, p, (gates,), m=m)), 1)
     bias = _check.flag(where, "bias", bias)
-    return {"w": w, "u": u} | ({"b": jnp.zeros(gates * m, w.dtype)} if bias else {})
+    r = {"r": jax.random.normal(jax.random.fold_in(key, 2), (m, p)) / math.sqrt(m)}
+    b = {"b": jnp.zeros(gates * m, w.dtype)} if bias else {}
+    return {"w": w, "u": u} | b | ({} if projection is None else r)
 
 
 def check(
-    where: str, gates: int, names: tuple[str, ...], params: Any, x: Any, state: Any, mask: Any, chunk: Any
+    where: str,
+    gates: int,
+    names: tuple[str, ...],
+    params: Any,
+    x: Any,
+    state: Any,
+    mask: Any,
+    chunk: Any,
+    *,
+    projected: bool = False,
 ) -> tuple[Array, Array | None, int | None]:
-    """x, the mask and the chunk, where all fits: w [d, gates · m], u [m, gates · m], a state of `names`."""
+    """x, the mask and the chunk, where all fits: w [d, gates · m], u [m, gates · m], a state of `names`.
+
+    Where a cell may be `projected` and params have r [m, p], u is [p, gates · m] and the state "h" [*n, p].
+    """
     w = _check.parameter(where, params, "w", ndim=2)
     u = _check.parameter(where, params, "u", ndim=2)
-    k = gates * u.shape[0]
+    m = u.shape[0]
+    if projected and params.get("r") is not None:
+        m = _check_projection(where, gates, _check.parameter(where, params, "r", ndim=2), u)
+    k = gates * m
     for name, wrong, columns in (("u", u, f"m, {gates} m" if gates > 1 else "m, m"), ("w", w, f"d, {k}")):
         if wrong.shape[1] == k:
             continue
@@ -58,15 +83,28 @@ def check(
     _check.rank(where, "x", x, 2, f"*n, t, {w.shape[0]}")
     _check.features(where, x, w.shape[0], f'params["w"] ({describe(w)})', dims="*n, t")
     if state is not None:
-        _check_state(where, names, state, x, u)
+        _check_state(where, names, state, x, u, m)
     chunk = None if chunk is None else _check.positive(where, "chunk", chunk)
     return x, None if mask is None else _checked_mask(where, mask, x), chunk
 
 
-def _check_state(where: str, names: tuple[str, ...], state: Any, x: Array, u: Array) -> None:
-    shape = (*x.shape[:-2], u.shape[0])
-    text = f"float[{', '.join(map(str, shape))}]"
+def _check_projection(where: str, gates: int, r: Array, u: Array) -> int:
+    p, m = u.shape[0], u.shape[1] // gates
+    if r.shape != (m, p):
+        raise ShapeError(
+            f'{where}: params["r"] does not map the state to the rows of params["u"].',
+            path='params["r"]',
+            expected=f'params["r"]: float[{m}, {p}]     (u: {describe(u)})',
+            actual=f'params["r"]: {describe(r)}',
+            hint='its transpose fits: params["r"].T.' if r.shape == (p, m) else None,
+        )
+    return m
+
+
+def _check_state(where: str, names: tuple[str, ...], state: Any, x: Array, u: Array, m: int) -> None:
     for name in names:
+        shape = (*x.shape[:-2], u.shape[0] if name == "h" else m)
+        text = f"float[{', '.join(map(str, shape))}]"
         path = f'state["{name}"]'
         if not isinstance(state, Mapping) or state.get(name) is None:
             given = isinstance(state, Mapping)
@@ -85,7 +123,7 @@ def _check_state(where: str, names: tuple[str, ...], state: Any, x: Array, u: Ar
         s = _check.floating(where, path, state[name])
         if s.shape != shape:
             raise ShapeError(
-                f"{where}: {path} is not one row of {u.shape[0]} for each sequence of x.",
+                f"{where}: {path} is not one row of {shape[-1]} for each sequence of x.",
                 path=path,
                 expected=f"{path}: {text}     (x: {describe(x)}, u: {describe(u)})",
                 actual=f"{path}: {describe(s)}",

@@ -7,7 +7,8 @@ Dimensions: t steps, b sequences, d features of x, m of the state, k of a cell's
 The forward pass keeps the state before every step, and the gates too where all of them are small. The
 backward pass takes a chunk of steps at a time: their gates again, by one product, the steps backwards to da,
 then dW = Xᵀ dA, dU and dX as products of the rows of the whole chunk. So what lies between is as large as a
-chunk, however long the sequence is.
+chunk, however long the sequence is. With R [m, p] in the parameters, "h" is what the cell shows times R, and
+dR one more product.
 """
 
 import functools
@@ -23,6 +24,7 @@ from jaxtyping import Array
 
 from funcnet import rules
 from funcnet.ops import _check, _squares
+from funcnet.ops._chunks import in_chunks
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import align, known
 
@@ -36,7 +38,7 @@ State = Any  # a dict of arrays, by the names in `Cell.state`
 
 
 class Cell(NamedTuple):
-    """One step as module-level functions, so that equal cells are equal; p are W, U and the biases.
+    """One step as module-level functions, so that equal cells are equal; p are W, U, R and the biases.
 
     Attributes:
         state: the names of the state's parts, "h" first.
@@ -125,10 +127,11 @@ def squares(
     _, before, gates = _forward(cell, *given, chunk=x.shape[-2], keep=True)
     assert gates is not None
     dy, ds = _cotangents(given, cotangents, reverse)
-    _, da = _steps_back(cell, given.p, ds, (dy, given.mask, before, gates))
+    _, (da, dh) = _steps_back(cell, given.p, ds, (dy, given.mask, before, gates))
     rows = cell.rows(gates, before["h"], da)
     examples = lambda v: _squares.positions(_as_given(v.astype(da.dtype), x, False))
     products = [(_real(given.x, given.mask), da), *rows]
+    products += [] if dh is None else [(cell.move(gates, before)["h"], dh)]
     offsets = [right for name, right in (("b", da), ("c", rows[-1][1])) if name in given.p]
     parts = [_squares.product(examples(left), examples(right)) for left, right in products]
     return functools.reduce(jnp.add, parts + [_squares.summed(examples(v).sum(1)) for v in offsets])
@@ -141,9 +144,9 @@ def rows(gates: Array, h: Array, da: Array) -> list[tuple[Array, Array]]:
 
 
 def flops(params: Mapping[str, Any], x: Any) -> int:
-    """2 · n · t multiplications with every element of w and u."""
-    weights = math.prod(params["w"].shape) + math.prod(params["u"].shape)
-    return 2 * math.prod(x.shape[:-1]) * weights
+    """2 · n · t multiplications with every element of w, u and r."""
+    weights = [math.prod(params[name].shape) for name in "wur" if params.get(name) is not None]
+    return 2 * math.prod(x.shape[:-1]) * sum(weights)
 
 
 def step(where: str, apply: Callable[..., Any], params: Any, x: Any, state: Any) -> tuple[Array, Any]:
@@ -167,18 +170,22 @@ class _Given(NamedTuple):
 
 
 def _given(cell: Cell, params: Any, x: Array, state: Any, mask: Array | None, reverse: bool) -> _Given:
-    w, u, x = common(params["w"], params["u"], x)
-    sums = wide(x.dtype)
+    x, *weights = common(x, *(params[name] for name in "wur" if params.get(name) is not None))
+    sums, p = wide(x.dtype), dict(zip("wur", weights, strict=False))
     biases = {name: params[name].astype(sums) for name in cell.biases if params.get(name) is not None}
     x, real = _time_first(x, reverse), None if mask is None else _time_first(mask[..., None], reverse)
-    shape, dtypes = (x.shape[1], u.shape[0]), [x.dtype if name == "h" else sums for name in cell.state]
+    m = p["r"].shape[0] if "r" in p else p["u"].shape[0]
+    kinds = [
+        ((x.shape[1], p["u"].shape[0]), x.dtype) if name == "h" else ((x.shape[1], m), sums)
+        for name in cell.state
+    ]
     s = [
         jnp.zeros(shape, dtype) if state is None else state[name].astype(dtype).reshape(shape)
-        for name, dtype in zip(cell.state, dtypes, strict=True)
+        for name, (shape, dtype) in zip(cell.state, kinds, strict=True)
     ]
     # What a scan carries varies over the devices of a `jax.shard_map` as what comes out of a step does.
-    s = rules.same_variance(*s, x, w, *biases.values())[: len(s)]
-    return _Given({"w": w, "u": u, **biases}, x, dict(zip(cell.state, s, strict=True)), real)
+    s = rules.same_variance(*s, x, *p.values(), *biases.values())[: len(s)]
+    return _Given({**p, **biases}, x, dict(zip(cell.state, s, strict=True)), real)
 
 
 def _time_first(v: Array, reverse: bool) -> Array:
@@ -232,7 +239,7 @@ def _forward(
         apart, whole = functools.partial(form, False), functools.partial(form, True)
         return lax.platform_dependent(s, x, real, cpu=apart, default=whole)
 
-    end, (before, gates) = _in_chunks(steps, s, (_real(x, mask), mask), chunk)
+    end, (before, gates) = in_chunks(steps, s, (_real(x, mask), mask), chunk)
     return end, before, gates
 
 
@@ -249,6 +256,7 @@ def _steps(
         a, real = r
         gates = cell.gates(a if whole else _inputs(p, a), s["h"], p)
         after = cell.move(gates, s)
+        after = {**after, "h": dot(after["h"], p["r"])} if "r" in p else after
         after = {name: _or(real, v.astype(s[name].dtype), s[name]) for name, v in after.items()}
         return after, (s, gates if keep else None)
 
@@ -259,24 +267,6 @@ def _inputs(p: State, x: Array) -> Array:
     """a = x W + b."""
     a = dot(x, p["w"])
     return a + align(p["b"], a.ndim) if "b" in p else a
-
-
-def _in_chunks(body: Any, carry: Any, xs: Any, chunk: int, *, reverse: bool = False) -> tuple[Any, Any]:
-    """body(carry, chunk of xs) -> (carry, chunk of ys), chunk after chunk; the first may be shorter."""
-    t = jax.tree.leaves(xs)[0].shape[0]
-    if not known(t) or t <= chunk:
-        return body(carry, xs)
-    rest = t % chunk
-    many = jax.tree.map(lambda v: v[rest:].reshape(t // chunk, chunk, *v.shape[1:]), xs)
-    few = jax.tree.map(lambda v: v[:rest], xs)
-    first = None
-    if rest and not reverse:
-        carry, first = body(carry, few)
-    carry, ys = lax.scan(body, carry, many, reverse=reverse)
-    if rest and reverse:
-        carry, first = body(carry, few)
-    ys = jax.tree.map(lambda v: v.reshape(t - rest, *v.shape[2:]), ys)
-    return carry, jax.tree.map(lambda *v: jnp.concatenate(v), first, ys) if rest else ys
 
 
 # ---- backward ---------------------------------------------------------------------------------------------
@@ -302,27 +292,35 @@ def _backward(
         dy, x, mask, before, gates = xs  # what is linear first: so JAX transposes scans
         x = _real(x, mask)
         gates = cell.gates(_inputs(p, x), before["h"], p) if gates is None else gates
-        ds, da = _steps_back(cell, p, ds, (dy, mask, before, gates))
+        ds, (da, dh) = _steps_back(cell, p, ds, (dy, mask, before, gates))
         rows = cell.rows(gates, before["h"], da)
         more = {"w": _product(x, da), "u": jnp.concatenate([_product(*pair) for pair in rows], 1)}
         more |= {name: v.sum((0, 1)) for name, v in (("b", da), ("c", rows[-1][1])) if name in p}
+        more |= {} if dh is None else {"r": _product(cell.move(gates, before)["h"].astype(x.dtype), dh)}
         dx = _real(dot(da, p["w"].T), mask)
         return (ds, jax.tree.map(jnp.add, grads, more)), dx.astype(x.dtype)
 
     zeros = [jnp.zeros(v.shape, wide(v.dtype)) for v in p.values()]
     zeros = dict(zip(p, rules.same_variance(*zeros, x, dy), strict=False))
-    (ds, grads), dx = _in_chunks(steps, (ds, zeros), (dy, x, mask, before, gates), chunk, reverse=True)
+    (ds, grads), dx = in_chunks(steps, (ds, zeros), (dy, x, mask, before, gates), chunk, reverse=True)
     return ds, grads, dx
 
 
-def _steps_back(cell: Cell, p: State, ds: State, xs: Any) -> tuple[State, Array]:
-    """The cotangents of the state before a chunk, and of its a [t, b, k]; padding hands on those it gets."""
-    p = {**p, "ut": p["u"].T}  # written out once: a product with it is faster than with u from the other side
+def _steps_back(cell: Cell, p: State, ds: State, xs: Any) -> tuple[State, tuple[Array, Array | None]]:
+    """The cotangents of the state before a chunk, and of its a [t, b, k]; with R, those of h [t, b, p] too.
+
+    Padding hands on those that it gets.
+    """
+    # Written out once: a product with it is faster than with u from the other side.
+    p = {**p, **{f"{name}t": p[name].T for name in "ur" if name in p}}
 
     def step(ds: State, r: Any) -> Any:
         dy, real, s, gates = r
-        before, da = cell.back(gates, s, {**ds, "h": ds["h"] + dy.astype(ds["h"].dtype)}, p)
-        return {name: _or(real, v, ds[name]) for name, v in before.items()}, _real(da, real)
+        dh = ds["h"] + dy.astype(ds["h"].dtype)
+        shown = dot(dh, p["rt"]) if "r" in p else dh
+        before, da = cell.back(gates, s, {**ds, "h": shown}, p)
+        of_h = _real(dh, real) if "r" in p else None
+        return {name: _or(real, v, ds[name]) for name, v in before.items()}, (_real(da, real), of_h)
 
     return lax.scan(step, ds, xs, reverse=True)
 

@@ -9,6 +9,7 @@ Sources: Martin and Cundy, "Parallelizing linear recurrent neural nets over sequ
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -20,11 +21,17 @@ from jaxtyping import Array, Float
 from funcnet import rules
 from funcnet.errors import ShapeError, describe
 from funcnet.ops import _check
+from funcnet.ops._chunks import in_chunks
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import known
 
 __all__ = ["apply", "cost", "reference", "vjp"]
+
+_ROUNDS, _LEAST = (
+    2**24,
+    256,
+)  # numbers that a chunk of steps holds where all of them are solved at once, and steps
 
 
 def reference(
@@ -61,7 +68,8 @@ def apply(
     """Solve h_t = a_t h_{t−1} + b_t for all steps.
 
     Differentiated by `vjp`, whose pullback is the same recurrence backwards and keeps y. On CPU one step
-    follows the other; elsewhere all are solved at once, in log₂ t rounds (`jax.lax.associative_scan`).
+    follows the other; elsewhere all are solved at once, in log₂ t rounds (`jax.lax.associative_scan`), or as
+    many as hold 2²⁴ numbers, and not below 256.
 
     Args:
         a: [*n, t, d]. Products of many of them are formed where all steps are solved at once: those that
@@ -167,11 +175,13 @@ def _as_given(v: Array, time: int, reverse: bool) -> Array:
 
 @functools.partial(jax.jit, static_argnames="back")
 def _recurrence(a: Array, first: Array, b: Array, *, back: bool) -> Array:
-    """All h [t, ...]; `back`: from the last step, which has nothing after it, and no first state."""
+    """All h [t, ...]; `back`: from the last step. `first` is the state before the one that is taken first."""
     form = functools.partial(_one_by_one, back=back)
-    if not known(*a.shape):
+    if not known(*b.shape):
         return form(a, first, b)
-    return lax.platform_dependent(a, first, b, cpu=form, default=functools.partial(_at_once, back=back))
+    chunk = max(_ROUNDS // max(math.prod(b.shape[1:]), 1), _LEAST)
+    at_once = functools.partial(_at_once, back=back, chunk=chunk)
+    return lax.platform_dependent(a, first, b, cpu=form, default=at_once)
 
 
 def _one_by_one(a: Array, first: Array, b: Array, *, back: bool) -> Array:
@@ -183,12 +193,21 @@ def _one_by_one(a: Array, first: Array, b: Array, *, back: bool) -> Array:
     return lax.scan(one, first, (b, a), reverse=back)[1]
 
 
-def _at_once(a: Array, first: Array, b: Array, *, back: bool) -> Array:
-    """Two steps in a row are one step, h ↦ a₂ a₁ h + (a₂ b₁ + b₂), and so are any two neighbours of them."""
+def _at_once(a: Array, first: Array, b: Array, *, back: bool, chunk: int) -> Array:
+    """Two steps in a row are one step, h ↦ a₂ a₁ h + (a₂ b₁ + b₂), and so are any two neighbours of them.
+
+    What lies between the rounds is several times as large as a and b: so a chunk of steps at a time.
+    """
 
     def merged(one: Any, two: Any) -> Any:
         return one[0] * two[0], two[0] * one[1] + two[1]
 
-    if not back:
-        b = jnp.concatenate([b[:1] + a[:1] * first[None], b[1:]])
-    return lax.associative_scan(merged, (a, b), reverse=back)[1]
+    def steps(h: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        b, a = at
+        end = slice(-1, None) if back else slice(1)
+        taken = b[end] + a[end] * h[None]
+        b = jnp.concatenate([b[:-1], taken] if back else [taken, b[1:]])
+        y = lax.associative_scan(merged, (a, b), reverse=back)[1]
+        return (y[0] if back else y[-1]), y
+
+    return in_chunks(steps, first, (b, a), chunk, reverse=back)[1] if b.shape[0] else b

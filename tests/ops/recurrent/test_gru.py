@@ -6,51 +6,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 
-import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
-from funcnet.ops.recurrent import _scan, gru
-from tests import laws
-from tests.cases import B, F, case, cell
+from funcnet.hub import recurrent
+from funcnet.ops.recurrent import gru
+from tests import cases, laws
 from tests.errors import golden
+from tests.ops.recurrent import drawn
+from tests.ops.recurrent.drawn import MASK, X, cell, packed, same
 
-RNG = np.random.default_rng(0)
-PARAMS: Any = {
-    name: jnp.asarray(RNG.standard_normal(shape), jnp.float32)
-    for name, shape in (("w", (3, 15)), ("u", (5, 15)), ("b", (15,)), ("c", (5,)))
-}
-X = jnp.asarray(RNG.standard_normal((2, 7, 3)), jnp.float32)
-STATE: Any = {"h": jnp.asarray(RNG.standard_normal((2, 5)), jnp.float32)}
-LENGTHS = [7, 4]
-MASK = jnp.arange(7) < jnp.asarray(LENGTHS)[:, None]
+PARAMS: Any = cell(3, "b", "c")
+STATE: Any = {"h": drawn.STATE["h"]}
 run = jax.jit(gru.apply, static_argnames=("reverse", "chunk", "reset"))
 
 
-def same(got, want, tolerance=1e-5):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, tolerance, tolerance), got, want)
-
-
 def test_init():
-    params = gru.init(jax.random.key(0), 400, 50)
+    params = jax.jit(gru.init, static_argnums=(1, 2))(jax.random.key(0), 400, 50)
     assert abs(float(params["w"].std()) * 20 - 1) < 0.02
     for u in jnp.split(params["u"], 3, 1):
         np.testing.assert_allclose(u @ u.T, np.eye(50), atol=1e-5)
     assert not jnp.any(params["b"])
     assert params["c"].shape == (50,)
-    assert set(gru.init(jax.random.key(0), 2, 3, bias=False)) == {"w", "u"}
+    assert set(jax.eval_shape(lambda key: gru.init(key, 2, 3, bias=False), jax.random.key(0))) == {"w", "u"}
 
 
-CHUNKED = case(
-    "gru", cell(3, 2, 3, "b", "c"), F(5, 7, 2), {"h": F(5, 3)}, mask=B(5, 7), reverse=True, reset="before"
+CHUNKED = cases.case(
+    "gru",
+    cases.cell(3, 2, 3, "b", "c"),
+    cases.F(5, 7, 2),
+    {"h": cases.F(5, 3)},
+    mask=cases.B(5, 7),
+    reverse=True,
+    reset="before",
 )
 
 
-@pytest.mark.parametrize(
-    "law",
-    [law if law is laws.formula else pytest.param(law, marks=pytest.mark.slow) for law in laws.LAWS],
-    ids=lambda law: law.__name__,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
 def test_laws_in_chunks(law):
     """Chunks of 3 steps of 7: two in the loop and one step before it; the gates are computed again."""
     args, options = CHUNKED.draw()
@@ -85,46 +77,9 @@ def test_resets_are_one_where_nothing_is_reset():
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_packed_sequences_of_torch(reverse):
-    torch = pytest.importorskip("torch")
-    theirs = torch.nn.GRU(3, 5, batch_first=True, bidirectional=True)
-    at = "_l0_reverse" if reverse else "_l0"
-    kind = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    w, u, b, c = (theirs.state_dict()[name + at].numpy() for name in kind)
-    params = {"w": w.T, "u": u.T, "b": b + np.concatenate([c[:10], 0 * c[10:]]), "c": c[10:]}
-    given = torch.nn.utils.rnn.pack_padded_sequence(torch.from_numpy(np.array(X)), LENGTHS, batch_first=True)
-    with torch.no_grad():
-        y, last = theirs(given, torch.from_numpy(np.stack([np.array(STATE["h"])] * 2)))
-    y = torch.nn.utils.rnn.pad_packed_sequence(y, batch_first=True)[0].numpy()
-    got, end = run(jax.tree.map(jnp.asarray, params), X, STATE, mask=MASK, reverse=reverse)
-    same(got, y[..., 5:] if reverse else y[..., :5])
-    same(end["h"], last[int(reverse)].numpy())
-
-
-# ---- a rule that is wrong ---------------------------------------------------------------------------------
-
-
-def not_carried(gates, s, ds, p):
-    """The path of the state past the gates is forgotten."""
-    before, da = gru._back(gates, s, ds, p)
-    return {"h": before["h"] - ds["h"] * gates[..., 5:10]}, da
-
-
-def not_reset(gates, h, da):
-    """dU without the reset."""
-    del gates
-    return [(h, da[..., :10]), (h, da[..., 10:])]
-
-
-@pytest.mark.parametrize(
-    "change", [{}, {"back": not_carried}, {"rows": not_reset}], ids=["right", "back", "rows"]
-)
-def test_wrong_formulas_are_rejected(change):
-    wrong = gru._CELLS["after"]._replace(**change)
-
-    def pull(p, x, s, dy):
-        return _scan.vjp(wrong, p, x, s, None, reverse=False, chunk=None)[1](dy)
-
-    assert fn.verify(gru.reference, Partial(pull), (PARAMS, X, STATE), budget=0.1).ok == (not change)
+    theirs, y, last = packed("GRU", reverse)
+    got, end = run(recurrent.from_arrays("gru", "torch", theirs), X, STATE, mask=MASK, reverse=reverse)
+    same((got, end), (y, last))
 
 
 # ---- errors -----------------------------------------------------------------------------------------------

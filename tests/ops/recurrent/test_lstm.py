@@ -10,39 +10,47 @@ from jax.tree_util import Partial
 
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
+from funcnet.hub import recurrent
 from funcnet.ops.recurrent import lstm
-from tests import laws
-from tests.cases import B, F, carried, case, cell
+from tests import cases, laws
 from tests.errors import golden
+from tests.ops.recurrent.drawn import LENGTHS, MASK, STATE, X, cell, packed, same
 
-RNG = np.random.default_rng(0)
-PARAMS: Any = {
-    name: jnp.asarray(RNG.standard_normal(shape), jnp.float32)
-    for name, shape in (("w", (3, 20)), ("u", (5, 20)), ("b", (20,)))
-}
-X = jnp.asarray(RNG.standard_normal((2, 7, 3)), jnp.float32)
-STATE: Any = {name: jnp.asarray(RNG.standard_normal((2, 5)), jnp.float32) for name in "hc"}
-LENGTHS = [7, 4]
-MASK = jnp.arange(7) < jnp.asarray(LENGTHS)[:, None]
+PARAMS: Any = cell(4, "b")
 run = jax.jit(lstm.apply, static_argnames=("reverse", "chunk"))
 
 
-def same(got, want, tolerance=1e-5):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, tolerance, tolerance), got, want)
-
-
 def test_init():
-    params = lstm.init(jax.random.key(0), 400, 50)
+    params = jax.jit(lstm.init, static_argnums=(1, 2))(jax.random.key(0), 400, 50)
     assert abs(float(params["w"].std()) * 20 - 1) < 0.02
     for u in jnp.split(params["u"], 4, 1):
         np.testing.assert_allclose(u @ u.T, np.eye(50), atol=1e-5)
     np.testing.assert_array_equal(params["b"], np.repeat([0, 1, 0, 0], 50))
-    assert set(lstm.init(jax.random.key(0), 2, 3, bias=False)) == {"w", "u"}
+    assert set(jax.eval_shape(lambda key: lstm.init(key, 2, 3, bias=False), jax.random.key(0))) == {"w", "u"}
+
+
+def test_a_projection():
+    """r changes what is shown; init makes rows of u orthonormal, and r of its own."""
+    params = jax.jit(lambda key: lstm.init(key, 3, 50, projection=20))(jax.random.key(0))
+    assert {name: v.shape for name, v in params.items()} == {
+        "w": (3, 200), "u": (20, 200), "b": (200,), "r": (50, 20),
+    }  # fmt: skip
+    for u in jnp.split(params["u"], 4, 1):
+        np.testing.assert_allclose(u @ u.T, np.eye(20), atol=1e-5)
+    assert abs(float(params["r"].std()) * 50**0.5 - 1) < 0.1
+    same(run({**PARAMS, "r": np.eye(5, dtype=np.float32)}, X), run(PARAMS, X))
 
 
 # ---- chunks -----------------------------------------------------------------------------------------------
 
-CHUNKED = case("lstm", cell(4, 2, 3, "b"), F(5, 7, 2), carried(3, 5), mask=B(5, 7), reverse=True)
+CHUNKED = cases.case(
+    "lstm",
+    cases.cell(4, 2, 3, "b"),
+    cases.F(5, 7, 2),
+    cases.carried(3, 5),
+    mask=cases.B(5, 7),
+    reverse=True,
+)
 FEW = (laws.formula, laws.forward_mode)  # the others are slow
 
 
@@ -96,10 +104,11 @@ def test_pieces_and_single_steps_equal_the_whole():
 
 
 def test_no_steps_leave_the_state():
-    y, state = lstm.apply(PARAMS, X[:, :0], STATE)
+    y, state = run(PARAMS, X[:, :0], STATE)
     assert y.shape == (2, 0, 5)
     same(state, STATE)
-    grads = jax.grad(lambda p, x, s: jnp.sum(lstm.apply(p, x, s)[1]["c"]), (0, 1, 2))(PARAMS, X[:, :0], STATE)
+    loss = lambda p, x, s: jnp.sum(lstm.apply(p, x, s)[1]["c"])
+    grads = jax.jit(jax.grad(loss, (0, 1, 2)))(PARAMS, X[:, :0], STATE)
     assert float(grads[2]["c"].sum()) == 10
     assert not any(jnp.any(v) for v in jax.tree.leaves(grads[0]))
 
@@ -107,21 +116,24 @@ def test_no_steps_leave_the_state():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_with_a_mask_each_sequence_is_as_if_it_were_alone(reverse):
     """Value, state and gradients; what stands in the padding is of no consequence, NaN or not."""
-    f = lambda p, x, s, mask=None: lstm.apply(p, x, s, mask=mask, reverse=reverse)
-    x = jnp.where(MASK[..., None], X, jnp.nan)
-    dy = jnp.where(MASK[..., None], jnp.cos(jnp.arange(70.0, dtype=jnp.float32)).reshape(2, 7, 5), jnp.nan)
-    (y, last), pull = jax.vjp(functools.partial(f, mask=MASK), PARAMS, x, STATE)
-    dparams, dx, dstate = pull((dy, STATE))
-    total = jax.tree.map(jnp.zeros_like, dparams)
-    assert not jnp.any(y[~MASK])
-    assert not jnp.any(dx[~MASK])
+    x = np.where(MASK[..., None], X, np.nan)
+    dy = np.where(MASK[..., None], np.cos(np.arange(70, dtype=np.float32)).reshape(2, 7, 5), np.nan)
+
+    def both(x, dy, state, mask):
+        f = lambda p, x, s: lstm.apply(p, x, s, mask=mask, reverse=reverse)
+        (y, last), pull = jax.vjp(f, PARAMS, x, state)
+        return (y, last), pull((dy, state))
+
+    both = jax.jit(both)
+    (y, last), (dparams, dx, dstate) = both(x, dy, STATE, MASK)
+    total = jax.tree.map(np.zeros_like, dparams)
+    assert not np.any(y[~MASK])
+    assert not np.any(dx[~MASK])
     for n, t in enumerate(LENGTHS):
-        row = jax.tree.map(lambda v, n=n: v[n], STATE)
-        (y_, last_), pull = jax.vjp(f, PARAMS, X[n, :t], row)
-        dparams_, dx_, dstate_ = pull((dy[n, :t], row))
-        at = lambda tree, n=n: jax.tree.map(lambda v: v[n], tree)
-        same((y[n, :t], at(last), dx[n, :t], at(dstate)), (y_, last_, dx_, dstate_))
-        total = jax.tree.map(jnp.add, total, dparams_)
+        at = lambda tree, n=n: jax.tree.map(lambda v: np.asarray(v)[n], tree)
+        (y_, last_), (dparams_, dx_, dstate_) = both(at(X)[:t], at(dy)[:t], at(STATE), None)
+        same((at(y)[:t], at(last), at(dx)[:t], at(dstate)), (y_, last_, dx_, dstate_))
+        total = jax.tree.map(np.add, total, dparams_)
     same(dparams, total, 1e-4)
 
 
@@ -130,7 +142,7 @@ def test_each_flag_changes_something():
     for options in ({"reverse": True}, {"mask": MASK}):
         assert not jnp.allclose(run(PARAMS, X, **options)[0], y)
     assert not jnp.allclose(run(PARAMS, X, STATE)[0], y)
-    same(run(PARAMS, jnp.flip(X, 1), reverse=True)[0], jnp.flip(y, 1))
+    same(run(PARAMS, X[:, ::-1], reverse=True)[0], y[:, ::-1])
     same(run(PARAMS, X, chunk=2)[0], y)
 
 
@@ -140,7 +152,7 @@ def test_an_encoder_hands_its_state_to_a_decoder():
     def decoded(x):
         return lstm.apply(PARAMS, jnp.zeros_like(x), lstm.apply(PARAMS, x)[1])[0].sum()
 
-    assert float(jnp.abs(jax.grad(decoded)(X)).min()) > 0
+    assert float(jnp.abs(jax.jit(jax.grad(decoded))(X)).min()) > 0
 
 
 def test_the_cell_stays_wide_beside_bfloat16():
@@ -160,27 +172,9 @@ def test_residuals_are_the_arguments_and_two_states_a_step():
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_packed_sequences_of_torch(reverse):
-    torch = pytest.importorskip("torch")
-    theirs = torch.nn.LSTM(3, 5, batch_first=True, bidirectional=True)
-    suffix = "_l0_reverse" if reverse else "_l0"
-    weights = {name: theirs.state_dict()[name + suffix] for name in ("weight_ih", "weight_hh")}
-    weights |= {
-        "bias_ih": theirs.state_dict()["bias_ih" + suffix],
-        "bias_hh": theirs.state_dict()["bias_hh" + suffix],
-    }
-    params = {
-        "w": jnp.asarray(weights["weight_ih"].numpy().T),
-        "u": jnp.asarray(weights["weight_hh"].numpy().T),
-        "b": jnp.asarray((weights["bias_ih"] + weights["bias_hh"]).numpy()),
-    }
-    state = tuple(torch.from_numpy(np.stack([np.array(STATE[name])] * 2)) for name in "hc")
-    given = torch.nn.utils.rnn.pack_padded_sequence(torch.from_numpy(np.array(X)), LENGTHS, batch_first=True)
-    with torch.no_grad():
-        y, last = theirs(given, state)
-    y = torch.nn.utils.rnn.pad_packed_sequence(y, batch_first=True)[0].numpy()
-    got, end = run(params, X, STATE, mask=MASK, reverse=reverse)
-    same(got, y[..., 5:] if reverse else y[..., :5])
-    same(end, {name: v[int(reverse)].numpy() for name, v in zip("hc", last, strict=True)})
+    theirs, y, last = packed("LSTM", reverse)
+    got, end = run(recurrent.from_arrays("lstm", "torch", theirs), X, STATE, mask=MASK, reverse=reverse)
+    same((got, end), (y, last))
 
 
 # ---- a rule that is wrong ---------------------------------------------------------------------------------
@@ -192,14 +186,7 @@ def wrong_dc(gates, s, ds, p):
     return {**ds, "c": jnp.zeros_like(ds["c"])}, dz
 
 
-def wrong_gate(gates, s, ds, p):
-    """The derivative of tanh in the place of a sigmoid's."""
-    ds, dz = lstm._back(gates, s, ds, p)
-    i = gates[..., :5]
-    return ds, dz.at[..., :5].set(dz[..., :5] * (1 - i * i) / (i * (1 - i)))
-
-
-@pytest.mark.parametrize("back", [lstm._back, wrong_dc, wrong_gate])
+@pytest.mark.parametrize("back", [pytest.param(lstm._back, marks=pytest.mark.slow), wrong_dc])
 def test_wrong_formulas_are_rejected(back):
     wrong = lstm._CELL._replace(back=back)
 
@@ -233,6 +220,13 @@ ERRORS = [
         '  expected  params["w"]: float[d, 20]     (u: float32[5, 20])\n'
         '  got       params["w"]: float32[20, 3]\n'
         '  hint      its transpose fits: params["w"].T.',
+    ),
+    (
+        lambda: lstm.apply({**PARAMS, "r": jnp.ones((4, 5), jnp.float32)}, X),
+        ShapeError,
+        'lstm.apply: params["r"] does not map the state to the rows of params["u"].\n'
+        '  expected  params["r"]: float[5, 5]     (u: float32[5, 20])\n'
+        '  got       params["r"]: float32[4, 5]',
     ),
     (
         lambda: lstm.apply({**PARAMS, "b": jnp.ones(40, jnp.float32)}, X),

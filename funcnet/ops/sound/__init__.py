@@ -1,0 +1,1 @@
+"""Sound: spectra of frames and back, mel bands and their cepstrum, filters."""
