@@ -23,18 +23,14 @@ def init(key):
     return {"convs": convs, "head": fn.linear.init(last, 8 * 8 * 32, 10)}
 
 
-def contraction(params, operator) -> Any:
-    """The layer with its matrix divided by a bound of its norm, where that exceeds 1."""
-    return {**params, "w": params["w"] / jnp.maximum(operator.norm(steps=1).upper, 1.0)}
-
-
 def apply(params, images):
     x = images
     for layer in params["convs"]:
-        layer = contraction(layer, fn.conv.operator(layer, x.shape[-3:]))
+        layer = fn.spectral_norm(layer, fn.conv.operator, x.shape[-3:], grow=False)
         x = fn.relu.apply(fn.conv.apply(layer, x))
     x = x.reshape(*x.shape[:-3], -1)
-    return fn.linear.apply(contraction(params["head"], fn.linear.operator(params["head"])), x)
+    head = fn.spectral_norm(params["head"], fn.linear.operator, x.shape[-1:], grow=False)
+    return fn.linear.apply(head, x)
 
 
 def main():

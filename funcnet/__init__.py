@@ -33,12 +33,13 @@ if TYPE_CHECKING:
         verifier,
     )
     from funcnet.analysis import lowrank, xray
-    from funcnet.linalg import pca
+    from funcnet.linalg import pca, spectral_norm, weight_norm
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
     from funcnet.ops.attention import alibi, attention, linear_attention, multihead, rope
     from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
-    from funcnet.ops.dense import embedding, linear, matmul
+    from funcnet.ops.dense import bilinear, embedding, linear, matmul
+    from funcnet.ops.elementwise import prelu
     from funcnet.ops.elementwise.activations import (
         celu,
         elu,
@@ -67,8 +68,19 @@ if TYPE_CHECKING:
         threshold,
     )
     from funcnet.ops.loss import binary_cross_entropy, cross_entropy, linear_cross_entropy, mse
-    from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
+    from funcnet.ops.norm import (
+        batch_norm,
+        group_norm,
+        instance_norm,
+        l2_norm,
+        layer_norm,
+        log_softmax,
+        logsumexp,
+        rms_norm,
+        softmax,
+    )
     from funcnet.ops.random import dropout
+    from funcnet.ops.random.regularizers import drop_path, embedding_dropout, spatial_dropout
     from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
     from funcnet.ops.sound import (
         deltas,
@@ -92,9 +104,13 @@ __version__ = "0.1.0"
 _FAMILIES = {
     "attention": ("alibi", "attention", "linear_attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
-    "dense": ("embedding", "linear", "matmul"),
+    "dense": ("bilinear", "embedding", "linear", "matmul"),
+    "elementwise": ("prelu",),
     "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
-    "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
+    "norm": (
+        "batch_norm", "group_norm", "instance_norm", "l2_norm", "layer_norm", "log_softmax", "logsumexp",
+        "rms_norm", "softmax",
+    ),
     "random": ("dropout",),
     "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),
     "sound": (
@@ -108,6 +124,7 @@ _OBJECTS = {
         "leaky_relu", "log_sigmoid", "mish", "quick_gelu", "relu", "relu6", "selu", "sigmoid", "silu",
         "soft_shrink", "softplus", "softsign", "swiglu", "tanh", "tanh_shrink", "threshold",
     ),
+    "random.regularizers": ("drop_path", "embedding_dropout", "spatial_dropout"),
 }  # fmt: skip
 _FILES = {name: file for file, names in _OBJECTS.items() for name in names}
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
@@ -124,9 +141,11 @@ _FUNCTIONS = {
     "lowrank": "analysis",
     "pca": "linalg",
     "save": "store",
+    "spectral_norm": "linalg",
     "tap": "taps",
     "verify": "verifier",
     "verify_model": "verifier",
+    "weight_norm": "linalg",
     "xray": "analysis",
 }
 __all__ = [*_OPERATIONS, *_PACKAGES, *_FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -16,6 +16,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -675,3 +676,10 @@ def products_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
     `jax.checkpoint_policies.dots_saveable` does not know funcnet's primitives; this one does.
     """
     return primitive in _products or primitive.name in ("dot_general", "conv_general_dilated")
+
+
+def __getattr__(name: str) -> Any:
+    """`elementwise` and `gated`, which make operations: they check and count, as only what lies above can."""
+    if name in ("elementwise", "gated"):
+        return getattr(importlib.import_module("funcnet.ops._elementwise"), name)
+    raise AttributeError(f"module 'funcnet.rules' has no attribute {name!r}")

@@ -148,7 +148,7 @@ def carried(m: int, *n: int) -> dict[str, Any]:
     return {"h": F(*n, m), "c": S(*n, m)}
 
 
-# ---- families: one operation of a file goes through every law, all of them at once through the rest -------
+# ---- families: few of their operations go through every law by themselves, all at once through some of them
 
 FAMILIES: dict[
     str, dict[str, dict[str, Any]]
@@ -179,6 +179,24 @@ FAMILIES: dict[
         "tanh": {},
         "tanh_shrink": {},
         "threshold": {"threshold": 0.3, "value": -0.7},
+    },
+    "regularizers": {
+        "drop_path": {"rate": 0.4, "key": jax.random.key(0)},
+        "embedding_dropout": {
+            "ids": jnp.asarray([[1, 4, 1], [0, 5, 2]], jnp.int32),
+            "vocabulary": 5,
+            "rate": 0.4,
+            "key": jax.random.key(1),
+        },
+        "spatial_dropout": {"rate": 0.4, "key": jax.random.key(2), "spatial": 1},
+    },
+    "others": {
+        "bilinear": {},
+        "instance_norm": {"spatial": 2},
+        "l2_norm": {"axis": (0, -1)},
+        "log_softmax": {"axis": 0},
+        "logsumexp": {"axis": (1, 2), "keepdims": True},
+        "prelu": {},
     },
 }
 EVERY_LAW = ("gelu", "relu", "swiglu")  # of these families
@@ -216,7 +234,24 @@ def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2)) -> Case:
     return case(family, {name: (F(*shape),) * count(name) for name in FAMILIES[family] if count(name) in of})
 
 
-STACKED = [every(family, 3, 5) for family in FAMILIES]
+STACKED = [
+    every("activations", 3, 5),
+    case(
+        "others",
+        {
+            "bilinear": ({"w": F(3, 5, 2), "b": F(2)}, F(7, 3), F(7, 5)),
+            "instance_norm": ({"w": F(3), "b": F(3)}, F(2, 3, 5, 3)),
+            "l2_norm": (F(3, 5, 2),),
+            "log_softmax": (F(3, 5),),
+            "logsumexp": (F(2, 3, 5),),
+            "prelu": ({"w": F(3)}, F(5, 3)),
+        },
+    ),
+    case(
+        "regularizers",
+        {"drop_path": (F(7, 3),), "embedding_dropout": (F(2, 3, 5),), "spatial_dropout": (F(2, 5, 3),)},
+    ),
+]
 
 PROJECTED = {"w": F(5, 12), "u": F(2, 12), "b": F(12), "r": F(3, 2)}
 CASES = [
@@ -227,6 +262,14 @@ CASES = [
     case("linear", {"w": F(3, 17), "b": None}, F(3)),
     case("linear", {"w": F(1, 1), "b": F(1)}, F(1, 1)),
     case("linear", {"w": F(3, 5), "b": F(5)}, F(0, 3)),
+    case("linear", {"w": F(5, 2, 3, 7), "b": F(3, 7)}, F(11, 5, 2), inputs=2),
+    case("linear", {"w": F(3, 5, 2), "b": None}, F(2, 7, 3)),
+    case("linear", {"w": F(2, 3, 5)}, F(2, 3), inputs=2),
+    # bilinear
+    case("bilinear", {"w": F(3, 5, 2), "b": F(2)}, F(7, 3), F(7, 5)),
+    case("bilinear", {"w": F(3, 3, 3)}, F(2, 3, 3), F(2, 3, 3)),
+    case("bilinear", {"w": F(3, 2, 5), "b": None}, F(3), F(2)),
+    case("bilinear", {"w": F(3, 5, 2), "b": F(2)}, F(0, 3), F(0, 5)),
     # relu
     case("relu", F(7, 11)),
     case("relu", F(0, 3)),
@@ -325,6 +368,23 @@ CASES = [
     case("softmax", F(1, 2)),
     case("softmax", F(0, 3)),
     case("softmax", F(3, 0)),
+    # others of norms
+    case("instance_norm", {"w": F(5), "b": F(5)}, F(2, 7, 3, 5)),
+    case("instance_norm", {"w": F(3)}, F(2, 5, 7, 3), spatial=1, eps=1e-3),
+    case("instance_norm", {"w": F(3), "b": None}, F(0, 5, 3)),
+    case("l2_norm", F(7, 11)),
+    case("l2_norm", F(2, 3, 5), axis=(0, -1), eps=2.5),  # some norms are below
+    case("l2_norm", F(3, 0)),
+    case("log_softmax", F(7, 11)),
+    case("log_softmax", F(2, 3, 5), axis=-2),
+    case("log_softmax", F(0, 3)),
+    case("logsumexp", F(7, 11)),
+    case("logsumexp", F(2, 3, 5), axis=(0, -1), keepdims=True),
+    case("logsumexp", F(0, 3)),
+    # prelu
+    case("prelu", {"w": F(5)}, F(7, 5)),
+    case("prelu", {"w": F(1)}, F(2, 3, 5)),
+    case("prelu", {"w": F(3)}, F(0, 3)),
     # gelu
     case("gelu", F(7, 11)),
     case("gelu", F(7, 11), approximate=True),
@@ -348,6 +408,14 @@ CASES = [
     case("dropout", F(7, 3), rate=0.0, key=K()),
     case("dropout", F(0, 3), rate=0.3, key=K()),
     case("dropout", F(), rate=0.3, key=K()),
+    case("drop_path", F(7, 11), rate=0.3, key=K()),
+    case("drop_path", F(5), rate=1.0, key=K()),
+    case("drop_path", F(0, 3), rate=0.3, key=K()),
+    case("spatial_dropout", F(7, 2, 3, 5), rate=0.3, key=K()),
+    case("spatial_dropout", F(2, 3, 5, 7), rate=0.5, key=K(), spatial=1),
+    case("spatial_dropout", F(2, 3), rate=0.3),
+    case("embedding_dropout", F(7, 5), ids=I(5, 7), vocabulary=3, rate=0.3, key=K()),
+    case("embedding_dropout", F(2, 3, 5), ids=I(7, 2, 3), vocabulary=7, rate=0.3),
     # ==== products: matmul embedding attention multihead
     case("matmul", F(7, 11), F(11, 13)),
     case("matmul", F(3, 5, 7, 2), F(2, 11)),

@@ -241,6 +241,35 @@ HARD = [
     hard(
         case("softmax", F(3, 5), axis=0), *OFFSETS, times(0, 1e3), *poisons(0, (1, 2)), truth=jax.nn.softmax
     ),
+    hard(
+        case("log_softmax", F(3, 5)),
+        *OFFSETS,
+        times(0, 1e3),
+        put(0, (0, 1), -INF),
+        *poisons(0, 1),
+        poison("dy", 1, NAN),
+        truth=jax.nn.log_softmax,
+    ),
+    hard(
+        case("logsumexp", F(3, 5)),
+        *OFFSETS,
+        times(0, 1e3),
+        put(0, (0, 1), -INF),
+        *poisons(0, 1),
+        poison("dy", 1, NAN),
+        truth=lambda x: jax.nn.logsumexp(x, -1),
+    ),
+    hard(
+        case("l2_norm", F(3, 5)),
+        times(0, 1e-3),
+        times(0, 1e30),
+        times(0, 1e-11),
+        put(0, 1, 0),
+        *poisons(0, 1),
+        poison("dy", 1, NAN),
+        orders={"float32": 1},
+    ),
+    hard(case("prelu", {"w": F(5)}, F(3, 5)), times(-1, 1e30), poison("dy", 1, NAN), orders={"float32": 2}),
     # norms: offsets of 1e5 spreads, the first element far off, a row, channel or group beside others
     hard(
         case("layer_norm", {"w": F(7), "b": F(7)}, F(3, 7)),
@@ -341,6 +370,15 @@ HARD = [
         *poisons(0, 1),
         poison("dy", 1, NAN),
         products=True,
+    ),
+    hard(
+        case("bilinear", {"w": F(3, 5, 2), "b": F(2)}, F(4, 3), F(4, 5)),
+        add(1, 1e3),
+        *poisons(2, 1),
+        *poisons(1, 1),
+        poison("dy", 1, NAN),
+        products=True,
+        orders={"float32": 1},
     ),
     hard(case("matmul", F(4, 5), F(5, 3)), *FAR, *poisons(0, 1), *poisons(1, (..., 1)), products=True),
     hard(

@@ -224,7 +224,7 @@ def family(case: Case, op: Any, args: Any, options: Any) -> None:
     g, _ = on_floats(op.apply, args, options)
     _, rebuild = floats(args)
     for name, arrays in args[0].items():
-        want = naive_loop(name)(*map(np.asarray, arrays), **op.members[name])
+        want = naive_loop(name)(*jax.tree.map(np.asarray, arrays), **op.members[name])
         close(getattr(fn, name).reference(*arrays, **op.members[name]), want)
 
     def all_of(values: Any, dy: Any) -> Any:
@@ -615,8 +615,14 @@ def has_squares(case: Case) -> bool:
     if not hasattr(case.module, "squares") or case.options.get("train"):
         return False
     x = case.args[{"linear_cross_entropy": 0, "batch_norm": 2}.get(case.op, 1)]
-    own = dict.fromkeys(RECURRENT, 2) | {"embedding": 0, "multihead": 2}
-    own = (own | {"group_norm": 1 + case.options.get("spatial", 0)}).get(case.op, 1)
+    own = dict.fromkeys(RECURRENT, 2) | {
+        "embedding": 0,
+        "multihead": 2,
+        "linear": case.options.get("inputs", 1),
+    }
+    own = (own | dict.fromkeys(("group_norm", "instance_norm"), 1 + case.options.get("spatial", 0))).get(
+        case.op, 1
+    )
     if case.op.startswith("conv"):
         own = len(case.args[0]["w"].shape) - 1
     sinks = case.op == "multihead" and case.args[0].get("sinks")
@@ -629,7 +635,7 @@ def in_shape(case: Case, args: Any) -> tuple[int, ...]:
     if case.op == "dropout":
         return x.shape
     features = {
-        "linear": 1,
+        "linear": case.options.get("inputs", 1),
         "matmul": 2,
         "conv": 0,
         "deltas": 2,

@@ -31,8 +31,14 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
     ("group_norm", "", "_WITHIN = (-3, -1)", "_WITHIN = (-1,)"),
     ("batch_norm", "", "(n / jnp.maximum(n - 1, 1))", "(n / n)"),
     ("softmax", "", "narrow(p * (g - (p * g)", "narrow(p * (g - (g)"),
-    ("gelu", "", "* (p + h * density)", "* (p + density)"),
-    ("swiglu", "", "s * (1 + g * (1 - s))", "s * (1 + g * s)"),
+    ("gelu", "activations.py", "* (p + x * density)", "* (p + density)"),
+    ("swiglu", "activations.py", "dy * s * (1 + x * rest)", "dy * s * (1 + x * s)"),
+    ("activations", "activations.py", "top = jnp.where(x < 0, e * (e + 2), 1 + 2 * e)", "top = e * (e + 2)"),
+    ("activations", "activations.py", "jnp.where((x <= 0) | (x >= 6), 0, dy)", "jnp.where(x <= 0, 0, dy)"),
+    ("others", "../dense/bilinear.py", '"...jk,...k->...j"', '"...kj,...k->...j"'),
+    ("others", "../elementwise/prelu.py", "(left * dleft).sum(shared)", "(left * dy).sum(shared)"),
+    ("others", "../norm/l2_norm.py", "(g - y * along) * inverse", "(g - along) * inverse"),
+    ("regularizers", "regularizers.py", "(drop(dy, rate, key, traced | static),)", "(dy,)"),
     ("dropout", "", "(1 / (1 - rate or 1))", "(1 / rate)"),
     ("cross_entropy", "", "p) - label_smoothing /", "p) + label_smoothing /"),
     ("mse", "", "narrow(-de, target)", "narrow(de, target)"),
@@ -63,9 +69,13 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
 ]
 
 
+FOLDERS = {"activations": "elementwise", "others": "norm", "regularizers": "random"}
+
+
 def found(operation: str, file: str, old: str, new: str) -> bool:
     """Whether the fast tests of the operation fail once `old` is `new`."""
-    family = fn._OPERATIONS[operation]
+    # Of a family that is asked at once: by the name of its file, or of its case.
+    family = fn._OPERATIONS.get(operation) or FOLDERS[operation]
     with tempfile.TemporaryDirectory() as folder:
         for part in ("funcnet", "tests"):
             shutil.copytree(ROOT / part, Path(folder) / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -75,8 +85,9 @@ def found(operation: str, file: str, old: str, new: str) -> bool:
         if text.count(old) != 1:
             raise SystemExit(f"{path.name} holds {old!r} {text.count(old)} times: write another mistake.")
         path.write_text(text.replace(old, new), "utf-8")
-        names = f"[{operation}- or -{operation}- or test_{operation}.py"
-        tests = ["tests/test_laws.py", f"tests/ops/{family}/test_{operation}.py", "-k", names]
+        names = f"[{operation}- or -{operation}- or -{operation}] or test_{operation}.py"
+        own = Path(f"tests/ops/{family}/test_{operation}.py")
+        tests = ["tests/test_laws.py", *[str(own)] * (Path(folder) / own).exists(), "-k", names]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]
         env = {**os.environ, "PYTHONPATH": folder, "JAX_PLATFORMS": "cpu"}
         run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)

@@ -36,6 +36,7 @@ Place = tuple[str, ...]  # an argument, or what is in one: ("params", "w")
 
 # What is let through, and why.
 LET_THROUGH = {
+    ("prelu.init", "key"): "as those of the norms",
     ("*_norm.init", "key"): "the key comes first in every init; one that draws nothing does not look at it",
     ("multihead.init_cache", "params.k.w"): "only shapes are read: those of jax.eval_shape do",
 }
@@ -323,8 +324,16 @@ BANDS: Arguments = {"rate": 8e3, "mels": 3, "low": 9.0, "high": 3e3, "scale": "h
 LEVEL: Arguments = {"power": 2, "floor": 1e-9, "span": 8.0, "gain": 0.5, "offset": 1.0}
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
 CALLS: dict[str, Arguments] = {
-    "linear.apply": {"params": DENSE, "x": F(2, 3)},
-    "linear.init": {"key": KEY, "d_in": 3, "d_out": 5, "bias": True},
+    "linear.apply": {"params": DENSE, "x": F(2, 3), "inputs": 1},
+    "linear.init": {
+        "key": KEY,
+        "d_in": 3,
+        "d_out": 5,
+        "bias": True,
+        "w": jax.nn.initializers.he_normal(),
+    },
+    "bilinear.apply": {"params": {"w": F(3, 5, 2), "b": F(2)}, "left": F(2, 3), "right": F(2, 5)},
+    "bilinear.init": {"key": KEY, "d_left": 3, "d_right": 5, "d_out": 2, "bias": True},
     "linear.matrix": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "linear.operator": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "matmul.apply": {"a": F(2, 3), "b": F(3, 5)},
@@ -372,6 +381,13 @@ CALLS: dict[str, Arguments] = {
     "rms_norm.init": {"key": KEY, "d": 6},
     "group_norm.apply": {"params": NORM, "x": F(2, 5, 6), "groups": 2, "eps": 1e-5, "spatial": 1},
     "group_norm.init": {"key": KEY, "c": 6, "bias": True},
+    "instance_norm.apply": {"params": NORM, "x": F(2, 5, 6), "eps": 1e-5, "spatial": 1},
+    "instance_norm.init": {"key": KEY, "c": 6, "bias": True},
+    "l2_norm.apply": {"x": F(2, 3), "axis": 1, "eps": 1e-6},
+    "log_softmax.apply": {"x": F(2, 3), "axis": 1},
+    "logsumexp.apply": {"x": F(2, 3), "axis": (1,), "keepdims": True},
+    "prelu.apply": {"params": {"w": F(3)}, "x": F(2, 3)},
+    "prelu.init": {"key": KEY, "c": 3, "slope": 0.1},
     "batch_norm.apply": {
         "params": NORM,
         "state": {"mean": F(6), "var": jnp.ones(6, jnp.float32)},
@@ -430,6 +446,9 @@ CALLS: dict[str, Arguments] = {
     "deltas.matrix": {"in_shape": (5, 3), "width": 3},
     "log_mel.apply": {"x": F(2, 16), "window": F(4), **FRAMES, **BANDS, **LEVEL},
     "dropout.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
+    "drop_path.apply": {"x": F(2, 3), "rate": 0.5, "key": KEY},
+    "spatial_dropout.apply": {"x": F(2, 5, 3), "rate": 0.5, "key": KEY, "spatial": 1},
+    "embedding_dropout.apply": {"x": F(2, 3), "ids": I(2), "vocabulary": 3, "rate": 0.5, "key": KEY},
     "dropout.matrix": {"in_shape": (2, 3), "rate": 0.5, "key": KEY},
     "mse.apply": {"prediction": F(2, 3), "target": F(2, 3)},
     "cross_entropy.apply": {"logits": F(2, 3), "labels": I(2), "label_smoothing": 0.1, "ignore_index": 1},

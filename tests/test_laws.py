@@ -65,7 +65,12 @@ def test_transform(law, c):
 
 @pytest.mark.parametrize("c", STACKED, ids=ids)
 @pytest.mark.parametrize(
-    "law", [laws.family, laws.second_order, laws.strict, laws.x64_between, laws.taylor, laws.symbols], ids=ids
+    "law",
+    [
+        *(laws.family, laws.second_order, laws.strict, laws.symbols),
+        *(pytest.param(law, marks=pytest.mark.slow) for law in (laws.x64_between, laws.taylor)),
+    ],
+    ids=ids,
 )
 def test_family(law, c):
     args, options = c.draw()

@@ -20,7 +20,11 @@ from funcnet.analysis._spectra import Convolved
 __all__ = ["Program", "drift", "lipschitz", "traced"]
 
 # At most 1: |σ(a) − σ(b)| ≤ |a − b|, and so of the largest or the mean in windows that do not overlap.
-_SLOPES, _POOLS = ("relu", "tanh", "sigmoid"), ("max_pool", "avg_pool")
+_SLOPES = (
+    "celu", "hard_tanh", "log_sigmoid", "relu", "relu6", "sigmoid", "soft_shrink", "softplus",
+    "softsign", "tanh", "tanh_shrink",
+)  # fmt: skip
+_POOLS = ("max_pool", "avg_pool")
 _SAME = (
     "abs", "convert_element_type", "copy", "copy_p", "expand_dims", "logistic", "neg", "reshape", "rev",
     "squeeze", "tanh", "transpose",

@@ -80,6 +80,10 @@ def _heads(d: int, h: int, h_kv: int, e: int) -> dict[str, dict[str, Draw]]:
     }
 
 
+_OF_ONE_ARRAY = """
+    celu elu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid mish quick_gelu relu relu6
+    selu sigmoid silu soft_shrink softplus softsign tanh tanh_shrink
+"""
 CASES: dict[str, tuple[Case, ...]] = {
     "alibi": (_case(_normal(3), t=5, s=7), _case(_normal(3), t=5, s=7, causal=True)),
     "attention": (
@@ -111,6 +115,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         )
         for train in (True, False)
     ),
+    "bilinear": (_case({"w": _normal(3, 5, 2), "b": _normal(2)}, _normal(7, 3), _normal(7, 5)),),
     "binary_cross_entropy": (_case(_normal(7, 11), _unit(7, 11)), _case(_normal(17), _ids(2, 17))),
     "conv": (
         _case({"w": _normal(3, 2, 5), "b": _normal(5)}, _normal(7, 11, 2)),
@@ -127,7 +132,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case(_normal(17, 5), _ids(5, 17), ignore_index=3, label_smoothing=0.3),
         _case(_normal(3, 7), _probabilities(3, 7)),
     ),
+    "drop_path": (_case(_normal(7, 11), rate=0.3, key=_key()),),
     "dropout": (_case(_normal(7, 11), rate=0.3, key=_key()),),
+    "embedding_dropout": (_case(_normal(7, 5), ids=_ids(3, 7), vocabulary=3, rate=0.3, key=_key()),),
+    "spatial_dropout": (_case(_normal(2, 7, 3, 11), rate=0.3, key=_key()),),
     "embedding": (_case({"w": _normal(7, 5)}, _ids(7, 11)), _case({"w": _normal(2, 3)}, _ids(2, 17))),
     "gelu": (_case(_normal(7, 11)), _case(_normal(7, 11), approximate=True)),
     "group_norm": (
@@ -138,6 +146,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case(_cell(3, 5, 3, "b", "c"), _normal(2, 7, 5), {"h": _normal(2, 3)}, mask=_mask(2, 7)),
         _case(_cell(3, 5, 3, "b", "c"), _normal(2, 7, 5), reverse=True, reset="before"),
     ),
+    "instance_norm": (_case({"w": _normal(5), "b": _normal(5)}, _normal(2, 7, 3, 5)),),
+    "l2_norm": (_case(_normal(7, 11)), _case(_normal(2, 3, 5), axis=(0, 2), eps=2.5)),
     "layer_norm": (
         _case({"w": _normal(11), "b": _normal(11)}, _normal(7, 11)),
         _case({"w": _normal(5)}, _normal(2, 3, 5), eps=1e-3),
@@ -145,6 +155,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "linear": (
         _case({"w": _normal(11, 13), "b": _normal(13)}, _normal(7, 11)),
         _case({"w": _normal(11, 13)}, _normal(3, 5, 11)),
+        _case({"w": _normal(3, 2, 5), "b": _normal(5)}, _normal(7, 3, 2), inputs=2),
     ),
     "linear_cross_entropy": (
         _case(_normal(7, 11), _normal(11, 13), _ids(13, 7)),
@@ -166,6 +177,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case(_normal(2, 7, 3), _normal(2, 7, 3, 5), _normal(2, 3, 5)),
         _case(_unit(7, 5), _normal(7, 5), reverse=True),
     ),
+    "log_softmax": (_case(_normal(7, 11)), _case(_normal(2, 3, 5), axis=-2)),
+    "logsumexp": (_case(_normal(7, 11)), _case(_normal(2, 3, 5), axis=(0, 2), keepdims=True)),
     "lstm": (
         _case(
             _cell(4, 5, 3, "b"), _normal(2, 7, 5), {"h": _normal(2, 3), "c": _normal(2, 3)}, mask=_mask(2, 7)
@@ -185,6 +198,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case(_heads(7, 3, 3, 5), _normal(2, 11, 7)),
         _case(_heads(5, 4, 2, 3), _normal(7, 5), causal=True),  # two query heads share a key head
     ),
+    "prelu": (_case({"w": _normal(11)}, _normal(7, 11)), _case({"w": _normal(1)}, _normal(7, 5))),
     "rms_norm": (
         _case({"w": _normal(11)}, _normal(7, 11)),
         _case({"w": _normal(5)}, _normal(2, 3, 5), eps=1e-3),
@@ -201,31 +215,7 @@ CASES: dict[str, tuple[Case, ...]] = {
             positions=_ids(200, 5),
         ),
     ),
-    **{
-        name: (_case(_normal(7, 11)),)
-        for name in (
-            "celu",
-            "elu",
-            "hard_shrink",
-            "hard_sigmoid",
-            "hard_silu",
-            "hard_tanh",
-            "leaky_relu",
-            "log_sigmoid",
-            "mish",
-            "quick_gelu",
-            "relu",
-            "relu6",
-            "selu",
-            "sigmoid",
-            "silu",
-            "soft_shrink",
-            "softplus",
-            "softsign",
-            "tanh",
-            "tanh_shrink",
-        )
-    },
+    **dict.fromkeys(_OF_ONE_ARRAY.split(), (_case(_normal(7, 11)),)),
     **{name: (_case(_normal(7, 11), _normal(7, 11)),) for name in ("geglu", "glu", "swiglu")},
     "threshold": (_case(_normal(7, 11), threshold=0.3, value=-0.7),),
     "softmax": (_case(_normal(7, 11)), _case(_normal(2, 3, 5), axis=-2)),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from funcnet.linalg import kronecker, pca
     from funcnet.linalg.curvature import fisher, ggn, hessian
     from funcnet.linalg.factored import kfac
+    from funcnet.linalg.normalized import lengths, spectral_norm, weight_norm
+    from funcnet.linalg.orthogonal import orthogonal_kernel
 
 __all__ = [
     "Estimate",
@@ -31,11 +33,17 @@ __all__ = [
     "kfac",
     "kronecker",
     "krylov",
+    "lengths",
+    "orthogonal_kernel",
     "pca",
     "polar",
+    "spectral_norm",
     "symmetric",
+    "weight_norm",
 ]
 _FUNCTIONS = {"fisher": "curvature", "ggn": "curvature", "hessian": "curvature", "kfac": "factored"}
+_FUNCTIONS |= dict.fromkeys(("lengths", "spectral_norm", "weight_norm"), "normalized")
+_FUNCTIONS["orthogonal_kernel"] = "orthogonal"
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,8 @@ import numpy as np
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe, shorten
 
 __all__ = [
+    "axes",
+    "axis",
     "channels",
     "classes",
     "concrete",
@@ -24,6 +26,7 @@ __all__ = [
     "dtype_of",
     "features",
     "fields",
+    "finite",
     "flag",
     "floating",
     "integer",
@@ -41,6 +44,7 @@ __all__ = [
     "rate",
     "same_shape",
     "scalar",
+    "spatial",
     "static",
     "tree",
     "unit",
@@ -310,6 +314,24 @@ def same_shape(
     )
 
 
+def spatial(where: str, x: jax.Array, value: Any, c: int) -> int | None:
+    """`value` as `spatial`, of norms over positions: how many axes of x they are, or None."""
+    if value is None:
+        rank(where, "x", x, 2, f"n, *size, {c}")
+        return None
+    count = integer(where, "spatial", value, none="None for all axes but the first and the last")
+    if count < 0:
+        raise ValueRangeError(
+            f"{where}: spatial is {count}.",
+            path="spatial",
+            expected="spatial ≥ 0, or None",
+            actual=f"spatial = {count}",
+        )
+    sizes = "".join(f"s{i}, " for i in range(count)) if count <= 8 else f"{count} sizes, "
+    rank(where, "x", x, count + 1, f"*n, {sizes}{c}")
+    return count
+
+
 _LARGEST = 2**31 - 1  # positions and sizes are int32
 
 
@@ -339,6 +361,39 @@ def integer(
             actual=f"{name} = {shorten(value)}",
         )
     return value
+
+
+def axis(where: str, x: jax.Array, axis: Any) -> int:
+    """`axis`, one that `x` has, counted from either end."""
+    axis = integer(where, "axis", axis)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueRangeError(
+            f"{where}: x has no axis {axis}.",
+            path="axis",
+            expected=f"{-x.ndim} ≤ axis < {x.ndim}     (x: {describe(x)})"
+            if x.ndim
+            else "x of rank 1 or more",
+            actual=f"axis = {axis}" if x.ndim else f"x: {describe(x)}",
+        )
+    return axis
+
+
+def axes(where: str, x: jax.Array, axis_: Any) -> tuple[int, ...]:
+    """One axis of `x`, or several, none of them twice, counted from 0."""
+    several = (
+        integers(where, "axis", axis_, least=-_LARGEST - 1, like="int, or a tuple of them")
+        if isinstance(axis_, Sequence)
+        else (axis_,)
+    )
+    found = tuple(axis(where, x, a) % x.ndim for a in several)
+    if len(set(found)) < len(found):
+        raise ValueRangeError(
+            f"{where}: axis names one twice.",
+            path="axis",
+            expected=f"different axes of x: {describe(x)}",
+            actual=f"axis = {shorten(axis_)}",
+        )
+    return found
 
 
 def positive(where: str, name: str, value: Any, *, least: int = 1) -> int:
@@ -413,6 +468,11 @@ def number(where: str, name: str, value: Any, *, least: float = 0.0, strict: boo
             actual=f"{name} = {shorten(value)}",
         )
     return float(value)
+
+
+def finite(where: str, name: str, value: Any) -> float:
+    """`value`, any finite number, as Python's float."""
+    return number(where, name, value, least=-math.inf)
 
 
 _HIGHEST = float(np.finfo(np.float64).max)

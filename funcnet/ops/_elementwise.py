@@ -21,7 +21,7 @@ from funcnet.ops import _check
 from funcnet.ops._cost import Cost, traffic
 from funcnet.ops._dtype import common, narrow, wide
 
-__all__ = ["elementwise", "gated"]
+__all__ = ["elementwise", "gated", "namespace"]
 
 Check = Callable[[str, str, Any], Any]  # where, the name of an argument, its value -> the value
 
@@ -113,16 +113,26 @@ def elementwise(
     apply.__doc__ = _documented(reference.__doc__ or "", arrays, widens)
     vjp.__doc__ = "y and its pullback: one cotangent for each array, in its dtype."
     cost.__doc__ = f"No products: 0 flops, and the bytes of {', '.join(arrays)} and y."
-    operation = ModuleType(f"{reference.__module__}.{name}", reference.__doc__)
-    for function in (apply, vjp, cost):
+    return namespace(reference, apply, vjp, cost, value=value, pullback=pullback)
+
+
+def namespace(reference: Callable[..., Any], *functions: Callable[..., Any], **more: Any) -> ModuleType:
+    """The operation of these functions, called as `reference` is, which gives it its name and its docstring.
+
+    Args:
+        reference: its definition; where its name has underscores around, the operation has none.
+        functions: `apply`, `vjp`, `cost`: the other names of the contract.
+        more: other names.
+    """
+    operation = ModuleType(f"{reference.__module__}.{reference.__name__.strip('_')}", reference.__doc__)
+    for function in functions:
         function.__module__, function.__qualname__ = operation.__name__, function.__name__
-        vars(function)["__signature__"] = signature
         function.__annotations__ = reference.__annotations__
-    apply = rules.operation(apply, of=operation)
-    vars(operation).update(
-        reference=reference, apply=apply, vjp=vjp, cost=cost, value=value, pullback=pullback
-    )
-    vars(operation)["__all__"] = ["apply", "cost", "reference", "vjp"]
+        vars(function)["__signature__"] = inspect.signature(reference)
+    named = {function.__name__: function for function in functions}
+    named["apply"] = rules.operation(named["apply"], of=operation)
+    vars(operation).update(more, reference=reference, **named)
+    vars(operation)["__all__"] = sorted(["reference", *named])
     return operation
 
 

@@ -1,10 +1,12 @@
 import numpy as np
 
 
-def linear(params, x):
+def linear(params, x, inputs=1):
     w, b = params["w"], params.get("b")
-    y = np.zeros((*x.shape[:-1], w.shape[1]))
-    for n in np.ndindex(*x.shape[:-1]):
-        for j in range(w.shape[1]):
-            y[(*n, j)] = sum(x[(*n, i)] * w[i, j] for i in range(w.shape[0])) + (0 if b is None else b[j])
+    lead, out = x.shape[: x.ndim - inputs], w.shape[inputs:]
+    y = np.zeros((*lead, *out))
+    for n in np.ndindex(*lead):
+        for j in np.ndindex(*out):
+            y[(*n, *j)] = sum(x[(*n, *i)] * w[(*i, *j)] for i in np.ndindex(*w.shape[:inputs]))
+            y[(*n, *j)] += 0 if b is None else b[j]
     return y

@@ -26,6 +26,7 @@ from funcnet import rules, spec, taps
 from funcnet.errors import StructureError, ValueRangeError, describe
 from funcnet.ops import _bias, _check, _factored, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._draw import Initializer, drawn
 from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops.attention import _projections, attention
 from funcnet.ops.attention import rope as rotary
@@ -60,6 +61,7 @@ def init(
     o_bias: bool | None = None,
     qk_norm: bool = False,
     sinks: bool = False,
+    w: Initializer | None = None,
 ) -> Params:
     """Draw every w from N(0, 1/fan_in), fan_in = d for q, k and v, and heads · head_width for o.
 
@@ -75,8 +77,11 @@ def init(
         o_bias: whether "o" has one; None is as the others. (Qwen2 has biases on q, k and v only.)
         qk_norm: whether queries and keys are normalised. (Qwen3 does it.)
         sinks: whether there is a sink for every head.
+        w: what draws each w instead: ``(key, (d, heads · head_width)) -> w`` of q, and so on, as
+            ``jax.nn.initializers.xavier_uniform()``.
 
     Raises:
+        DTypeError: w is no initialiser.
         ValueRangeError: a size is not positive, or a number of heads does not divide what it should.
 
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 6, 4, kv_heads=2, head_width=5, bias=False))
@@ -109,7 +114,11 @@ def init(
     params: dict[str, Any] = {}
     for name, size in sizes.items():
         inputs = heads * e if name == "o" else d
-        params[name] = {"w": jax.random.normal(keys[name], size) / math.sqrt(inputs)}
+        if w is None:
+            leaf = jax.random.normal(keys[name], size) / math.sqrt(inputs)
+        else:
+            leaf = drawn(where, keys[name], w, size, "iio" if name == "o" else "ioo")
+        params[name] = {"w": leaf}
         if o_bias if name == "o" else bias:
             params[name]["b"] = jnp.zeros(size[2:] if name == "o" else size[1:])
     if qk_norm:

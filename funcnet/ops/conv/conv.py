@@ -23,6 +23,7 @@ from funcnet import rules, spec
 from funcnet.linalg import Operator
 from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._draw import Initializer, drawn
 from funcnet.ops._dtype import common, narrow
 from funcnet.ops.conv import _toeplitz
 from funcnet.ops.conv._window import Padding, kernel_sizes
@@ -46,6 +47,7 @@ def init(
     kernel: Sequence[int],
     groups: int = 1,
     bias: bool = True,
+    w: Initializer | None = None,
 ) -> Params:
     """Draw w from N(0, 1/fan_in), fan_in = c_in / groups · Π kernel; b = 0.
 
@@ -56,9 +58,11 @@ def init(
         kernel: one size per spatial axis, 1 to 3 of them.
         groups: both channel counts are split into so many independent convolutions.
         bias: whether there is a "b".
+        w: what draws w instead, for each group by itself: ``(key, (taps · c_in / groups, c_out / groups))
+            -> w``, as ``jax.nn.initializers.he_normal()``. Orthogonal as a map: `linalg.orthogonal_kernel`.
 
     Raises:
-        DTypeError: kernel is not a tuple of integers.
+        DTypeError: kernel is not a tuple of integers, or w no initialiser.
         ValueRangeError: a size is not positive, or groups do not divide the channels.
 
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 4, 6, kernel=(3, 3), groups=2))
@@ -69,8 +73,14 @@ def init(
     c_in, c_out = _check.positive(where, "c_in", c_in), _check.positive(where, "c_out", c_out)
     sizes = kernel_sizes(where, kernel)
     _toeplitz.check_groups(where, groups, c_in, c_out)
-    w = jax.random.normal(key, (*sizes, c_in // groups, c_out)) / math.sqrt(c_in // groups * math.prod(sizes))
-    return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
+    shape, each = (*sizes, c_in // groups, c_out), c_in // groups
+    if w is None:
+        leaf = jax.random.normal(key, shape) / math.sqrt(each * math.prod(sizes))
+    else:
+        roles = "i" * len(sizes) + "iso"
+        leaf = drawn(where, key, w, shape, roles, (*sizes, each, groups, c_out // groups))
+    bias = _check.flag(where, "bias", bias)
+    return {"w": leaf, "b": jnp.zeros((c_out,), leaf.dtype)} if bias else {"w": leaf}
 
 
 def specs(params: Params, *, groups: int = 1, axes: str | None = None) -> dict[str, Spec]:

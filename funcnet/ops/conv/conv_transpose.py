@@ -26,6 +26,7 @@ from funcnet.errors import ShapeError
 from funcnet.linalg import Operator
 from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._draw import Initializer, drawn
 from funcnet.ops._dtype import common, narrow
 from funcnet.ops.conv import _toeplitz
 from funcnet.ops.conv._window import Padding, explicit, kernel_sizes, per_axis
@@ -50,6 +51,7 @@ def init(
     stride: int | Sequence[int] = 1,
     groups: int = 1,
     bias: bool = True,
+    w: Initializer | None = None,
 ) -> Params:
     """Draw w from N(0, 1/fan_in), fan_in = c_in / groups · Π kernel / Π stride on average; b = 0.
 
@@ -61,9 +63,12 @@ def init(
         stride: that of `apply`: only every stride-th output meets a given tap.
         groups: both channel counts are split into so many independent convolutions.
         bias: whether there is a "b".
+        w: what draws w instead, for each group by itself: ``(key, (taps · c_in / groups, c_out / groups))
+            -> w``, as ``jax.nn.initializers.he_normal()``. With a stride an output meets one in Π stride of
+            these taps, so that a w of the same variance is √(Π stride) times as large.
 
     Raises:
-        DTypeError: kernel is not a tuple of integers.
+        DTypeError: kernel is not a tuple of integers, or w no initialiser.
         ValueRangeError: a size is not positive, or groups do not divide the channels.
 
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 6, 4, kernel=(3, 3), groups=2))
@@ -75,8 +80,14 @@ def init(
     sizes = kernel_sizes(where, kernel)
     _toeplitz.check_groups(where, groups, c_in, c_out)
     fan_in = c_in // groups * math.prod(sizes) / math.prod(per_axis(where, "stride", stride, len(sizes)))
-    w = jax.random.normal(key, (*sizes, c_out // groups, c_in)) / math.sqrt(fan_in)
-    return {"w": w, "b": jnp.zeros((c_out,), w.dtype)} if _check.flag(where, "bias", bias) else {"w": w}
+    shape = (*sizes, c_out // groups, c_in)
+    if w is None:
+        leaf = jax.random.normal(key, shape) / math.sqrt(fan_in)
+    else:  # in by out as an output sums, not as the gradient does (`specs`)
+        roles = "i" * len(sizes) + "osi"
+        leaf = drawn(where, key, w, shape, roles, (*shape[:-1], groups, c_in // groups))
+    bias = _check.flag(where, "bias", bias)
+    return {"w": leaf, "b": jnp.zeros((c_out,), leaf.dtype)} if bias else {"w": leaf}
 
 
 def specs(params: Params, *, groups: int = 1, axes: str | None = None) -> dict[str, Spec]:

@@ -16,6 +16,7 @@ from funcnet import rules, spec
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._draw import Initializer, drawn
 from funcnet.ops._dtype import common, wide
 from funcnet.ops._shape import align, count, known
 from funcnet.spec import Spec
@@ -29,11 +30,27 @@ class Params(TypedDict):
     w: Float[Array, "v d"]
 
 
-def init(key: PRNGKeyArray, vocabulary: int, d: int, *, padding_index: int | None = None) -> Params:
+def init(
+    key: PRNGKeyArray,
+    vocabulary: int,
+    d: int,
+    *,
+    padding_index: int | None = None,
+    w: Initializer | None = None,
+) -> Params:
     """Draw w from N(0, 1): an output is one row, so its features have unit variance. That of padding is 0.
 
     A net that uses w once more as its last layer, y Wᵀ, divides there by √d. This is the table of Vaswani et
     al., "Attention is all you need", arXiv 1706.03762, §3.4, who hold w/√d and multiply by √d.
+
+    Args:
+        key: a random key.
+        vocabulary: rows.
+        d: features of a row.
+        padding_index: the row that is 0; None: none.
+        w: what draws w instead: ``(key, (vocabulary, d)) -> w``, as ``jax.nn.initializers.normal(0.02)``. A
+            row is picked, not summed over: an initialiser that reads fans off this shape is not meant for
+            it.
 
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3, 5))
     {'w': (3, 5)}
@@ -41,10 +58,10 @@ def init(key: PRNGKeyArray, vocabulary: int, d: int, *, padding_index: int | Non
     where = "embedding.init"
     _check.key(where, key, none=False)
     shape = _check.positive(where, "vocabulary", vocabulary), _check.positive(where, "d", d)
-    w = jax.random.normal(key, shape)
+    leaf = jax.random.normal(key, shape) if w is None else drawn(where, key, w, shape, "io")
     if padding_index is None:
-        return {"w": w}
-    return {"w": w.at[_check_padding(where, padding_index, vocabulary)].set(0)}
+        return {"w": leaf}
+    return {"w": leaf.at[_check_padding(where, padding_index, vocabulary)].set(0)}
 
 
 def specs(params: Params, *, axes: str = "v d") -> dict[str, Spec]:

@@ -48,7 +48,6 @@ __all__ = [
     "threshold",
 ]
 
-_finite = functools.partial(_check.number, least=-math.inf)
 _above_0 = functools.partial(_check.number, strict=True)
 
 # ---- relu: y = max(x, 0) ----------------------------------------------------------------------------------
@@ -80,7 +79,7 @@ def _leaky_relu_pullback(x: Array, dy: Array, negative_slope: float) -> Array:
     return jnp.where(x > 0, dy, negative_slope * dy)
 
 
-leaky_relu = elementwise(_leaky_relu, _leaky_relu_pullback, checks={"negative_slope": _finite})
+leaky_relu = elementwise(_leaky_relu, _leaky_relu_pullback, checks={"negative_slope": _check.finite})
 
 # ---- relu6, hard_tanh: y = min(max(x, low), high) ---------------------------------------------------------
 
@@ -120,7 +119,9 @@ def _hard_tanh_pullback(x: Array, dy: Array, min_val: float, max_val: float) -> 
     return jnp.where((x <= min_val) | (x >= max_val), 0, dy)
 
 
-hard_tanh = elementwise(_hard_tanh, _hard_tanh_pullback, checks={"min_val": _finite, "max_val": _finite})
+hard_tanh = elementwise(
+    _hard_tanh, _hard_tanh_pullback, checks={"min_val": _check.finite, "max_val": _check.finite}
+)
 
 # ---- hard_sigmoid, hard_silu: the sigmoid as a line between 0 and 1 ---------------------------------------
 
@@ -140,7 +141,9 @@ def _hard_sigmoid_pullback(x: Array, dy: Array, alpha: float, beta: float) -> Ar
     return jnp.where((line <= 0) | (line >= 1), 0, alpha * dy)
 
 
-hard_sigmoid = elementwise(_hard_sigmoid, _hard_sigmoid_pullback, checks={"alpha": _finite, "beta": _finite})
+hard_sigmoid = elementwise(
+    _hard_sigmoid, _hard_sigmoid_pullback, checks={"alpha": _check.finite, "beta": _check.finite}
+)
 
 
 def _hard_silu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -176,7 +179,7 @@ def _hard_shrink_pullback(x: Array, dy: Array, lambd: float) -> Array:
     return jnp.where((x >= -lambd) & (x <= lambd), 0, dy)
 
 
-hard_shrink = elementwise(_hard_shrink, _hard_shrink_pullback, checks={"lambd": _check.number})
+hard_shrink = elementwise(_hard_shrink, _hard_shrink_pullback, checks={"lambd": _check.finite})
 
 
 def _soft_shrink(x: Float[Array, "*n"], lambd: float = 0.5) -> Float[Array, "*n"]:
@@ -223,7 +226,9 @@ def _threshold_pullback(x: Array, dy: Array, threshold: float, value: float) -> 
     return jnp.where(x <= threshold, 0, dy)
 
 
-threshold = elementwise(_threshold, _threshold_pullback, checks={"threshold": _finite, "value": _finite})
+threshold = elementwise(
+    _threshold, _threshold_pullback, checks={"threshold": _check.finite, "value": _check.finite}
+)
 
 # ---- elu, celu, selu: an exponential to the left ----------------------------------------------------------
 
@@ -250,7 +255,7 @@ def _left(x: Array) -> Array:
     return jnp.where(x > 0, 0, x)
 
 
-elu = elementwise(_elu, _elu_pullback, value=_elu_value, checks={"alpha": _finite})
+elu = elementwise(_elu, _elu_pullback, value=_elu_value, checks={"alpha": _check.finite})
 
 
 def _celu(x: Float[Array, "*n"], alpha: float = 1.0) -> Float[Array, "*n"]:

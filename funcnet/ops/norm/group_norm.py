@@ -108,7 +108,7 @@ def apply(
     _check.channels(where, x, w.shape[0], f'params["w"] ({describe(w)})')
     _bias.check(where, params, w.shape[0])
     groups = _check_groups(where, groups, w.shape[0])
-    spatial = _check_spatial(where, x, spatial, w.shape[0])
+    spatial = _check.spatial(where, x, spatial, w.shape[0])
     eps = _check.number(where, "eps", eps)
     return rules.call(vjp, params, x, groups=groups, eps=eps, spatial=spatial)
 
@@ -196,20 +196,3 @@ def _check_groups(where: str, groups: Any, c: int) -> int:
             actual=f"groups = {groups}",
         )
     return groups
-
-
-def _check_spatial(where: str, x: Array, spatial: Any, c: int) -> int | None:
-    if spatial is None:
-        _check.rank(where, "x", x, 2, f"n, *size, {c}")
-        return None
-    spatial = _check.integer(where, "spatial", spatial, none="None for all axes but the first and the last")
-    if spatial < 0:
-        raise ValueRangeError(
-            f"{where}: spatial is {spatial}.",
-            path="spatial",
-            expected="spatial ≥ 0, or None",
-            actual=f"spatial = {spatial}",
-        )
-    sizes = "".join(f"s{i}, " for i in range(spatial)) if spatial <= 8 else f"{spatial} sizes, "
-    _check.rank(where, "x", x, spatial + 1, f"*n, {sizes}{c}")
-    return spatial

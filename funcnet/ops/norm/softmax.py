@@ -6,15 +6,12 @@ Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Netw
 in float32 or wider.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from funcnet import rules
-from funcnet.errors import ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
@@ -46,7 +43,7 @@ def apply(x: Float[Array, "*n"], axis: int = -1) -> Float[Array, "*n"]:
         ValueRangeError: x has no such axis.
     """
     x = _check.floating("softmax.apply", "x", x)
-    return rules.call(vjp, x, axis=_check_axis("softmax.apply", x, axis))
+    return rules.call(vjp, x, axis=_check.axis("softmax.apply", x, axis))
 
 
 def vjp(x: Float[Array, "*n"], axis: int = -1) -> tuple[Float[Array, "*n"], Partial]:
@@ -65,17 +62,3 @@ def _pullback(y: Array, dy: Array, *, axis: int) -> tuple[Array]:
 def cost(x: Float[Abstract, "*n"], axis: int = -1) -> Cost:
     """No products: 0 flops, and the bytes of x and y."""
     return Cost(0, traffic(reference, x, axis=axis))
-
-
-def _check_axis(where: str, x: Array, axis: Any) -> int:
-    axis = _check.integer(where, "axis", axis)
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueRangeError(
-            f"{where}: x has no axis {axis}.",
-            path="axis",
-            expected=f"{-x.ndim} ≤ axis < {x.ndim}     (x: {describe(x)})"
-            if x.ndim
-            else "x of rank 1 or more",
-            actual=f"axis = {axis}" if x.ndim else f"x: {describe(x)}",
-        )
-    return axis

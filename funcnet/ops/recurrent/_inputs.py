@@ -10,25 +10,35 @@ from jaxtyping import Array, PRNGKeyArray
 
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.ops import _bias, _check
+from funcnet.ops._draw import Initializer, drawn
 
 __all__ = ["check", "draw"]
 
 
 def draw(
-    where: str, key: PRNGKeyArray, d: int, hidden: int, gates: int, bias: bool, projection: int | None = None
+    where: str,
+    key: PRNGKeyArray,
+    d: int,
+    hidden: int,
+    gates: int,
+    bias: bool,
+    initial: Initializer | None,
+    projection: int | None = None,
 ) -> dict[str, Array]:
-    """w from N(0, 1/d), u orthogonal for each gate, and unless `bias` is False b = 0; r from N(0, 1/m)."""
+    """w from N(0, 1/d) or by `initial`, u orthogonal, both by gates; b = 0, if any; r from N(0, 1/m)."""
     _check.key(where, key, none=False)
     d, m = _check.positive(where, "d", d), _check.positive(where, "hidden", hidden)
     p = m if projection is None else _check.positive(where, "projection", projection)
     kw, ku = jax.random.split(key)
-    w = jax.random.normal(kw, (d, gates * m)) / math.sqrt(d)
+    if initial is None:
+        w = jax.random.normal(kw, (d, gates * m)) / math.sqrt(d)
+    else:
+        w = drawn(where, kw, initial, (d, gates * m), "iso", (d, gates, m))
     u = jnp.concatenate(list(jax.random.orthogonal(ku, p, (gates,), m=m)), 1)
     bias = _check.flag(where, "bias", bias)
     r = {"r": jax.random.normal(jax.random.fold_in(key, 2), (m, p)) / math.sqrt(m)}
-    return (
-        {"w": w, "u": u} | ({"b": jnp.zeros(gates * m)} if bias else {}) | ({} if projection is None else r)
-    )
+    b = {"b": jnp.zeros(gates * m, w.dtype)} if bias else {}
+    return {"w": w, "u": u} | b | ({} if projection is None else r)
 
 
 def check(

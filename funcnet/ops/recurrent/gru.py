@@ -26,6 +26,7 @@ from funcnet import rules, spec
 from funcnet.errors import describe
 from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._draw import Initializer
 from funcnet.ops._dtype import common, wide
 from funcnet.ops._shape import align
 from funcnet.ops.recurrent import _inputs, _scan
@@ -52,14 +53,24 @@ class State(TypedDict):
     h: Float[Array, "*n m"]
 
 
-def init(key: PRNGKeyArray, d: int, hidden: int, *, bias: bool = True) -> Params:
+def init(
+    key: PRNGKeyArray, d: int, hidden: int, *, bias: bool = True, w: Initializer | None = None
+) -> Params:
     """w from N(0, 1/d), the u of each gate orthogonal, b and c 0.
+
+    Args:
+        key: a random key.
+        d: features of x.
+        hidden: of the state, m.
+        bias: whether there are biases.
+        w: what draws w instead, for each gate: ``(key, (d, m)) -> w``, as
+            ``jax.nn.initializers.he_normal()``.
 
     >>> import jax
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3, 5))
     {'b': (15,), 'c': (5,), 'u': (5, 15), 'w': (3, 15)}
     """
-    params: Any = _inputs.draw("gru.init", key, d, hidden, 3, bias)
+    params: Any = _inputs.draw("gru.init", key, d, hidden, 3, bias, w)
     return params | ({"c": jnp.zeros_like(params["u"][:, 0])} if "b" in params else {})
 
 

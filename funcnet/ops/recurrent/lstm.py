@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from funcnet import rules, spec
 from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._draw import Initializer
 from funcnet.ops._dtype import common, wide
 from funcnet.ops.recurrent import _inputs, _scan
 from funcnet.ops.recurrent._scan import Cell, dot
@@ -50,17 +51,30 @@ class State(TypedDict):
 
 
 def init(
-    key: PRNGKeyArray, d: int, hidden: int, *, bias: bool = True, projection: int | None = None
+    key: PRNGKeyArray,
+    d: int,
+    hidden: int,
+    *,
+    bias: bool = True,
+    projection: int | None = None,
+    w: Initializer | None = None,
 ) -> Params:
     """w from N(0, 1/d), the u of each gate orthogonal, b 1 for the gate f, which so keeps c, and else 0.
 
-    With `projection`, the features of h, r from N(0, 1/m).
+    Args:
+        key: a random key.
+        d: features of x.
+        hidden: of the state, m.
+        bias: whether there are biases.
+        projection: features of h, then r is from N(0, 1/m); None: those of c, without r.
+        w: what draws w instead, for each gate: ``(key, (d, m)) -> w``, as
+            ``jax.nn.initializers.he_normal()``.
 
     >>> import jax
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3, 5))
     {'b': (20,), 'u': (5, 20), 'w': (3, 20)}
     """
-    params: Any = _inputs.draw("lstm.init", key, d, hidden, 4, bias, projection)
+    params: Any = _inputs.draw("lstm.init", key, d, hidden, 4, bias, w, projection)
     if "b" in params:
         m = params["u"].shape[1] // 4
         params["b"] = params["b"].at[m : 2 * m].set(1)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from funcnet import rules, spec
 from funcnet.ops import _bias, _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._draw import Initializer
 from funcnet.ops._dtype import common, wide
 from funcnet.ops.recurrent import _inputs, _scan
 from funcnet.ops.recurrent._scan import Cell, dot
@@ -42,14 +43,23 @@ class State(TypedDict):
     h: Float[Array, "*n m"]
 
 
-def init(key: PRNGKeyArray, d: int, hidden: int, *, bias: bool = True) -> Params:
+def init(
+    key: PRNGKeyArray, d: int, hidden: int, *, bias: bool = True, w: Initializer | None = None
+) -> Params:
     """w from N(0, 1/d), u orthogonal, b 0.
+
+    Args:
+        key: a random key.
+        d: features of x.
+        hidden: of the state, m.
+        bias: whether there are biases.
+        w: what draws w instead: ``(key, (d, m)) -> w``, as ``jax.nn.initializers.he_normal()``.
 
     >>> import jax
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), 3, 5))
     {'b': (5,), 'u': (5, 5), 'w': (3, 5)}
     """
-    params: Any = _inputs.draw("rnn.init", key, d, hidden, 1, bias)
+    params: Any = _inputs.draw("rnn.init", key, d, hidden, 1, bias, w)
     return params
 
 

@@ -1,0 +1,112 @@
+"""Initialisers of the user's: which matrix they are asked for, and what becomes of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcnet as fn
+from funcnet.errors import DTypeError, ShapeError
+from tests.errors import golden
+
+KEY = jax.random.key(0)
+INITS = {  # what is drawn -> the matrix [in, out] that is asked for
+    "linear": (lambda w: fn.linear.init(KEY, 3, 5, w=w)["w"], (3, 5)),
+    "conv": (lambda w: fn.conv.init(KEY, 4, 6, kernel=(3, 2), w=w)["w"], (24, 6)),
+    "groups": (lambda w: fn.conv.init(KEY, 4, 6, kernel=(3, 2), groups=2, w=w)["w"], (12, 3)),
+    "conv_transpose": (
+        lambda w: fn.conv_transpose.init(KEY, 6, 4, kernel=(3,), groups=2, stride=2, w=w)["w"],
+        (9, 2),
+    ),
+    "q": (lambda w: fn.multihead.init(KEY, 6, 2, head_width=5, w=w)["q"]["w"], (6, 10)),
+    "o": (lambda w: fn.multihead.init(KEY, 6, 2, head_width=5, w=w)["o"]["w"], (10, 6)),
+    "embedding": (lambda w: fn.embedding.init(KEY, 7, 3, w=w)["w"], (7, 3)),
+    "lstm": (lambda w: fn.lstm.init(KEY, 3, 5, w=w)["w"], (3, 5)),
+    "gru": (lambda w: fn.gru.init(KEY, 3, 5, w=w)["w"], (3, 5)),
+    "rnn": (lambda w: fn.rnn.init(KEY, 3, 5, w=w)["w"], (3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_the_matrix_that_is_asked_for(name):
+    drawn, want = INITS[name]
+    asked = []
+
+    def w(key, shape):
+        asked.append(shape)
+        return jnp.full(shape, 0.5)
+
+    assert drawn(w).shape == jax.eval_shape(lambda: drawn(None)).shape
+    assert want in asked
+    assert len(set(asked)) == 1 + (name in "qo")
+    np.testing.assert_array_equal(drawn(w), 0.5)
+
+
+def test_rows_are_what_is_summed_over():
+    """Each output of a layer whose matrix has columns of one is the sum of its inputs."""
+    column = lambda key, shape: jnp.broadcast_to(jnp.arange(shape[1], dtype=float), shape)
+    x = jnp.ones((1, 6, 4))
+    y = fn.conv.apply(fn.conv.init(KEY, 4, 6, kernel=(3,), groups=2, w=column), x, groups=2, padding="valid")
+    np.testing.assert_allclose(y[0, 0], 6 * np.asarray([0, 1, 2, 0, 1, 2]))
+    params = fn.conv_transpose.init(KEY, 4, 6, kernel=(3,), groups=2, w=column)
+    y = fn.conv_transpose.apply(params, x, groups=2, padding="valid")
+    np.testing.assert_allclose(y[0, 3], 6 * np.asarray([0, 1, 2, 0, 1, 2]))
+    heads = fn.multihead.init(KEY, 3, 2, head_width=2, w=column)
+    np.testing.assert_array_equal(heads["q"]["w"][0], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(heads["o"]["w"][1, 1], [0, 1, 2])
+
+
+def test_groups_and_gates_are_drawn_apart():
+    orthogonal = jax.nn.initializers.orthogonal()
+    w = fn.lstm.init(KEY, 5, 5, w=orthogonal)["w"].reshape(5, 4, 5)
+    for gate in range(4):
+        np.testing.assert_allclose(w[:, gate].T @ w[:, gate], np.eye(5), atol=1e-12)
+    assert not np.allclose(w[:, 0], w[:, 1])
+    he = fn.conv.init(KEY, 64, 64, kernel=(3, 3), groups=64, w=jax.nn.initializers.he_normal())["w"]
+    assert np.std(he) == pytest.approx(np.sqrt(2 / 9), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "kernel", "groups", "size"),
+    [(4, 4, (3, 3), 1, (4, 5)), (2, 5, (2,), 1, (6,)), (6, 4, (3,), 2, (5,)), (3, 3, (1, 4), 1, (2, 3))],
+)
+def test_orthogonal_kernels_have_singular_values_of_one(c_in, c_out, kernel, groups, size):
+    w = fn.linalg.orthogonal_kernel(KEY, c_in, c_out, kernel=kernel, groups=groups)
+    assert w.shape == fn.conv.init(KEY, c_in, c_out, kernel=kernel, groups=groups)["w"].shape
+    options = {"padding_mode": "circular", "groups": groups}
+    values = jnp.linalg.svd(fn.conv.matrix({"w": w}, (*size, c_in), **options), compute_uv=False)
+    np.testing.assert_allclose(values, 1, atol=1e-10)
+    assert np.ptp(np.abs(np.asarray(w))) > 0.1
+
+
+ERRORS = [
+    (
+        lambda: fn.linear.init(KEY, 3, 5, w=jnp.ones((3, 5))),
+        DTypeError,
+        "linear.init: w is no initialiser.\n"
+        "  expected  w: (key, shape) -> array, as jax.nn.initializers.he_normal(), or None\n"
+        "  got       w: float64[3, 5]",
+    ),
+    (
+        lambda: fn.conv.init(KEY, 2, 4, kernel=(3,), w=lambda key, shape: jnp.ones(shape[::-1])),
+        ShapeError,
+        "conv.init: w gives another shape than it is asked for.\n"
+        "  expected  w(key, (6, 4)): float[6, 4]\n"
+        "  got       float64[4, 6]",
+    ),
+    (
+        lambda: fn.rnn.init(KEY, 3, 5, w=lambda key, shape: 0.5),
+        DTypeError,
+        "rnn.init: w gives no array of floats.\n"
+        "  expected  w(key, (3, 5)): float[3, 5]\n"
+        "  got       0.5 (float)",
+    ),
+]
+
+test_errors = golden(ERRORS)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x, int, "he_normal", 3, jax.nn.initializers.he_normal])
+def test_what_is_no_initialiser(wrong, unchecked):
+    with pytest.raises((DTypeError, ShapeError), match="w "):
+        fn.linear.init(KEY, 3, 5, w=wrong)
