@@ -39,6 +39,7 @@ LEFT_OUT = {
     "Einsum": "jnp.einsum",
     "Hardmax": "no gradient: jax.nn.one_hot of argmax",
     "MaxUnpool": "no unpooling",
+    "MelWeightMatrix": "triangles whose corners are rounded to bins",
     "RoiAlign": "regions of several sizes",
     "TensorScatter": "the write of a cache, a part of multihead.decode",
 }
@@ -462,14 +463,12 @@ def attention(
     past_v: Any = None,
     lengths: Any = None,
 ) -> Any:
-    if a["given"] > 3:
-        raise NotSaid("the scores themselves")
     four = q.ndim == 4
     h, g = a.get("q_num_heads"), a.get("kv_num_heads")
     q, k, v = _heads(q, h), _heads(k, g), _heads(v, g)
     offset = 0
     if past_k is not None:
-        offset = past_k.shape[2]
+        offset = jnp.full(q.shape[0], past_k.shape[2], jnp.int32)  # (queries may lie beyond the last key)
         k, v = (jnp.concatenate([past.swapaxes(1, 2), new], 1) for past, new in ((past_k, k), (past_v, v)))
     t, s = q.shape[1], k.shape[1]
     options: dict[str, Any] = {"causal": bool(a.get("is_causal")), "q_offset": offset}
@@ -498,7 +497,47 @@ def attention(
         seen = seen[None]
     y = fn.attention.apply(q, k, v, bias, mask=seen, **options)
     y = y.swapaxes(1, 2) if four else y.reshape(*y.shape[:2], -1)
-    return (y, k.swapaxes(1, 2), v.swapaxes(1, 2)) if past_k is not None or a["given"] > 1 else y
+    if a["given"] == 1:
+        return y
+    scores = (
+        _scores(q, k, bias, seen, a.get("qk_matmul_output_mode", 0), **options) if a["given"] > 3 else None
+    )
+    return y, k.swapaxes(1, 2), v.swapaxes(1, 2), scores
+
+
+def _scores(
+    q: Any,
+    k: Any,
+    bias: Any,
+    seen: Any,
+    mode: int,
+    *,
+    causal: bool,
+    q_offset: Any,
+    window: Any = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+) -> Any:
+    """What attention does not keep: scores; masked, with their bias (mode 2); their softmax (mode 3)."""
+    h, t, s = q.shape[2], q.shape[1], k.shape[1]
+    keys = jnp.repeat(k, h // k.shape[2], 2).transpose(0, 2, 3, 1)
+    scores = fn.matmul.apply(q.swapaxes(1, 2), keys) * (
+        1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    )
+    scores = fn.tanh.apply(scores / softcap) * softcap if softcap else scores
+    if mode < 2:
+        return scores
+    ahead = jnp.asarray(q_offset).reshape(-1, 1, 1, 1) + jnp.arange(t)[:, None] - jnp.arange(s)
+    allowed = jnp.ones(ahead.shape, bool) if seen is None else seen
+    if causal:
+        allowed = allowed & (ahead >= 0)
+    if window is not None:
+        allowed = allowed & (ahead <= window[0]) & (-ahead <= window[1])
+    scores = jnp.where(allowed, scores if bias is None else scores + bias, -jnp.inf)
+    if mode == 2:
+        return scores
+    some = (scores > -jnp.inf).any(-1, keepdims=True)
+    return jnp.where(some, fn.softmax.apply(jnp.where(some, scores, 0)), 0)
 
 
 def flex_attention(a: Attributes, q: Any, k: Any, v: Any) -> Any:
@@ -525,8 +564,9 @@ def linear_attention(
         if decay is None
         else jnp.broadcast_to(jnp.exp(decay.reshape(*k.shape[:3], -1)), k.shape)
     )
-    gates = jnp.broadcast_to(gate[..., None], inputs.shape)
-    states = fn.linear_recurrence.apply(gates, inputs, state)
+    flat = lambda v: v.reshape(*v.shape[:2], g * e, *v.shape[4:])
+    start = None if state is None else state.reshape(-1, g * e, state.shape[-1])
+    states = fn.linear_recurrence.apply(flat(gate), flat(inputs), start).reshape(inputs.shape)
     scale = a.get("scale", 0.0) or 1 / math.sqrt(e)
     y = fn.matmul.apply(jnp.repeat(states, h // g, 2).mT, q[..., None])[..., 0] * scale
     return y.reshape(*y.shape[:2], -1), states[:, -1]
@@ -627,7 +667,7 @@ def dropout(a: Attributes, x: Any, ratio: Any = None, train: Any = None) -> Any:
     rate = float(known(ratio)) if ratio is not None else 0.5
     if train is not None and bool(known(train)) and rate:
         raise NotSaid("NumPy's random mask")
-    y = fn.dropout.apply(x, rate)
+    y = fn.dropout.apply(x, rate=rate)
     return (y, jnp.ones(x.shape, bool)) if a["outputs"] > 1 else y
 
 
@@ -703,11 +743,19 @@ def swish(a: Attributes, x: Any) -> Any:
     return fn.silu.apply(x * alpha) / alpha
 
 
-def swiglu(a: Attributes, x: Any, *rest: Any) -> Any:
-    if rest or a["outputs"] > 1 or len(a) > 2:
-        raise NotSaid("a limit, or another gate")
-    gate, up = jnp.split(x, 2, -1)
-    return fn.swiglu.apply(gate, up)
+def swiglu(a: Attributes, gate: Any, up: Any) -> Any:
+    alpha = a.get("alpha", 1.0)
+    return fn.swiglu.apply(gate * alpha, up) / alpha
+
+
+def window_of(name: str) -> Callable[..., Any]:
+    return lambda a, width: op("stft").window(name, int(known(width)), periodic=bool(a.get("periodic", 1)))
+
+
+def stft(_: Attributes, x: Any, hop: Any, window: Any = None, length: Any = None) -> Any:
+    n = int(known(length)) if length is not None else window.shape[0]
+    window = jnp.ones(n, x.dtype) if window is None else window
+    return op("stft").apply(x[..., 0], window, n_fft=n, hop=int(known(hop)), padding="valid")
 
 
 NODES: dict[str, Callable[..., Any]] = {
@@ -715,6 +763,7 @@ NODES: dict[str, Callable[..., Any]] = {
     "Attention": attention,
     "AveragePool": avg_pool,
     "BatchNormalization": batch_norm,
+    "BlackmanWindow": window_of("blackman"),
     "CausalConvWithState": causal_conv,
     "Celu": each("celu", alpha=("alpha", 1.0)),
     "CenterCropPad": center_crop_pad,
@@ -733,6 +782,8 @@ NODES: dict[str, Callable[..., Any]] = {
     "GlobalMaxPool": whole("adaptive_max_pool"),
     "GridSample": grid_sample,
     "GroupNormalization": group_norm,
+    "HammingWindow": window_of("hamming"),
+    "HannWindow": window_of("hann"),
     "HardSigmoid": each("hard_sigmoid", alpha=("alpha", 0.2), beta=("beta", 0.5)),
     "HardSwish": each("hard_silu"),
     "InstanceNormalization": instance_norm,
@@ -757,6 +808,7 @@ NODES: dict[str, Callable[..., Any]] = {
     "Relu": each("relu"),
     "Resize": resize,
     "RotaryEmbedding": rotary,
+    "STFT": stft,
     "Selu": each("selu"),
     "Shrink": shrink,
     "Sigmoid": each("sigmoid"),
@@ -804,7 +856,7 @@ def check(node: Any, inputs: list[Any], outputs: list[Any]) -> None:
 
     values = [jnp.asarray(args[i]) for i in moving]
     got = run(*values) if not values else jax.jit(run)(*values)
-    pairs = [(g, n) for g, n in zip(got, node.output, strict=False) if n]
+    pairs = [(g, n) for g, n in zip(got, node.output, strict=False) if n and g is not None]
     assert len(pairs) == len(outputs), f"{len(pairs)} outputs of {len(outputs)}"
     for (g, _), want in zip(pairs, outputs, strict=True):
         g, kind = np.asarray(g, np.float64), str(np.asarray(want).dtype)
@@ -815,10 +867,10 @@ def check(node: Any, inputs: list[Any], outputs: list[Any]) -> None:
             f"value off by {np.nanmax(np.abs(g - w)):.1e}"
         )
     if values:
-        _differentiate(run, values)
+        _differentiate(run, values, node.output)
 
 
-def _differentiate(run: Callable[..., Any], values: list[Any]) -> None:
+def _differentiate(run: Callable[..., Any], values: list[Any], names: Any) -> None:
     """⟨dy, J t⟩ by jax.vjp = the central difference along t, at inputs without ties."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -827,7 +879,7 @@ def _differentiate(run: Callable[..., Any], values: list[Any]) -> None:
         t = [rng.standard_normal(v.shape) * np.isfinite(v) for v in at]
 
         def every(*v: Any) -> list[Any]:
-            return [y for y in run(*v) if is_float(y)]
+            return [y for y, n in zip(run(*v), names, strict=False) if n and is_float(y)]
 
         @jax.jit
         def both(v: list[Any], dy: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -839,9 +891,8 @@ def _differentiate(run: Callable[..., Any], values: list[Any]) -> None:
         h = 1e-6
         ends = [both([v + s * h * u for v, u in zip(at, t, strict=True)], dy)[0] for s in (1, -1)]
         dot = lambda a, b: sum(float(np.vdot(u, v)) for u, v in zip(a, b, strict=True))
-        slopes = [
-            np.nan_to_num((np.asarray(u) - np.asarray(v)) / (2 * h)) for u, v in zip(*ends, strict=True)
-        ]
+        finite = lambda v: np.where(np.isfinite(v), v, 0)
+        slopes = [(finite(u) - finite(v)) / (2 * h) for u, v in zip(*ends, strict=True)]
         difference = dot(dy, slopes)
         by_rule = dot(grads, t)
         scale = math.sqrt(dot(dy, dy) * dot(t, t)) + abs(difference)
@@ -851,6 +902,7 @@ def _differentiate(run: Callable[..., Any], values: list[Any]) -> None:
 
 
 FIXED = {  # inputs that are options
+    "BatchNormalization": (3, 4),  # state, which has no gradient
     "Dropout": (1,),
     "GRU": (1, 2, 3),
     "LSTM": (1, 2, 3, 7),
@@ -859,7 +911,6 @@ FIXED = {  # inputs that are options
     "Resize": (1, 2),
     "RotaryEmbedding": (1, 2),
     "Upsample": (1,),
-    "MeanVarianceNormalization": (),
 }
 
 
