@@ -116,7 +116,7 @@ def check_patches(where: str, x: jax.Array | jax.ShapeDtypeStruct, window: Windo
         )
     if outs != window.out:
         raise ShapeError(
-            f"{where}: a grid of {window.sizes} has other patches than x.",
+            f"{where}: size is {window.sizes}, but a grid of that has other patches than x.",
             path="size",
             expected=f"x: float[*n, {', '.join(map(str, window.out))}, {x.shape[-1]}]",
             actual=f"x: {describe(x)}",

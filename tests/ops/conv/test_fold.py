@@ -28,7 +28,7 @@ ERRORS = [
     (
         lambda: fold.apply(X, size=(8,), kernel=(3,)),
         ShapeError,
-        "fold.apply: a grid of (8,) has other patches than x.\n"
+        "fold.apply: size is (8,), but a grid of that has other patches than x.\n"
         "  expected  x: float[*n, 6, 6]\n"
         "  got       x: float64[2, 5, 6]",
     ),
