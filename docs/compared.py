@@ -39,7 +39,7 @@ fn.fold | Fold | | | Col2Im
 fn.layer_norm | LayerNorm | LayerNorm | LayerNormalization | LayerNormalization
 fn.rms_norm | RMSNorm | RMSNorm | RMSNormalization | RMSNormalization
 fn.group_norm | GroupNorm | GroupNorm | GroupNormalization | GroupNormalization
-fn.group_norm: groups=c | InstanceNorm1d InstanceNorm2d InstanceNorm3d LazyInstanceNorm1d LazyInstanceNorm2d LazyInstanceNorm3d | InstanceNorm | GroupNormalization | InstanceNormalization
+fn.instance_norm | InstanceNorm1d InstanceNorm2d InstanceNorm3d LazyInstanceNorm1d LazyInstanceNorm2d LazyInstanceNorm3d | InstanceNorm | GroupNormalization | InstanceNormalization
 fn.batch_norm | BatchNorm1d BatchNorm2d BatchNorm3d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d SyncBatchNorm | BatchNorm | BatchNormalization | BatchNormalization MeanVarianceNormalization
 fn.l2_norm | functional.normalize | | UnitNormalization |
 fn.weight_norm | utils.weight_norm | WeightNorm | |
@@ -74,7 +74,9 @@ fn.glu | GLU | nnx.glu | |
 fn.geglu | | | |
 fn.swiglu | | | | SwiGLU
 fn.dropout | Dropout | Dropout | Dropout | Dropout
-fn.dropout: over whole channels | Dropout1d Dropout2d Dropout3d | Dropout: broadcast_dims | SpatialDropout1D SpatialDropout2D SpatialDropout3D |
+fn.spatial_dropout | Dropout1d Dropout2d Dropout3d | Dropout: broadcast_dims | SpatialDropout1D SpatialDropout2D SpatialDropout3D |
+fn.drop_path | | | |
+fn.embedding_dropout | | | |
 fn.attention | functional.scaled_dot_product_attention | nnx.dot_product_attention | Attention | Attention FlexAttention
 fn.multihead | MultiheadAttention | MultiHeadAttention | MultiHeadAttention GroupQueryAttention |
 fn.rope | | | | RotaryEmbedding
@@ -87,9 +89,17 @@ fn.rnn | RNN RNNCell RNNBase RNNCellBase | SimpleCell RNN RNNCellBase | SimpleRN
 fn.nets.recurrent | LSTM GRU RNN | Bidirectional | Bidirectional StackedRNNCells |
 fn.linear_recurrence | | | |
 fn.linear_attention | | | | LinearAttention
+fn.nets.mamba | | | |
 fn.stft | | | STFTSpectrogram | STFT BlackmanWindow HammingWindow HannWindow
 fn.log_mel | | | MelSpectrogram |
 fn.mel | | | |
+fn.mfcc | | | |
+fn.istft | | | |
+fn.magnitude | | | |
+fn.power | | | |
+fn.pre_emphasis | | | |
+fn.lfilter | | | |
+fn.deltas | | | |
 fn.cross_entropy | CrossEntropyLoss | | CategoricalCrossentropy SparseCategoricalCrossentropy | SoftmaxCrossEntropyLoss
 fn.linear_cross_entropy | LinearCrossEntropyLoss | | |
 fn.binary_cross_entropy | BCEWithLogitsLoss MultiLabelSoftMarginLoss SoftMarginLoss | | BinaryCrossentropy |

@@ -698,7 +698,16 @@ def test_every_operation_is_called():
     assert not known - {*CALLS, *(name.split(".")[0] for name in CALLS)}
 
 
-@pytest.mark.parametrize("name", CALLS)
+def of_a_sibling(name: str) -> bool:
+    """Whether the arguments are those of `apply`, checked as those of resize or conv are."""
+    operation, _, what = name.partition(".")
+    family = {*fn._FAMILIES["grid"], "patches", "fold"} - {"resize"}
+    return operation in family and what in ("matrix", "operator")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if of_a_sibling(n) else n for n in CALLS]
+)
 def test_operations(name):
     depth = 1 if name in ("multihead.apply", "multihead.decode") else 2  # more of them is slow
     found = fuzz(called(name), CALLS[name], depth)

@@ -820,7 +820,7 @@ NODES: dict[str, Callable[..., Any]] = {
     "SwiGLU": swiglu,
     "Swish": swish,
     "Tanh": each("tanh"),
-    "ThresholdedRelu": each("threshold", threshold=("alpha", 1.0)),
+    "ThresholdedRelu": lambda a, x: op("threshold").apply(x, threshold=a.get("alpha", 1.0), value=0.0),
     "Upsample": lambda a, x, scales: resize(
         {**a, "coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"floor"}, x, None, scales
     ),

@@ -136,7 +136,8 @@ def _pullback(
     for tap in itertools.product(offsets, repeat=d):
         index, w, dw = zip(*(taps[a][k] for a, k in enumerate(tap)), strict=True)
         weight = math.prod(w[1:], start=w[0])[..., None]
-        dx = dx.at[(rows, *index)].add(jnp.where(weight != 0, weight * dys, 0))
+        seen = (weight != 0) & (weight == weight)  # a point that is NaN sees nothing
+        dx = dx.at[(rows, *index)].add(jnp.where(seen, weight * dys, 0))
         if method == "nearest":
             continue
         slopes = [math.prod(w[:a] + w[a + 1 :], start=dw[a]) for a in range(d)]
