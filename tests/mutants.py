@@ -39,7 +39,7 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
     ),
     ("adaptive_max_pool", "", "sees & (took ==", "(took =="),
     ("pixel_shuffle", "_pixels.py", "block = (*inner, y.ndim - 1)", "block = (*inner[::-1], y.ndim - 1)"),
-    ("grid_sample", "", "w[:a] + w[a + 1 :]", "w[: a + 1] + w[a + 1 :]"),
+    ("grid_sample", "", "*w[:a], *w[a + 1 :]", "*w[: a + 1], *w[a + 1 :]"),
     ("layer_norm", "", "(g * xhat).mean(-1, keepdims=True)", "g.mean(-1, keepdims=True)"),
     ("rms_norm", "", "dx = rrms * (g - xhat", "dx = rrms * (g + xhat"),
     ("group_norm", "", "_WITHIN = (-3, -1)", "_WITHIN = (-1,)"),

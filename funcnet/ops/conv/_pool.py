@@ -70,8 +70,9 @@ def axes(
     sizes = x.shape[-d - 1 : -1]
     dilations = per_axis(where, "dilation", dilation, d)
     pairs = pads(where, padding, sizes, kernel, strides, dilations)
-    rows = zip(range(-d - 1, -1), sizes, kernel, strides, pairs, dilations, strict=True)
-    found = tuple(Axis(at, size, k, step, *pair, apart) for at, size, k, step, pair, apart in rows)
+    lows, highs = zip(*pairs, strict=True)
+    rows = zip(range(-d - 1, -1), sizes, kernel, strides, lows, highs, dilations, strict=True)
+    found = tuple(itertools.starmap(Axis, rows))
     for i, axis in enumerate(found):
         if empty or not known(axis.size):
             continue

@@ -65,7 +65,8 @@ def apply(
         ValueRangeError: an option is out of range.
     """
     x = _check.floating("patches.apply", "x", x)
-    _taps.window("patches.apply", *_taps.spatial("patches.apply", x, kernel)[::-1], stride, padding, dilation)
+    found, sizes = _taps.spatial("patches.apply", x, kernel)
+    _taps.window("patches.apply", sizes, found, stride, padding, dilation)
     return rules.call(vjp, x, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
 
 

@@ -206,7 +206,7 @@ def operator(axes: tuple[Axis, ...], c: int) -> Operator:
         None,
         None,
         bound(_absolute_sums),
-        tuple(math.prod(getattr(axis, side) for axis in axes) * c for side in ("out", "size")),
+        (math.prod(axis.out for axis in axes) * c, math.prod(axis.size for axis in axes) * c),
         jnp.zeros(()).dtype.name,
     )
 

@@ -12,7 +12,7 @@ Source: Jaderberg et al., "Spatial transformer networks", arXiv 1506.02025; conv
 import functools
 import itertools
 import math
-import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -135,17 +135,21 @@ def _pullback(
     ]
     for tap in itertools.product(offsets, repeat=d):
         index, w, dw = zip(*(taps[a][k] for a, k in enumerate(tap)), strict=True)
-        weight = math.prod(w[1:], start=w[0])[..., None]
+        weight = _times(w)[..., None]
         seen = (weight != 0) & (weight == weight)  # a point that is NaN sees nothing
         dx = dx.at[(rows, *index)].add(jnp.where(seen, weight * dys, 0))
         if method == "nearest":
             continue
-        slopes = [math.prod(w[:a] + w[a + 1 :], start=dw[a]) for a in range(d)]
-        seen = functools.reduce(operator.or_, (s != 0 for s in slopes))
+        slopes = [_times((dw[a], *w[:a], *w[a + 1 :])) for a in range(d)]
+        seen = functools.reduce(jnp.logical_or, (s != 0 for s in slopes))
         dot = jnp.where(seen[..., None], xs[(rows, *index)] * dys, 0).sum(-1)
         dg = [total + jnp.where(s != 0, s * dot, 0) for total, s in zip(dg, slopes, strict=True)]
     dgrid = jnp.stack(dg[::-1], -1)
     return narrow(dx.reshape(x.shape), x), narrow(dgrid.reshape(grid.shape), grid)
+
+
+def _times(factors: Sequence[Array]) -> Array:
+    return functools.reduce(jnp.multiply, factors)
 
 
 def cost(

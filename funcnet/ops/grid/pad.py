@@ -82,17 +82,18 @@ def vjp(
 
 
 def _forward(x: Array, axes: tuple[Axis, ...]) -> Array:
-    *_, mode = axes[0].options
+    mode: Any = axes[0].options[-1]
     if mode != "zeros" and not known(*(axis.size for axis in axes)):
         return _axes.forward(x, axes)  # jnp compares the border with the size
-    ends = [(0, 0)] * (x.ndim - len(axes) - 1) + [axis.options[:2] for axis in axes] + [(0, 0)]
+    pairs: list[Any] = [axis.options[:2] for axis in axes]
+    ends = [(0, 0)] * (x.ndim - len(axes) - 1) + pairs + [(0, 0)]
     return narrow(jnp.pad(x.astype(wide(x.dtype)), ends, mode=_MODES[mode]), x)  # its transpose adds up
 
 
 def _pullback(dy: Array, *, axes: tuple[Axis, ...]) -> tuple[Array]:
     if axes[0].options[-1] != "zeros":
         return (_axes.adjoint(dy, axes),)
-    ends = [(axis.options[0], axis.size) for axis in axes]
+    ends: list[Any] = [(axis.options[0], axis.size) for axis in axes]
     inside = (slice(low, low + size) for low, size in ends)
     return (dy[(..., *inside, slice(None))],)
 

@@ -255,7 +255,7 @@ def _static(
             actual=f"size: {describe(size)}, scale: {describe(scale)}",
         )
     scales = None if scale is None else _factors(where, scale)
-    outs = None if size is None else _axes.entries(where, "size", size)
+    outs = () if size is None else _axes.entries(where, "size", size)
     _check.one_of(where, "method", method, _METHODS)
     method = _ALIASES.get(method, method)
     options = {
@@ -271,12 +271,12 @@ def _static(
                 actual=f"{name} = {value}",
             )
     a = None if a is None else _check.number(where, "a", a, least=-math.inf)
-    sizes = _axes.spatial(where, x, len(outs or scales or ()))
+    sizes = _axes.spatial(where, x, len(outs if scales is None else scales))
     _axes.elements(where, x, sizes)
     axes = []
     for i, n in enumerate(sizes):
         factor = None if scales is None else scales[i]
-        out = outs[i] if outs is not None else _out(where, n, scales[i])
+        out = outs[i] if factor is None else _out(where, n, factor)
         if options["antialias"] and not known(n):
             raise ShapeError(
                 f"{where}: how much the filter of antialias sees depends on a size that is a symbol.",
