@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from funcnet.nets.generate import generate
     from funcnet.nonfinite import find_nan
     from funcnet.ops.attention import alibi, attention, linear_attention, multihead, rope
-    from funcnet.ops.conv import avg_pool, conv, conv_transpose, max_pool
+    from funcnet.ops.conv import avg_pool, conv, conv_transpose, fold, lp_pool, max_pool, patches
     from funcnet.ops.dense import bilinear, embedding, linear, matmul
     from funcnet.ops.elementwise import prelu
     from funcnet.ops.elementwise.activations import (
@@ -66,6 +66,15 @@ if TYPE_CHECKING:
         tanh,
         tanh_shrink,
         threshold,
+    )
+    from funcnet.ops.grid import (
+        adaptive_avg_pool,
+        adaptive_max_pool,
+        grid_sample,
+        pad,
+        pixel_shuffle,
+        pixel_unshuffle,
+        resize,
     )
     from funcnet.ops.loss import binary_cross_entropy, cross_entropy, linear_cross_entropy, mse
     from funcnet.ops.norm import (
@@ -103,9 +112,13 @@ __version__ = "0.1.0"
 
 _FAMILIES = {
     "attention": ("alibi", "attention", "linear_attention", "multihead", "rope"),
-    "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
+    "conv": ("avg_pool", "conv", "conv_transpose", "fold", "lp_pool", "max_pool", "patches"),
     "dense": ("bilinear", "embedding", "linear", "matmul"),
     "elementwise": ("prelu",),
+    "grid": (
+        "adaptive_avg_pool", "adaptive_max_pool", "grid_sample", "pad", "pixel_shuffle", "pixel_unshuffle",
+        "resize",
+    ),
     "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
     "norm": (
         "batch_norm", "group_norm", "instance_norm", "l2_norm", "layer_norm", "log_softmax", "logsumexp",

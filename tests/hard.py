@@ -119,6 +119,14 @@ LEAST = float(np.finfo(np.float32).min)
 STEPS = np.array([[False, True, True, False], [True] * 4])
 MASK = np.array([[True, True, True, False], [True] * 4])[:, None, None]
 
+POINTS = np.random.default_rng(0).random((1, 4, 2)) * 1.5 - 0.6
+
+
+def _lp(x, kernel, **options):
+    """The reference on a scale on which squares do not overflow, or vanish."""
+    scale = jax.lax.stop_gradient(jnp.abs(jnp.where(jnp.isfinite(x), x, 0)).max())
+    return fn.lp_pool.reference(x / scale, kernel=kernel, **options) * scale
+
 
 def true_activations(xs: dict[str, Any]) -> dict[str, Any]:
     """Their definitions where they overflow in float64, in other words than funcnet's."""
@@ -342,6 +350,58 @@ HARD = [
         *poisons(0, (1, 3, 0)),
         poison("dy", (1, 2, 0), NAN),
         products=True,
+    ),
+    hard(
+        case("lp_pool", F(2, 7, 3), kernel=(3,), stride=2, padding="same"),
+        *(times(0, by) for by in (1e-30, 1e30)),
+        put(0, 0, 0.0),
+        put(0, (0, slice(2, 5)), 1e-36),
+        poison(0, (1, 3, 0), NAN),
+        poison("dy", (1, 2, 0), NAN),
+        truth=_lp,
+        orders={"float32": 1, "bfloat16": 1},
+    ),
+    # grids: what a point does not see, be it in the same window of a matrix
+    *(
+        hard(
+            case(name, F(2, 7, 3), **options),
+            *FAR,
+            *([] if "max" in name else poisons(0, (1, 3, 0))),  # the largest leaves nothing to others
+            *poisons("dy", (1, 2, 0), NAN, 1e6),
+            products=True,
+            orders=FIRST,
+        )
+        for name, options in (
+            ("resize", {"size": (5,)}),
+            ("resize", {"size": (11,), "method": "cubic"}),
+            ("resize", {"size": (3,), "antialias": True}),
+            ("pad", {"padding": ((2, 3),), "padding_mode": "reflect"}),
+            ("pad", {"padding": ((9, 9),), "padding_mode": "edge"}),
+            ("adaptive_avg_pool", {"size": (3,)}),
+            ("adaptive_max_pool", {"size": (3,)}),
+            ("patches", {"kernel": (3,), "padding": "same"}),
+        )
+    ),
+    hard(
+        case("fold", F(2, 5, 6), size=(7,), kernel=(3,)),
+        *FAR,
+        *poisons(0, (1, 3, 0)),
+        poison("dy", (1, 2, 0), NAN),
+        products=True,
+        orders=FIRST,
+    ),
+    *(
+        hard(
+            case("grid_sample", F(1, 4, 5, 2), POINTS, padding_mode=mode),
+            *poisons(0, (0, 1, 2, 0)),
+            poison(1, (0, 1), NAN),
+            *poisons("dy", (0, 2), NAN, 1e6),
+            add(0, 1e3),
+            put(1, (0, 1, 0), 1e6 if mode == "zeros" else 3.0),
+            products=True,
+            orders=FIRST,
+        )
+        for mode in ("zeros", "border", "reflection")
     ),
     # functions of each element alone: saturated, huge, tiny
     hard(

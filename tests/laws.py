@@ -647,8 +647,11 @@ def in_shape(case: Case, args: Any) -> tuple[int, ...]:
     }.get(case.op, 0)
     if case.op in ("conv", "conv_transpose"):
         features = args[0]["w"].ndim - 1
-    if case.op == "avg_pool":
-        features = len(case.options["kernel"]) + 1
+    spatial = next(
+        (v for k in ("kernel", "size", "scale", "padding", "factor") if (v := case.options.get(k))), ()
+    )
+    if not features and case.op != "dropout":
+        features = len(spatial) + 1
     return x.shape[x.ndim - features :]
 
 

@@ -305,7 +305,8 @@ KEY = jax.random.key(0)
 DENSE = {"w": F(3, 5), "b": F(5)}
 NORM = {"w": F(6), "b": F(6)}
 WINDOW: Arguments = {"stride": 2, "padding": "same", "dilation": 1, "groups": 1, "padding_mode": "zeros"}
-POOL: Arguments = {"x": F(2, 7, 5), "kernel": (3,), "stride": 2, "padding": "same"}
+POOL: Arguments = {"x": F(2, 7, 5), "kernel": (3,), "stride": 2, "padding": "same", "dilation": 1}
+SHAPED: Arguments = {k: v for k, v in POOL.items() if k != "x"} | {"in_shape": (7, 5)}
 HEADS = filled(heads(6, 2, 2, 4))
 ALL_HEADS = filled(heads(6, 2, 2, 4, qk_norm=True, sinks=True))
 ATTEND: Arguments = {
@@ -374,7 +375,46 @@ CALLS: dict[str, Arguments] = {
     },
     "max_pool.apply": POOL,
     "avg_pool.apply": POOL,
-    "avg_pool.matrix": {"in_shape": (7, 5), **{k: v for k, v in POOL.items() if k != "x"}},
+    "avg_pool.matrix": SHAPED,
+    "lp_pool.apply": POOL | {"p": 2.0},
+    **{
+        f"{name}.{what}": given | ({"x": F(2, *shape)} if what == "apply" else {"in_shape": shape})
+        for name, shape, given, whats in (
+            ("patches", (7, 5), {k: v for k, v in POOL.items() if k != "x"}, "apply matrix operator"),
+            (
+                "fold",
+                (4, 15),
+                {"size": (7,), "kernel": (3,), "stride": 2, "padding": "same", "dilation": 1},
+                "apply matrix operator",
+            ),
+            (
+                "resize",
+                (7, 5),
+                {
+                    "size": (3,),
+                    "scale": None,
+                    "method": "cubic",
+                    "align_corners": False,
+                    "antialias": True,
+                    "a": -0.5,
+                },
+                "apply matrix operator",
+            ),
+            ("pad", (7, 5), {"padding": ((1, 2),), "padding_mode": "edge"}, "apply matrix operator"),
+            ("adaptive_avg_pool", (7, 5), {"size": (3,)}, "apply matrix operator"),
+            ("adaptive_max_pool", (7, 5), {"size": (3,)}, "apply"),
+            ("pixel_shuffle", (7, 6), {"factor": (3,), "order": "channel last"}, "apply matrix"),
+            ("pixel_unshuffle", (6, 7), {"factor": (3,), "order": "channel last"}, "apply matrix"),
+        )
+        for what in whats.split()
+    },
+    "grid_sample.apply": {
+        "x": F(2, 3, 5, 1),
+        "grid": F(2, 7, 2),
+        "method": "cubic",
+        "padding_mode": "border",
+        "align_corners": True,
+    },
     "layer_norm.apply": {"params": NORM, "x": F(2, 6), "eps": 1e-5},
     "layer_norm.init": {"key": KEY, "d": 6, "bias": True},
     "rms_norm.apply": {"params": {"w": F(6)}, "x": F(2, 6), "eps": 1e-5},
@@ -490,7 +530,7 @@ CALLS: dict[str, Arguments] = {
     },
     "alibi.apply": {"slopes": F(2), "t": 3, "s": 5, "q_offset": 1, "causal": False},
     "alibi.slopes": {"heads": 2},
-    "rope.apply": {"x": F(2, 5, 2, 4), "config": fn.rope.Config(), "positions": I(5)},
+    "rope.apply": {"x": F(2, 5, 2, 4), "config": fn.rope.Config(), "positions": I(5), "tables": None},
     "pca.fit": {**ROWS, "k": 2, "method": "svd"},
     "pca.projector": {**ROWS, "k": 2},
     "pca.left_out": {**ROWS, "k": 2},
@@ -679,7 +719,16 @@ def test_every_operation_is_called():
     assert not known - {*CALLS, *(name.split(".")[0] for name in CALLS)}
 
 
-@pytest.mark.parametrize("name", CALLS)
+def of_a_sibling(name: str) -> bool:
+    """Whether the arguments are those of `apply`, checked as those of resize or conv are."""
+    operation, _, what = name.partition(".")
+    family = {*fn._FAMILIES["grid"], "patches", "fold"} - {"resize"}
+    return operation in family and what in ("matrix", "operator")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if of_a_sibling(n) else n for n in CALLS]
+)
 def test_operations(name):
     depth = 1 if name in ("multihead.apply", "multihead.decode") else 2  # more of them is slow
     found = fuzz(called(name), CALLS[name], depth)

@@ -28,6 +28,9 @@ def test_cases_are_distinct():
 
 
 FOLLOWERS = {"gru", "rnn"}  # their pass over time is lstm's, with another cell: so are its transforms
+# The taps of an axis are resize's; what only moves elements, and pools of one axis after the other.
+FOLLOWERS |= {"adaptive_avg_pool", "pad", "pixel_shuffle", "pixel_unshuffle", "patches", "fold"}
+FOLLOWERS |= {"adaptive_max_pool", "lp_pool"}
 OF_EACH = {laws.naive, laws.finite_differences, laws.forward, laws.cost, laws.attached, laws.containers}
 
 

@@ -85,6 +85,8 @@ _OF_ONE_ARRAY = """
     selu sigmoid silu soft_shrink softplus softsign tanh tanh_shrink
 """
 CASES: dict[str, tuple[Case, ...]] = {
+    "adaptive_avg_pool": (_case(_normal(2, 7, 5, 3), size=(3, 5)),),
+    "adaptive_max_pool": (_case(_normal(2, 7, 5, 3), size=(3, 5)),),
     "alibi": (_case(_normal(3), t=5, s=7), _case(_normal(3), t=5, s=7, causal=True)),
     "attention": (
         _case(_normal(2, 5, 3, 7), _normal(2, 11, 3, 7), _normal(2, 11, 3, 13)),
@@ -137,7 +139,12 @@ CASES: dict[str, tuple[Case, ...]] = {
     "embedding_dropout": (_case(_normal(7, 5), ids=_ids(3, 7), vocabulary=3, rate=0.3, key=_key()),),
     "spatial_dropout": (_case(_normal(2, 7, 3, 11), rate=0.3, key=_key()),),
     "embedding": (_case({"w": _normal(7, 5)}, _ids(7, 11)), _case({"w": _normal(2, 3)}, _ids(2, 17))),
+    "fold": (_case(_normal(2, 4, 15), size=(7,), kernel=(3,), stride=2, padding="same"),),
     "gelu": (_case(_normal(7, 11)), _case(_normal(7, 11), approximate=True)),
+    "grid_sample": (
+        _case(_normal(2, 5, 7, 3), _normal(2, 11, 2)),
+        _case(_normal(2, 5, 7, 3), _normal(2, 11, 2), method="cubic", padding_mode="reflection"),
+    ),
     "group_norm": (
         _case({"w": _normal(6), "b": _normal(6)}, _normal(7, 5, 3, 6), groups=2),
         _case({"w": _normal(10)}, _normal(3, 2, 7, 5, 10), groups=5, spatial=2),
@@ -185,6 +192,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         ),
         _case(_cell(4, 5, 3), _normal(7, 5), reverse=True),
     ),
+    "lp_pool": (
+        _case(_normal(2, 7, 11, 3), kernel=(2, 3)),
+        _case(_normal(3, 13, 5), p=3.0, kernel=(3,), stride=2),
+    ),
     "matmul": (
         _case(_normal(7, 11), _normal(11, 13)),
         _case(_normal(5, 1, 2, 7), _normal(3, 7, 11)),  # both are broadcast
@@ -197,6 +208,14 @@ CASES: dict[str, tuple[Case, ...]] = {
     "multihead": (
         _case(_heads(7, 3, 3, 5), _normal(2, 11, 7)),
         _case(_heads(5, 4, 2, 3), _normal(7, 5), causal=True),  # two query heads share a key head
+    ),
+    "pad": (_case(_normal(2, 5, 7, 3), padding=((1, 2), (3, 0)), padding_mode="reflect"),),
+    "patches": (_case(_normal(2, 7, 5), kernel=(3,), stride=2, padding="same"),),
+    "pixel_shuffle": (_case(_normal(2, 5, 7, 18), factor=(2, 3)),),
+    "pixel_unshuffle": (_case(_normal(2, 10, 9, 5), factor=(2, 3)),),
+    "resize": (
+        _case(_normal(2, 5, 7, 3), size=(7, 3)),
+        _case(_normal(2, 7, 13, 3), size=(3, 5), method="cubic", antialias=True),
     ),
     "prelu": (_case({"w": _normal(11)}, _normal(7, 11)), _case({"w": _normal(1)}, _normal(7, 5))),
     "rms_norm": (

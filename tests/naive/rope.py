@@ -7,20 +7,20 @@ from funcnet.ops.attention.rope import Config
 PLAIN = Config()
 
 
-def rope(x, config=PLAIN, positions=None):
+def rope(x, config=PLAIN, positions=None, tables=None):
     *n, t, h, e = x.shape
-    width = config.width or e
+    width = config.width or e if tables is None else 2 * tables[0].shape[-1]
     y = np.array(x, np.float64)
     for index in np.ndindex(*n, t, h):
         m = index[-2] if positions is None else positions[index[:-1][-positions.ndim :]]
         for i in range(width // 2):
-            theta, c = angle_and_factor(config, i, width)
+            if tables is None:
+                theta, c = angle_and_factor(config, i, width)
+                turn = c * complex(math.cos(m * theta), math.sin(m * theta))
+            else:
+                turn = complex(*(table[(*index[:-1][1 - table.ndim :], i)] for table in tables))
             a, b = (i, i + width // 2) if config.layout == "split" else (2 * i, 2 * i + 1)
-            turned = (
-                c
-                * complex(x[(*index, a)], x[(*index, b)])
-                * complex(math.cos(m * theta), math.sin(m * theta))
-            )
+            turned = turn * complex(x[(*index, a)], x[(*index, b)])
             y[(*index, a)], y[(*index, b)] = turned.real, turned.imag
     return y
 

@@ -197,12 +197,18 @@ def reference(
     config: Config = _PLAIN,
     *,
     positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
+    tables: tuple[Float[Array, "..."], Float[Array, "..."]] | None = None,
 ) -> Float[Array, "*n t h e"]:
     """y_a = c (x_a cos mθ − x_b sin mθ), y_b = c (x_b cos mθ + x_a sin mθ) for every pair, as written."""
-    theta, c = frequencies(config, x.shape[-1])
-    a = np.arange(len(theta)) * (1 if config.layout == "split" else 2)
-    b = a + (len(theta) if config.layout == "split" else 1)
     h = x.astype(wide(x.dtype))
+    if tables is not None:
+        cos, sin = (lax.stop_gradient(v.astype(h.dtype)) for v in tables)
+        a, b = _pairs(config, cos.shape[-1])
+        cos, sin = (align(v[..., None, :], h.ndim) for v in (cos, sin))
+        y = h.at[..., a].set(h[..., a] * cos - h[..., b] * sin)
+        return y.at[..., b].set(h[..., b] * cos + h[..., a] * sin).astype(x.dtype)
+    theta, c = frequencies(config, x.shape[-1])
+    a, b = _pairs(config, len(theta))
     m = jnp.arange(x.shape[-3]) if positions is None else lax.stop_gradient(positions)
     angle = m.astype(h.dtype)[..., None] * align(jnp.asarray(theta, h.dtype), m.ndim + 1)
     angle = align(angle[..., None, :], h.ndim)
@@ -211,12 +217,20 @@ def reference(
     return y.astype(x.dtype)
 
 
+def _pairs(config: Config, pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """The features of each pair."""
+    split = config.layout == "split"
+    a = np.arange(pairs) * (1 if split else 2)
+    return a, a + (pairs if split else 1)
+
+
 @rules.operation
 def apply(
     x: Float[Array, "*n t h e"],
     config: Config = _PLAIN,
     *,
     positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
+    tables: tuple[Float[Array, "..."], Float[Array, "..."]] | None = None,
 ) -> Float[Array, "*n t h e"]:
     """Turn the pairs of features of every head by angles that grow with the position.
 
@@ -229,17 +243,23 @@ def apply(
         positions: integers [t] or [*n, t], traced or not, or float32 or wider for what lies between; None is
             0, 1 ... t − 1. They have no gradient. Angles are in float32 (of float64 x, float64): those of
             position m are off by up to m · 6e-8, and above 2²⁴ not every integer is one.
+        tables: cosines and sines that were made elsewhere, each [t, pairs] or [*n, t, pairs], in place of
+            positions and of the config's base, width and scaling: the first 2 · pairs features are turned.
+            They have no gradient.
 
     Returns:
         y, of the shape and dtype of x.
 
     Raises:
-        ShapeError: x has no pairs to turn, or positions do not fit it.
-        DTypeError: x is not floating-point, positions are neither integers nor float32 or wider, or config is
-            no `rope.Config`.
-        ValueRangeError: the scaling cannot be had at this width.
+        ShapeError: x has no pairs to turn, or positions or tables do not fit it.
+        DTypeError: x or a table is not floating-point, positions are neither integers nor float32 or wider,
+            or config is no `rope.Config`.
+        ValueRangeError: the scaling cannot be had at this width, or positions come with tables.
     """
     x = _check.floating("rope.apply", "x", x)
+    if tables is not None:
+        _check_tables("rope.apply", x, config, positions, tables)
+        return rules.call(vjp, x, config=config, tables=tuple(map(jnp.asarray, tables)))
     _check_config("rope.apply", x, config)
     _check_positions("rope.apply", x, positions)
     return rules.call(vjp, x, config=config, positions=positions)
@@ -250,31 +270,43 @@ def vjp(
     config: Config = _PLAIN,
     *,
     positions: Integer[Array, "..."] | Float[Array, "..."] | None = None,
+    tables: tuple[Float[Array, "..."], Float[Array, "..."]] | None = None,
 ) -> tuple[Float[Array, "*n t h e"], Partial]:
     """y and its pullback, the turn by the opposite angles: dx_a = c (dy_a cos mθ + dy_b sin mθ) and so on."""
-    return _turn(x, positions, config, 1), Partial(rules.bind(_pullback, config=config), positions)
+    given = (positions, tables)
+    return _turn(x, *given, config, 1), Partial(rules.bind(_pullback, config=config), *given)
 
 
-def _pullback(positions: Array | None, dy: Array, *, config: Config) -> tuple[Array]:
-    return (_turn(dy, positions, config, -1),)
+def _pullback(positions: Array | None, tables: Any, dy: Array, *, config: Config) -> tuple[Array]:
+    return (_turn(dy, positions, tables, config, -1),)
 
 
-def _turn(x: Array, positions: Array | None, config: Config, direction: int) -> Array:
-    theta, c = frequencies(config, x.shape[-1])
-    pairs, width = len(theta), 2 * len(theta)
+def _turn(x: Array, positions: Array | None, tables: Any, config: Config, direction: int) -> Array:
+    if tables is None:
+        cos, sin = _cos_sin(x, positions, config)
+    else:
+        cos, sin = (lax.stop_gradient(v.astype(wide(x.dtype))) for v in tables)
+        cos, sin = (align(v[..., None, :], x.ndim) for v in (cos, sin))
+    pairs, sin = cos.shape[-1], direction * sin
     shape, axis = ((2, pairs), -2) if config.layout == "split" else ((pairs, 2), -1)
-    h = x[..., :width].astype(wide(x.dtype)).reshape(*x.shape[:-1], *shape)
+    h = x[..., : 2 * pairs].astype(wide(x.dtype)).reshape(*x.shape[:-1], *shape)
+    a, b = (lax.index_in_dim(h, i, axis, keepdims=False) for i in (0, 1))
+    y = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis)
+    return jnp.concatenate([y.reshape(*x.shape[:-1], 2 * pairs).astype(x.dtype), x[..., 2 * pairs :]], -1)
+
+
+def _cos_sin(x: Array, positions: Array | None, config: Config) -> tuple[Array, Array]:
+    """c cos mθ and c sin mθ, [..., t, 1, pairs]."""
+    theta, c = frequencies(config, x.shape[-1])
     m = jnp.arange(x.shape[-3], dtype=jnp.int32) if positions is None else positions
-    angle = m.astype(h.dtype)[..., None, None] * align(jnp.asarray(theta, h.dtype), m.ndim + 2)
+    real = wide(x.dtype)
+    angle = m.astype(real)[..., None, None] * align(jnp.asarray(theta, real), m.ndim + 2)
     angle = align(angle, x.ndim)
-    cos, sin = jnp.cos(angle), direction * jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
     # XLA:CPU counts cosines as cheap and takes them anew for every head and sequence, which made all of this
     # 16 times slower; a quotient it counts as dear, and keeps. The norm differs from 1 by rounding only.
     norm = jnp.sqrt(cos * cos + sin * sin) / c
-    cos, sin = cos / norm, sin / norm
-    a, b = (lax.index_in_dim(h, i, axis, keepdims=False) for i in (0, 1))
-    y = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis)
-    return jnp.concatenate([y.reshape(*x.shape[:-1], width).astype(x.dtype), x[..., width:]], -1)
+    return cos / norm, sin / norm
 
 
 def cost(
@@ -282,9 +314,10 @@ def cost(
     config: Config = _PLAIN,
     *,
     positions: Integer[Abstract, "..."] | Float[Abstract, "..."] | None = None,
+    tables: tuple[Float[Abstract, "..."], Float[Abstract, "..."]] | None = None,
 ) -> Cost:
-    """No products of matrices: 0 flops, and the bytes of x, positions and y."""
-    return Cost(0, traffic(reference, x, config=config, positions=positions))
+    """No products of matrices: 0 flops, and the bytes of x, positions or tables, and y."""
+    return Cost(0, traffic(reference, x, config=config, positions=positions, tables=tables))
 
 
 # ---- checks -----------------------------------------------------------------------------------------------
@@ -360,3 +393,38 @@ def _check_positions(where: str, x: Array, positions: Any) -> None:
             f"     (x: {describe(x)})",
             actual=f"positions: {describe(positions)}",
         )
+
+
+def _check_tables(where: str, x: Array, config: Any, positions: Any, tables: Any) -> None:
+    if not isinstance(config, Config):
+        _check_config(where, x, config)
+    _check.rank(where, "x", x, 3, "*n, t, h, e")
+    if positions is not None:
+        raise ValueRangeError(
+            f"{where}: positions and tables are both given.",
+            path="positions",
+            expected="positions, or the tables' rows of them",
+            actual=f"positions: {describe(positions)}",
+            hint="tables=(cos[positions], sin[positions]).",
+        )
+    if not isinstance(tables, tuple | list) or len(tables) != 2:
+        raise DTypeError(
+            f"{where}: tables are no pair of arrays.",
+            path="tables",
+            expected="tables: (cosines, sines), each float[t, pairs] or float[*n, t, pairs]",
+            actual=f"tables: {describe(tables)}",
+        )
+    for name, table in zip(("tables[0]", "tables[1]"), tables, strict=True):
+        _check.floating(where, name, table)
+        pairs = table.shape[-1] if table.ndim else 0
+        first = tables[0].shape
+        rows = table.shape[:-1] in (x.shape[-3:-2], x.shape[:-2])
+        if not rows or not 0 < 2 * pairs <= x.shape[-1] or table.shape != first:
+            raise ShapeError(
+                f"{where}: {name} does not fit x.",
+                path=name,
+                expected=f"{name}: float[{x.shape[-3]}, pairs] or "
+                f"float[{', '.join(map(str, x.shape[:-2]))}, pairs], 2 · pairs ≤ {x.shape[-1]}, both alike"
+                f"     (x: {describe(x)})",
+                actual=f"{name}: {describe(table)}",
+            )

@@ -126,13 +126,15 @@ def pads(
     return explicit(where, padding, len(sizes))
 
 
-def explicit(where: str, padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
-    """`padding`, one (low, high) pair per spatial axis, as ints."""
-    expected = f'padding: "same", "valid", "causal", or {ndim} pair{"s" if ndim > 1 else ""} (low, high)'
+def explicit(
+    where: str, padding: Any, ndim: int, *, names: str = '"same", "valid", "causal", or '
+) -> tuple[tuple[int, int], ...]:
+    """`padding`, one (low, high) pair per spatial axis, as ints; `names` are what else it might be."""
+    expected = f"padding: {names}{ndim} pair{'s' if ndim > 1 else ''} (low, high)"
     pair = lambda p: isinstance(p, Sequence) and not isinstance(p, str | bytes) and len(p) == 2
     if not isinstance(padding, Sequence) or isinstance(padding, bytes) or not all(map(pair, padding)):
         raise DTypeError(
-            f"{where}: padding is not a name and not a sequence of pairs.",
+            f"{where}: padding is {'not a name and ' if names else ''}not a sequence of pairs.",
             path="padding",
             expected=expected,
             actual=f"padding = {padding!r:.80}"

@@ -1,4 +1,4 @@
-"""Average pooling: y[n, o, c] = mean_k x[n, o·stride + k − low, c], the mean of each window.
+"""Average pooling: y[n, o, c] = mean_k x[n, o·stride + k·dilation − low, c], the mean of each window.
 
 Dimensions: *n any leading axes (batch), o and k positions along 1 to 3 spatial axes, c channels:
 x [*n, *size, c], y [*n, *out, c]. Padding is not averaged: at the border a window divides by the number of
@@ -22,7 +22,6 @@ from funcnet.errors import ShapeError
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
-from funcnet.ops._shape import count
 from funcnet.ops.conv import _pool
 from funcnet.ops.conv._pool import Axis
 from funcnet.ops.conv._window import Padding
@@ -36,9 +35,10 @@ def reference(
     kernel: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = "valid",
+    dilation: int | Sequence[int] = 1,
 ) -> Float[Array, "*n_and_out c"]:
     """The sum of each window over the number of its true elements."""
-    axes = _pool.axes("avg_pool.reference", x, kernel, stride, padding)
+    axes = _pool.axes("avg_pool.reference", x, kernel, stride, padding, dilation)
     h = x.astype(wide(x.dtype))
     return (_pool.windows(h, axes, 0.0).sum(-1) / _pool.windows(jnp.ones_like(h), axes, 0.0).sum(-1)).astype(
         x.dtype
@@ -52,6 +52,7 @@ def apply(
     kernel: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = "valid",
+    dilation: int | Sequence[int] = 1,
 ) -> Float[Array, "*n_and_out c"]:
     """Average each window, channel by channel.
 
@@ -63,7 +64,8 @@ def apply(
         kernel: the window, one size per spatial axis; its length says how many of them x has.
         stride: step between windows, an int or one per spatial axis; None is the kernel.
         padding: "valid" (none), "same" (⌈size / stride⌉ windows, as XLA pads), "causal" (all at the start),
-            or one (low, high) pair per spatial axis.
+            or one (low, high) pair per spatial axis; a larger high end has the windows of `ceil_mode`.
+        dilation: step between the elements of a window, an int or one per spatial axis.
 
     Returns:
         y [*n, *out, c], in the dtype of x.
@@ -74,7 +76,7 @@ def apply(
         ValueRangeError: an option is out of range, or a window sees nothing but padding.
     """
     x = _check.floating("avg_pool.apply", "x", x)
-    return _forward(x, _pool.axes("avg_pool.apply", x, kernel, stride, padding))
+    return _forward(x, _pool.axes("avg_pool.apply", x, kernel, stride, padding, dilation))
 
 
 def vjp(
@@ -83,9 +85,10 @@ def vjp(
     kernel: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = "valid",
+    dilation: int | Sequence[int] = 1,
 ) -> tuple[Float[Array, "*n_and_out c"], Partial]:
     """y and its pullback: dx[p] = Σ dy[o] / count[o] over the windows o that see p. No residuals."""
-    axes = _pool.axes("avg_pool.vjp", x, kernel, stride, padding)
+    axes = _pool.axes("avg_pool.vjp", x, kernel, stride, padding, dilation)
     return _forward(x, axes), Partial(rules.bind(_pullback, axes=axes))
 
 
@@ -101,9 +104,10 @@ def _pullback(dy: Array, *, axes: tuple[Axis, ...]) -> tuple[Array]:
     for axis in axes:
         share = _pool.edges(dx / _count(axis, dx), axis, 0, 0, 0.0, between=axis.stride - 1)
         last = (axis.out - 1) * axis.stride + 1
-        # The windows that see p begin at p and at the kernel − 1 places before it.
-        before, after = axis.kernel - 1 - axis.low, axis.size + axis.low - last
-        dx = _pool.slide(share, Axis(axis.at, last, axis.kernel, 1, before, after), lax.add, 0.0)
+        # The windows that see p begin at p and at the kernel − 1 places before it, `dilation` apart.
+        before, after = (axis.kernel - 1) * axis.dilation - axis.low, axis.size + axis.low - last
+        seen = Axis(axis.at, last, axis.kernel, 1, before, after, axis.dilation)
+        dx = _pool.slide(share, seen, lax.add, 0.0)
     return (narrow(dx, dy),)
 
 
@@ -113,6 +117,7 @@ def matrix(
     kernel: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = "valid",
+    dilation: int | Sequence[int] = 1,
 ) -> Float[Array, "out in"]:
     """The map x → y as a matrix [Π out · c, Π size · c], for one x of shape (*size, c).
 
@@ -121,7 +126,7 @@ def matrix(
     """
     in_shape = _check.integers("avg_pool.matrix", "in_shape", in_shape, least=0)
     x = jax.ShapeDtypeStruct(in_shape, jnp.float32)
-    axes = _pool.axes("avg_pool.matrix", x, kernel, stride, padding)
+    axes = _pool.axes("avg_pool.matrix", x, kernel, stride, padding, dilation)
     if len(in_shape) != len(axes) + 1:
         raise ShapeError(
             f"avg_pool.matrix: in_shape has {len(in_shape)} entries, but kernel has {len(axes)}.",
@@ -132,7 +137,7 @@ def matrix(
     factors = []
     for axis in axes:
         behind = np.arange(axis.size) - axis.begins[:, None]
-        seen = (behind >= 0) & (behind < axis.kernel)
+        seen = (behind >= 0) & (behind % axis.dilation == 0) & (behind < axis.kernel * axis.dilation)
         factors.append(seen / seen.sum(1, keepdims=True))
     return jnp.asarray(functools.reduce(np.kron, [*factors, np.eye(in_shape[-1])]))
 
@@ -143,15 +148,14 @@ def cost(
     kernel: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = "valid",
+    dilation: int | Sequence[int] = 1,
 ) -> Cost:
     """No products: 0 flops, and the bytes of x and y."""
-    return Cost(0, traffic(reference, x, kernel=kernel, stride=stride, padding=padding))
+    return Cost(0, traffic(reference, x, kernel=kernel, stride=stride, padding=padding, dilation=dilation))
 
 
 def _count(axis: Axis, x: Array) -> Any:
     """The number of true elements of each window along one axis, shaped and typed like x."""
     if axis.low == axis.high == 0:
         return float(axis.kernel)
-    begins, size = axis.begins, count(axis.size, jnp.int32)
-    seen = (begins + axis.kernel).clip(max=size) - begins.clip(min=0)
-    return axis.column(seen.astype(x.dtype), x.ndim)
+    return axis.column(_pool.number(axis).astype(x.dtype), x.ndim)

@@ -148,8 +148,12 @@ def _check_ids(where: str, ids: Array, w: Array) -> None:
         ids,
         w.shape[0],
         f'params["w"]: {describe(w)}',
-        hint=lambda every, _: (
-            "do they count from 1? ids - 1." if every.min() > 0 and every.max() == w.shape[0] else None
+        hint=lambda every, outside: (
+            "do they count from 1? ids - 1."
+            if every.min() > 0 and every.max() == w.shape[0]
+            else f"to count from the last row, as Python does: ids % {w.shape[0]}."
+            if outside.max() < 0 and outside.min() >= -w.shape[0]
+            else None
         ),
     )
 

@@ -105,7 +105,8 @@ ERRORS = [
         ValueRangeError,
         "embedding.apply: ids hold -1, outside [0, 5).\n"
         '  expected  0 ≤ ids < 5     (params["w"]: float32[5, 3])\n'
-        "  got       ids: int32[2, 3], 1 of 6 outside, from -1 to -1",
+        "  got       ids: int32[2, 3], 1 of 6 outside, from -1 to -1\n"
+        "  hint      to count from the last row, as Python does: ids % 5.",
     ),
     (
         lambda: embedding.apply(PARAMS, IDS + 1),

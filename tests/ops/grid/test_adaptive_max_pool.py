@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.errors import ValueRangeError
+from funcnet.ops.grid import adaptive_max_pool
+from tests.errors import golden
+
+
+def test_of_equal_elements_the_first_takes_the_gradient():
+    x = jnp.zeros((4, 6, 1))
+    dx = jax.grad(lambda x: adaptive_max_pool.apply(x, size=(2, 3)).sum())(x)
+    np.testing.assert_array_equal(
+        np.argwhere(np.asarray(dx[..., 0]) != 0), [[a, b] for a in (0, 2) for b in (0, 2, 4)]
+    )
+
+
+def test_an_element_that_two_windows_took_gets_both_gradients():
+    x = jnp.array([0.0, 1.0, 5.0, 1.0, 0.0])[:, None]  # windows of 2: [0, 3) and [2, 5)
+    y, pull = jax.vjp(lambda x: adaptive_max_pool.apply(x, size=(2,)), x)
+    assert y.ravel().tolist() == [5.0, 5.0]
+    assert pull(jnp.array([[2.0], [3.0]]))[0].ravel().tolist() == [0, 0, 5, 0, 0]
+
+
+def test_nan_and_minus_infinity():
+    x = jnp.array([1.0, jnp.nan, -jnp.inf, -jnp.inf])[:, None]
+    y, pull = jax.vjp(lambda x: adaptive_max_pool.apply(x, size=(2,)), x)
+    np.testing.assert_array_equal(y.ravel(), [np.nan, -np.inf])
+    assert pull(jnp.ones_like(y))[0].ravel().tolist() == [0, 1, 1, 0]
+
+
+test_errors = golden(
+    [
+        (
+            lambda: adaptive_max_pool.apply(jnp.zeros((4, 6, 1)), size=(2, 0)),
+            ValueRangeError,
+            "adaptive_max_pool.apply: size is 0, but at least 1 is needed.\n"
+            "  expected  size ≥ 1\n"
+            "  got       size = 0",
+        ),
+    ]
+)
