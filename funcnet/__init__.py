@@ -66,7 +66,7 @@ if TYPE_CHECKING:
         tanh_shrink,
         threshold,
     )
-    from funcnet.ops.loss import binary_cross_entropy, cross_entropy, linear_cross_entropy, mse
+    from funcnet.ops.loss import binary_cross_entropy, cross_entropy, ctc, linear_cross_entropy, mse
     from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
     from funcnet.ops.random import dropout
     from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
@@ -93,7 +93,7 @@ _FAMILIES = {
     "attention": ("alibi", "attention", "linear_attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
     "dense": ("embedding", "linear", "matmul"),
-    "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
+    "loss": ("binary_cross_entropy", "cross_entropy", "ctc", "linear_cross_entropy", "mse"),
     "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
     "random": ("dropout",),
     "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),

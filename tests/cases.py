@@ -1,8 +1,8 @@
 """The table that the laws run over: operation x arguments x options.
 
 A row says what to draw, not what came out: F(7, 3) is a float array of that shape, I(5, 7) integers in
-[0, 5) of shape [7], B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1 along the last
-axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the rest, R(3)
+[0, 5) of shape [7], or [low, 5), B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1 along
+the last axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the rest, R(3)
 what divides in a filter that is stable.
 Sizes are distinct primes, so that a factor names itself; then all-square, a second prime set, 0 and 1.
 """
@@ -27,10 +27,11 @@ class Draw:
     kind: str
     shape: tuple[int, ...]
     high: int = 0
+    low: int = 0
 
     def __call__(self, rng: np.random.Generator, dtype: str) -> jax.Array:
         if self.kind == "int":
-            return jnp.asarray(rng.integers(0, self.high, self.shape), jnp.int32)
+            return jnp.asarray(rng.integers(self.low, self.high, self.shape), jnp.int32)
         if self.kind == "bool":
             return jnp.asarray(rng.random(self.shape) < 0.6)
         if self.kind == "key":
@@ -53,8 +54,8 @@ def F(*shape: int) -> Draw:
     return Draw("float", shape)
 
 
-def I(high: int, *shape: int) -> Draw:
-    return Draw("int", shape, high)
+def I(high: int, *shape: int, low: int = 0) -> Draw:
+    return Draw("int", shape, high, low)
 
 
 def B(*shape: int) -> Draw:
@@ -458,7 +459,7 @@ CASES = [
         F(2, 11, 5),
         causal=True,
     ),
-    # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy
+    # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy ctc
     # max_pool
     case("max_pool", F(2, 7, 11, 3), kernel=(2, 3)),
     case("max_pool", F(3, 13, 5), kernel=(3,), stride=2, padding="same"),
@@ -505,6 +506,16 @@ CASES = [
     case("binary_cross_entropy", F(5, 5), U(5, 5)),
     case("binary_cross_entropy", F(), U()),
     case("binary_cross_entropy", F(0, 3), B(0, 3)),
+    # ctc: the paths that the naive loop goes through are v ** t
+    case("ctc", F(2, 5, 3), I(2, 2, 2), lengths=I(6, 2, low=3), label_lengths=I(3, 2), blank=2),
+    case("ctc", F(2, 1, 4, 3), I(3, 2, 1, 2, low=1)),
+    case("ctc", F(7, 3), I(3, 3, low=1)),
+    case("ctc", F(3, 3, 3), I(2, 3, 1), blank=2),
+    case("ctc", F(1, 2, 5), I(5, 1, 2, low=1), label_lengths=I(2, 1)),
+    case("ctc", F(2, 3, 5), I(5, 2, 0)),
+    case("ctc", F(2, 3, 1), I(1, 2, 0)),
+    case("ctc", F(2, 0, 3), I(1, 2, 0)),
+    case("ctc", F(0, 3, 5), I(4, 0, 2), lengths=I(3, 0), blank=4),
     # ==== what transformers add: swiglu alibi rope linear_cross_entropy
     case("swiglu", F(7, 11), F(7, 11)),
     case("swiglu", F(5, 5), F(5, 5)),
@@ -663,6 +674,7 @@ LARGE = [
     case("mse", F(8, 64, 67), F(8, 64, 67)),
     case("cross_entropy", F(8, 64, 67), I(67, 8, 64), ignore_index=3),
     case("binary_cross_entropy", F(8, 64, 67), U(8, 64, 67)),
+    case("ctc", F(8, 64, 67), I(66, 8, 20), lengths=I(65, 8, low=41), blank=66),
     # ==== what transformers add
     case("swiglu", F(8, 64, 67), F(8, 64, 67)),
     case("alibi", F(8), t=67, s=71),

@@ -35,6 +35,8 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
     ("swiglu", "", "s * (1 + g * (1 - s))", "s * (1 + g * s)"),
     ("dropout", "", "(1 / (1 - rate or 1))", "(1 / rate)"),
     ("cross_entropy", "", "p) - label_smoothing /", "p) + label_smoothing /"),
+    ("ctc", "", "skips, to_blank[:, :-1], blanks", "skips, blanks[:, :-1], blanks"),
+    ("ctc", "", "_before(jnp.where(skips, comes, 0))", "_before(jnp.where(skips, 0, comes))"),
     ("mse", "", "narrow(-de, target)", "narrow(de, target)"),
     ("attention", "_blocks.py", "_where(seen, dp - _at(d, i), 0)", "_where(seen, dp, 0)"),
     ("rope", "", "b * cos + a * sin", "b * cos - a * sin"),
