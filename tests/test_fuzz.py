@@ -784,6 +784,11 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fn.train.stateful,
             {"batches": [F(3)], "get": lambda: 0, "set": lambda state: None, "identity": {"version": 1}},
         ),
+        "train.edit_distance": (
+            fn.train.edit_distance,
+            {"prediction": I(2, 3), "target": I(2, 5), "prediction_lengths": I(2), "target_lengths": I(2)},
+        ),
+        "train.word_error_rate": (fn.train.word_error_rate, {"predictions": ["a b"], "targets": ["a c"]}),
         "train.in_order": (first(fn.train.in_order), {"arrays": arrays, "size": 2}),
         "save": (fn.save, {"path": folder / "saved", "tree": params}),
         "load": (fn.load, {"path": folder / "params", "like": params}),
@@ -810,6 +815,7 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
 
 
 OTHERS = """
+    train.edit_distance train.word_error_rate
     train.init train.make_step train.batches train.in_order train.batches(...).seek train.tokens
     train.write_tokens train.prefetch train.mapped train.stateful save load hub.load hub.save
     hub.read_safetensors hub.write_safetensors nets.transformer.init_cache nets.transformer.preset

@@ -227,9 +227,9 @@ def _given(
     m, r = logsumexp(h)
     log_p = h - m[..., None] - jnp.log1p(r)[..., None]
     b, (t, v) = math.prod(logits.shape[:-2]), logits.shape[-2:]
-    flat = [v.reshape(b, v.shape[-1]) for v in (labels, inside)]
-    log_p, real = log_p.reshape(b, t, v), real.reshape(b, t)
-    return _Given(jnp.swapaxes(log_p, 0, 1), *flat, jnp.swapaxes(real, 0, 1), counted.reshape(b))
+    labels, inside = (x.reshape(b, x.shape[-1]) for x in (labels, inside))
+    log_p, real = (jnp.swapaxes(x, 0, 1) for x in (log_p.reshape(b, t, v), real.reshape(b, t)))
+    return _Given(log_p, labels, inside, real, counted.reshape(b))
 
 
 # ---- both passes: the states are the blanks [b, l + 1] and the labels [b, l] ------------------------------
