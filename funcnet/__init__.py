@@ -66,7 +66,16 @@ if TYPE_CHECKING:
         tanh_shrink,
         threshold,
     )
-    from funcnet.ops.loss import binary_cross_entropy, cross_entropy, ctc, linear_cross_entropy, mse
+    from funcnet.ops.loss import (
+        binary_cross_entropy,
+        contrastive,
+        cross_entropy,
+        ctc,
+        linear_cross_entropy,
+        mse,
+        nll,
+    )
+    from funcnet.ops.loss.comparisons import cosine, dice, focal, hinge, huber, kl_div, smooth_l1, triplet
     from funcnet.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, softmax
     from funcnet.ops.random import dropout
     from funcnet.ops.recurrent import gru, linear_recurrence, lstm, rnn
@@ -93,7 +102,9 @@ _FAMILIES = {
     "attention": ("alibi", "attention", "linear_attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "max_pool"),
     "dense": ("embedding", "linear", "matmul"),
-    "loss": ("binary_cross_entropy", "cross_entropy", "ctc", "linear_cross_entropy", "mse"),
+    "loss": (
+        "binary_cross_entropy", "contrastive", "cross_entropy", "ctc", "linear_cross_entropy", "mse", "nll",
+    ),
     "norm": ("batch_norm", "group_norm", "layer_norm", "rms_norm", "softmax"),
     "random": ("dropout",),
     "recurrent": ("gru", "linear_recurrence", "lstm", "rnn"),
@@ -107,6 +118,9 @@ _OBJECTS = {
         "celu", "elu", "geglu", "gelu", "glu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh",
         "leaky_relu", "log_sigmoid", "mish", "quick_gelu", "relu", "relu6", "selu", "sigmoid", "silu",
         "soft_shrink", "softplus", "softsign", "swiglu", "tanh", "tanh_shrink", "threshold",
+    ),
+    "loss.comparisons": (
+        "cosine", "dice", "focal", "hinge", "huber", "kl_div", "smooth_l1", "triplet",
     ),
 }  # fmt: skip
 _FILES = {name: file for file, names in _OBJECTS.items() for name in names}

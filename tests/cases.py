@@ -181,8 +181,18 @@ FAMILIES: dict[
         "tanh_shrink": {},
         "threshold": {"threshold": 0.3, "value": -0.7},
     },
+    "comparisons": {
+        "cosine": {},
+        "dice": {"smooth": 0.7},
+        "focal": {"gamma": 1.7, "alpha": 0.3},
+        "hinge": {"margin": 0.7},
+        "huber": {"delta": 0.7},
+        "kl_div": {},
+        "smooth_l1": {"beta": 0.7},
+        "triplet": {"margin": 0.7},
+    },
 }
-EVERY_LAW = ("gelu", "relu", "swiglu")  # of these families
+EVERY_LAW = ("cosine", "gelu", "relu", "swiglu")  # of these families
 MEMBERS = {name for members in FAMILIES.values() for name in members} - {*EVERY_LAW}
 
 
@@ -208,13 +218,17 @@ def _pull_each(pullbacks: Any, dys: Any) -> Any:
     return ({name: pullbacks[name](dy) for name, dy in dys.items()},)
 
 
-def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2)) -> Case:
+def drawn(name: str, *shape: int) -> tuple[Draw, ...]:
+    """The arrays of a member of a family, each of that shape."""
+    parameters = inspect.signature(getattr(fn, name).reference).parameters.values()
+    arrays = sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
+    return (F(*shape), U(*shape)) if name in ("dice", "focal", "kl_div") else (F(*shape),) * arrays
+
+
+def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2, 3)) -> Case:
     """The case of the members of a family that take so many arrays, each of that shape."""
-    count = lambda name: sum(
-        p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
-        for p in inspect.signature(getattr(fn, name).reference).parameters.values()
-    )
-    return case(family, {name: (F(*shape),) * count(name) for name in FAMILIES[family] if count(name) in of})
+    arrays = {name: drawn(name, *shape) for name in FAMILIES[family]}
+    return case(family, {name: draws for name, draws in arrays.items() if len(draws) in of})
 
 
 STACKED = [every(family, 3, 5) for family in FAMILIES]
@@ -332,10 +346,11 @@ CASES = [
     case("gelu", F(5, 5), approximate=False),
     case("gelu", F(0, 3), approximate=True),
     case("gelu", F()),
-    # the others of their family
+    # the others of the families
     *(
-        case(name, *[F(7, 11)] * (2 if name in ("glu", "geglu") else 1), **options)
-        for name, options in FAMILIES["activations"].items()
+        case(name, *drawn(name, 7, 11), **options)
+        for members in FAMILIES.values()
+        for name, options in members.items()
         if name in MEMBERS
     ),
     case("sigmoid", F(0, 3)),
@@ -459,7 +474,8 @@ CASES = [
         F(2, 11, 5),
         causal=True,
     ),
-    # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy ctc
+    # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy
+    # ==== cosine contrastive nll ctc
     # max_pool
     case("max_pool", F(2, 7, 11, 3), kernel=(2, 3)),
     case("max_pool", F(3, 13, 5), kernel=(3,), stride=2, padding="same"),
@@ -506,6 +522,30 @@ CASES = [
     case("binary_cross_entropy", F(5, 5), U(5, 5)),
     case("binary_cross_entropy", F(), U()),
     case("binary_cross_entropy", F(0, 3), B(0, 3)),
+    # cosine, and of its family what has edges
+    case("cosine", F(7, 11), F(7, 11)),
+    case("cosine", F(2, 3, 13), F(2, 3, 13)),
+    case("cosine", F(5), F(5)),
+    case("cosine", F(0, 3), F(0, 3)),
+    case("cosine", F(3, 0), F(3, 0)),
+    case("dice", F(2, 3, 5), I(2, 2, 3, 5)),
+    case("focal", F(7, 3), B(7, 3), gamma=0.0),
+    case("focal", F(), U(), gamma=1.0),
+    case("kl_div", F(3, 5), F(3, 5), log_target=True),
+    case("smooth_l1", F(3, 5), F(3, 5), beta=0.0),
+    case("triplet", F(5), F(5), F(5), margin=-0.3),
+    # contrastive, nll
+    case("contrastive", F(7, 3), F(7, 3), F()),
+    case("contrastive", F(5, 3), F(5, 3), F(), F(), pairs="sigmoid"),
+    case("contrastive", F(3, 5), F(3, 5), F(), pairs="sigmoid"),
+    case("contrastive", F(5, 5), F(5, 5), F()),
+    case("contrastive", F(1, 2), F(1, 2), F()),
+    case("contrastive", F(0, 2), F(0, 2), F(), F(), pairs="sigmoid"),
+    case("nll", F(7, 11), I(11, 7)),
+    case("nll", F(2, 3, 5), I(5, 2, 3), ignore_index=3),
+    case("nll", F(5), I(5)),
+    case("nll", F(3, 1), I(1, 3)),
+    case("nll", F(0, 3), I(3, 0)),
     # ctc: the paths that the naive loop goes through are v ** t
     case("ctc", F(2, 5, 3), I(2, 2, 2), lengths=I(6, 2, low=3), label_lengths=I(3, 2), blank=2),
     case("ctc", F(2, 1, 4, 3), I(3, 2, 1, 2, low=1)),
@@ -674,6 +714,9 @@ LARGE = [
     case("mse", F(8, 64, 67), F(8, 64, 67)),
     case("cross_entropy", F(8, 64, 67), I(67, 8, 64), ignore_index=3),
     case("binary_cross_entropy", F(8, 64, 67), U(8, 64, 67)),
+    case("cosine", F(8, 64, 67), F(8, 64, 67)),
+    case("contrastive", F(131, 67), F(131, 67), F()),
+    case("nll", F(8, 64, 67), I(67, 8, 64)),
     case("ctc", F(8, 64, 67), I(66, 8, 20), lengths=I(65, 8, low=41), blank=66),
     # ==== what transformers add
     case("swiglu", F(8, 64, 67), F(8, 64, 67)),

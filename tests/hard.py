@@ -201,6 +201,71 @@ HARD = [
     ),
     hard(case("binary_cross_entropy", np.array([-30.0]), np.array([0.0])), PLAIN, add(1, 0.5), orders=VALUES),
     hard(case("binary_cross_entropy", F(3), np.array([0, 5, 1])), *poisons(0, 1), poison("dy", 1, NAN)),
+    # losses of a line: huge, far off, beside another; of vectors that are 0, equal or nearly
+    *(
+        hard(
+            case(name, F(3, 5), F(3, 5)),
+            *(times(0, by) for by in (30, 1e4, 1e15)),
+            *poisons(0, 1),
+            *poisons(1, 1),
+            orders=FIRST,
+        )
+        for name in ("huber", "smooth_l1", "hinge")
+    ),
+    hard(
+        case("focal", F(3, 5), U(3, 5)),
+        *(put(0, ..., value) for value in (30.0, -30.0, 1e4, -1e4)),
+        (put(0, ..., 40.0), put(1, ..., 1.0)),
+        (put(0, ..., 40.0), put(1, ..., 0.0)),
+        *poisons(0, 1, NAN, 1e6),
+        orders=FIRST,
+    ),
+    hard(
+        case("kl_div", -3 * np.random.default_rng(0).random((3, 5)), P(3, 5)),
+        put(1, 1, 0.0),
+        (put(0, 1, -INF), put(1, 1, 0.0)),
+        *poisons(0, 1),
+        orders=FIRST,
+    ),
+    hard(
+        case("dice", F(3, 5), U(3, 5), smooth=0.0),
+        (put(0, ..., 20.0), put(1, ..., 1.0)),
+        (put(0, 1, -1e4), put(1, 1, 0.0)),
+        *poisons(0, 1, NAN, 1e6),
+        orders=FIRST,
+    ),
+    hard(
+        case("cosine", F(3, 5), F(3, 5)),
+        *(put(i, 1, 0.0) for i in (0, 1)),
+        (put("every", 1, 0.0),),
+        (put(0, 1, [1, 2, 3, 4, 5]), put(1, 1, [1, 2, 3, 4, 5.001])),
+        *(times(0, by) for by in (1e-20, 1e20)),
+        *poisons(0, 1),
+        poison("dy", 1, NAN),
+    ),
+    hard(
+        case("triplet", F(3, 5), F(3, 5), F(3, 5)),
+        (put(0, 1, 1.0), put(1, 1, 1.0)),
+        (put(0, 1, 1.0), put(2, 1, 1.0)),
+        *(times("every", by) for by in (1e-20, 1e20)),
+        *poisons(0, 1),
+    ),
+    hard(
+        case("nll", F(3, 5), IGNORED, ignore_index=-1),
+        *poisons(0, 1),
+        *poisons(0, (0, 3)),
+        poison("dy", 1, NAN),
+    ),
+    *(
+        hard(
+            case("contrastive", F(3, 5), F(3, 5), np.array(1.5), **options),
+            times(0, 30),
+            times(2, -30),
+            products=True,
+            orders=FIRST,
+        )
+        for options in ({}, {"pairs": "sigmoid"})
+    ),
     # ctc: far off, confident, classes of −∞, frames and examples that do not count, labels that cannot be
     hard(
         case("ctc", F(3, 5, 4), TRANSCRIPTS, lengths=np.array([5, 4, 1]), label_lengths=np.array([2, 3, 2])),

@@ -322,6 +322,9 @@ FRAMES: Arguments = {"n_fft": 6, "hop": 2, "width": 4, "padding": "center", "pad
 BANDS: Arguments = {"rate": 8e3, "mels": 3, "low": 9.0, "high": 3e3, "scale": "htk", "norm": "slaney"}
 LEVEL: Arguments = {"power": 2, "floor": 1e-9, "span": 8.0, "gain": 0.5, "offset": 1.0}
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
+HALF = jnp.full((2, 3), 0.5, jnp.float32)
+LABELLED = ("logits", "labels")
+ARRAYS = {"dice": LABELLED, "focal": LABELLED, "triplet": ("anchor", "positive", "negative")}
 COUNTED: Arguments = {"lengths": I(2) + 5, "label_lengths": I(2) + 2}
 CALLS: dict[str, Arguments] = {
     "linear.apply": {"params": DENSE, "x": F(2, 3)},
@@ -435,6 +438,19 @@ CALLS: dict[str, Arguments] = {
     "mse.apply": {"prediction": F(2, 3), "target": F(2, 3)},
     "cross_entropy.apply": {"logits": F(2, 3), "labels": I(2), "label_smoothing": 0.1, "ignore_index": 1},
     "binary_cross_entropy.apply": {"logits": F(2, 3), "labels": jnp.full((2, 3), 0.5, jnp.float32)},
+    **{
+        f"{name}.apply": dict.fromkeys(ARRAYS.get(name, ("prediction", "target")), HALF) | options
+        for name, options in FAMILIES["comparisons"].items()
+    },
+    "nll.apply": {"prediction": F(2, 3), "labels": I(2), "ignore_index": 1},
+    "contrastive.apply": {
+        "x": F(2, 3),
+        "y": F(2, 3),
+        "scale": F(),
+        "bias": F(),
+        "pairs": "sigmoid",
+        "axis_name": None,
+    },
     "ctc.apply": {"logits": F(2, 5, 3), "labels": I(2, 2) + 1, **COUNTED, "blank": 0},
     "ctc.greedy": {"logits": F(2, 5, 3), "lengths": I(2) + 5, "blank": 0},
     "ctc.beam": {"logits": F(2, 5, 3), "width": 3, "lengths": I(2) + 5, "blank": 0},

@@ -1,7 +1,7 @@
 """Edit distance, and the error rates of characters and words: how far a text is from the one it should be.
 
-They are metrics, without a gradient, so they lie here and not among the losses. A rate is a `Mean`, since that
-of a data set is all its edits by all its characters, not the average of the rates of its texts.
+They are metrics, without a gradient, so they lie here and not among the losses. A rate is a `Mean`, since
+that of a data set is all its edits by all its characters, not the average of the rates of its texts.
 """
 
 from collections.abc import Callable, Sequence
