@@ -188,7 +188,8 @@ def stands_for(value: Any, annotation: Any) -> Any:
     """What the annotation allows, for which `value` is another way of writing; LookupError: nothing."""
     known = plain(value)
     meant = [jax.device_put(value.value)] if isinstance(value, Traced) else [value, known]
-    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf" and value.ndim == 0:
+    number = isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf" and value.ndim == 0
+    if number and value.dtype.itemsize <= 8:
         meant.insert(1, jax.device_put(value))
     if isinstance(known, int) and not isinstance(known, bool):
         meant += [float(known)] if abs(known) < 2**1000 else []

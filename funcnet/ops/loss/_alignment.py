@@ -93,7 +93,7 @@ def check_batch(
         )
     if x.shape[: len(leading)] != leading or x.ndim != len(leading) + bool(more):
         raise ShapeError(
-            f"{where}: {path} do not have the shape that {of} ask for.",
+            f"{where}: {path} do not have the shape that {of} {'ask' if of.endswith('s') else 'asks'} for.",
             path=path,
             expected=expected,
             actual=f"{path}: {describe(x)}",

@@ -134,7 +134,7 @@ def _focal_pullback(
     power = jnp.where(wrong > 0, some**gamma, 0) if gamma else jnp.ones_like(wrong)
     entropy = _times(z, jax.nn.softplus(-x)) + _times(1 - z, jax.nn.softplus(x))
     weight, dweight = (1, 0) if alpha is None else (alpha * z + (1 - alpha) * (1 - z), 2 * alpha - 1)
-    more = gamma * entropy * power / some  # by m
+    more = gamma * (entropy / some) * power  # in this order, for all may be tiny
     dx = weight * (power * ((1 - z) * p - z * q) + more * (p * q) * (1 - 2 * z))
     dy = jnp.where(counted, dy, 0)
     if not jnp.issubdtype(labels.dtype, jnp.floating):
