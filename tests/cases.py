@@ -1,9 +1,9 @@
 """The table that the laws run over: operation x arguments x options.
 
 A row says what to draw, not what came out: F(7, 3) is a float array of that shape, I(5, 7) integers in
-[0, 5) of shape [7], or [low, 5), B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1 along
-the last axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the rest, R(3)
-what divides in a filter that is stable.
+[0, 5) of shape [7], or in [low, 5), B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1
+along the last axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the
+rest, R(3) what divides in a filter that is stable.
 Sizes are distinct primes, so that a factor names itself; then all-square, a second prime set, 0 and 1.
 """
 
@@ -547,7 +547,7 @@ CASES = [
     case("nll", F(3, 1), I(1, 3)),
     case("nll", F(0, 3), I(3, 0)),
     # ctc: the paths that the naive loop goes through are v ** t
-    case("ctc", F(2, 5, 3), I(2, 2, 2), lengths=I(6, 2, low=3), label_lengths=I(3, 2), blank=2),
+    case("ctc", F(3, 5, 3), I(2, 3, 2), lengths=I(6, 3, low=3), label_lengths=I(3, 3), blank=2),
     case("ctc", F(2, 1, 4, 3), I(3, 2, 1, 2, low=1)),
     case("ctc", F(7, 3), I(3, 3, low=1)),
     case("ctc", F(3, 3, 3), I(2, 3, 1), blank=2),
