@@ -76,7 +76,16 @@ if TYPE_CHECKING:
         pixel_unshuffle,
         resize,
     )
-    from funcnet.ops.loss import binary_cross_entropy, cross_entropy, linear_cross_entropy, mse
+    from funcnet.ops.loss import (
+        binary_cross_entropy,
+        contrastive,
+        cross_entropy,
+        ctc,
+        linear_cross_entropy,
+        mse,
+        nll,
+    )
+    from funcnet.ops.loss.comparisons import cosine, dice, focal, hinge, huber, kl_div, smooth_l1, triplet
     from funcnet.ops.norm import (
         batch_norm,
         group_norm,
@@ -119,7 +128,9 @@ _FAMILIES = {
         "adaptive_avg_pool", "adaptive_max_pool", "grid_sample", "pad", "pixel_shuffle", "pixel_unshuffle",
         "resize",
     ),
-    "loss": ("binary_cross_entropy", "cross_entropy", "linear_cross_entropy", "mse"),
+    "loss": (
+        "binary_cross_entropy", "contrastive", "cross_entropy", "ctc", "linear_cross_entropy", "mse", "nll",
+    ),
     "norm": (
         "batch_norm", "group_norm", "instance_norm", "l2_norm", "layer_norm", "log_softmax", "logsumexp",
         "rms_norm", "softmax",
@@ -138,6 +149,9 @@ _OBJECTS = {
         "soft_shrink", "softplus", "softsign", "swiglu", "tanh", "tanh_shrink", "threshold",
     ),
     "random.regularizers": ("drop_path", "embedding_dropout", "spatial_dropout"),
+    "loss.comparisons": (
+        "cosine", "dice", "focal", "hinge", "huber", "kl_div", "smooth_l1", "triplet",
+    ),
 }  # fmt: skip
 _FILES = {name: file for file, names in _OBJECTS.items() for name in names}
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}

@@ -1,9 +1,9 @@
 """The table that the laws run over: operation x arguments x options.
 
 A row says what to draw, not what came out: F(7, 3) is a float array of that shape, I(5, 7) integers in
-[0, 5) of shape [7], B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1 along the last
-axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the rest, R(3)
-what divides in a filter that is stable.
+[0, 5) of shape [7], or in [low, 5), B(7) booleans, K() a random key, P(7, 3) positive floats that sum to 1
+along the last axis, U(7) floats in [0, 1], S(7) such floats in float32 or wider, whatever the dtype of the
+rest, R(3) what divides in a filter that is stable.
 Sizes are distinct primes, so that a factor names itself; then all-square, a second prime set, 0 and 1.
 """
 
@@ -27,10 +27,11 @@ class Draw:
     kind: str
     shape: tuple[int, ...]
     high: int = 0
+    low: int = 0
 
     def __call__(self, rng: np.random.Generator, dtype: str) -> jax.Array:
         if self.kind == "int":
-            return jnp.asarray(rng.integers(0, self.high, self.shape), jnp.int32)
+            return jnp.asarray(rng.integers(self.low, self.high, self.shape), jnp.int32)
         if self.kind == "bool":
             return jnp.asarray(rng.random(self.shape) < 0.6)
         if self.kind == "key":
@@ -53,8 +54,8 @@ def F(*shape: int) -> Draw:
     return Draw("float", shape)
 
 
-def I(high: int, *shape: int) -> Draw:
-    return Draw("int", shape, high)
+def I(high: int, *shape: int, low: int = 0) -> Draw:
+    return Draw("int", shape, high, low)
 
 
 def B(*shape: int) -> Draw:
@@ -198,8 +199,18 @@ FAMILIES: dict[
         "logsumexp": {"axis": (1, 2), "keepdims": True},
         "prelu": {},
     },
+    "comparisons": {
+        "cosine": {},
+        "dice": {"smooth": 0.7},
+        "focal": {"gamma": 1.7, "alpha": 0.3},
+        "hinge": {"margin": 0.7},
+        "huber": {"delta": 0.7},
+        "kl_div": {},
+        "smooth_l1": {"beta": 0.7},
+        "triplet": {"margin": 0.7},
+    },
 }
-EVERY_LAW = ("gelu", "relu", "swiglu")  # of these families
+EVERY_LAW = ("cosine", "gelu", "relu", "swiglu")  # of these families
 MEMBERS = {name for members in FAMILIES.values() for name in members} - {*EVERY_LAW}
 
 
@@ -225,17 +236,22 @@ def _pull_each(pullbacks: Any, dys: Any) -> Any:
     return ({name: pullbacks[name](dy) for name, dy in dys.items()},)
 
 
-def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2)) -> Case:
+def drawn(name: str, *shape: int) -> tuple[Draw, ...]:
+    """The arrays of a member of a family, each of that shape."""
+    parameters = inspect.signature(getattr(fn, name).reference).parameters.values()
+    arrays = sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
+    return (F(*shape), U(*shape)) if name in ("dice", "focal", "kl_div") else (F(*shape),) * arrays
+
+
+def every(family: str, *shape: int, of: tuple[int, ...] = (1, 2, 3)) -> Case:
     """The case of the members of a family that take so many arrays, each of that shape."""
-    count = lambda name: sum(
-        p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
-        for p in inspect.signature(getattr(fn, name).reference).parameters.values()
-    )
-    return case(family, {name: (F(*shape),) * count(name) for name in FAMILIES[family] if count(name) in of})
+    arrays = {name: drawn(name, *shape) for name in FAMILIES[family]}
+    return case(family, {name: draws for name, draws in arrays.items() if len(draws) in of})
 
 
 STACKED = [
     every("activations", 3, 5),
+    every("comparisons", 3, 5),
     case(
         "others",
         {
@@ -391,10 +407,11 @@ CASES = [
     case("gelu", F(5, 5), approximate=False),
     case("gelu", F(0, 3), approximate=True),
     case("gelu", F()),
-    # the others of their family
+    # the others of the families
     *(
-        case(name, *[F(7, 11)] * (2 if name in ("glu", "geglu") else 1), **options)
-        for name, options in FAMILIES["activations"].items()
+        case(name, *drawn(name, 7, 11), **options)
+        for members in FAMILIES.values()
+        for name, options in members.items()
         if name in MEMBERS
     ),
     case("sigmoid", F(0, 3)),
@@ -527,6 +544,7 @@ CASES = [
         causal=True,
     ),
     # ==== pools and losses: max_pool avg_pool mse cross_entropy binary_cross_entropy
+    # ==== cosine contrastive nll ctc
     # max_pool
     case("max_pool", F(2, 7, 11, 3), kernel=(2, 3)),
     case("max_pool", F(3, 13, 5), kernel=(3,), stride=2, padding="same"),
@@ -663,6 +681,40 @@ CASES = [
     case("binary_cross_entropy", F(5, 5), U(5, 5)),
     case("binary_cross_entropy", F(), U()),
     case("binary_cross_entropy", F(0, 3), B(0, 3)),
+    # cosine, and of its family what has edges
+    case("cosine", F(7, 11), F(7, 11)),
+    case("cosine", F(2, 3, 13), F(2, 3, 13)),
+    case("cosine", F(5), F(5)),
+    case("cosine", F(0, 3), F(0, 3)),
+    case("cosine", F(3, 0), F(3, 0)),
+    case("dice", F(2, 3, 5), I(2, 2, 3, 5)),
+    case("focal", F(7, 3), B(7, 3), gamma=0.0),
+    case("focal", F(), U(), gamma=1.0),
+    case("kl_div", F(3, 5), F(3, 5), log_target=True),
+    case("smooth_l1", F(3, 5), F(3, 5), beta=0.0),
+    case("triplet", F(5), F(5), F(5), margin=-0.3),
+    # contrastive, nll
+    case("contrastive", F(7, 3), F(7, 3), F()),
+    case("contrastive", F(5, 3), F(5, 3), F(), F(), pairs="sigmoid"),
+    case("contrastive", F(3, 5), F(3, 5), F(), pairs="sigmoid"),
+    case("contrastive", F(5, 5), F(5, 5), F()),
+    case("contrastive", F(1, 2), F(1, 2), F()),
+    case("contrastive", F(0, 2), F(0, 2), F(), F(), pairs="sigmoid"),
+    case("nll", F(7, 11), I(11, 7)),
+    case("nll", F(2, 3, 5), I(5, 2, 3), ignore_index=3),
+    case("nll", F(5), I(5)),
+    case("nll", F(3, 1), I(1, 3)),
+    case("nll", F(0, 3), I(3, 0)),
+    # ctc: the paths that the naive loop goes through are v ** t
+    case("ctc", F(3, 5, 3), I(2, 3, 2), lengths=I(6, 3, low=3), label_lengths=I(3, 3), blank=2),
+    case("ctc", F(2, 1, 4, 3), I(3, 2, 1, 2, low=1)),
+    case("ctc", F(7, 3), I(3, 3, low=1)),
+    case("ctc", F(3, 3, 3), I(2, 3, 1), blank=2),
+    case("ctc", F(1, 2, 5), I(5, 1, 2, low=1), label_lengths=I(2, 1)),
+    case("ctc", F(2, 3, 5), I(5, 2, 0)),
+    case("ctc", F(2, 3, 1), I(1, 2, 0)),
+    case("ctc", F(2, 0, 3), I(1, 2, 0)),
+    case("ctc", F(0, 3, 5), I(4, 0, 2), lengths=I(3, 0), blank=4),
     # ==== what transformers add: swiglu alibi rope linear_cross_entropy
     case("swiglu", F(7, 11), F(7, 11)),
     case("swiglu", F(5, 5), F(5, 5)),
@@ -834,6 +886,10 @@ LARGE = [
     case("mse", F(8, 64, 67), F(8, 64, 67)),
     case("cross_entropy", F(8, 64, 67), I(67, 8, 64), ignore_index=3),
     case("binary_cross_entropy", F(8, 64, 67), U(8, 64, 67)),
+    case("cosine", F(8, 64, 67), F(8, 64, 67)),
+    case("contrastive", F(131, 67), F(131, 67), F()),
+    case("nll", F(8, 64, 67), I(67, 8, 64)),
+    case("ctc", F(8, 64, 67), I(66, 8, 20), lengths=I(65, 8, low=41), blank=66),
     # ==== what transformers add
     case("swiglu", F(8, 64, 67), F(8, 64, 67)),
     case("alibi", F(8), t=67, s=71),

@@ -113,6 +113,7 @@ PLAIN = times(0, 1)
 ROW = np.array([[35.0, 20.0, 20.0]])  # a confident one, far from the origin
 OFFSETS = [add(0, by) for by in (1e3, 1e8, -1e9)]
 IGNORED = np.array([0, -1, 2])
+TRANSCRIPTS = np.array([[1, 1, -7], [1, 2, 3], [2, 3, 99]])
 FAR = [add(-1, 1e3), add(-1, 1e5), (times(-1, 8), add(-1, 1e8)), (times(-1, 64), add(-1, -1e9))]
 FIRST, VALUES = {"float32": 1, "bfloat16": 1}, {"float32": 1}  # where to compile costs much
 LEAST = float(np.finfo(np.float32).min)
@@ -208,6 +209,93 @@ HARD = [
     ),
     hard(case("binary_cross_entropy", np.array([-30.0]), np.array([0.0])), PLAIN, add(1, 0.5), orders=VALUES),
     hard(case("binary_cross_entropy", F(3), np.array([0, 5, 1])), *poisons(0, 1), poison("dy", 1, NAN)),
+    # losses of a line: huge, far off, beside another; of vectors that are 0, equal or nearly
+    *(
+        hard(
+            case(name, F(3, 5), F(3, 5)),
+            *(times(0, by) for by in (30, 1e4, 1e15)),
+            poison("dy", 1, NAN),
+            orders=FIRST,
+        )
+        for name in ("huber", "smooth_l1", "hinge")
+    ),
+    hard(
+        case("focal", F(3, 5), U(3, 5)),
+        *(put(0, ..., value) for value in (30.0, -30.0, 1e4, -1e4)),
+        (put(0, ..., 40.0), put(1, ..., 1.0)),
+        (put(0, ..., 40.0), put(1, ..., 0.0)),
+        *poisons(0, 1, NAN, 1e6),
+        orders=FIRST,
+    ),
+    hard(
+        case("kl_div", -3 * np.random.default_rng(0).random((3, 5)), P(3, 5)),
+        put(1, 1, 0.0),
+        (put(0, 1, -INF), put(1, 1, 0.0)),
+        *poisons(0, 1),
+        orders=FIRST,
+    ),
+    hard(
+        case("dice", F(3, 5), U(3, 5), smooth=0.0),
+        (put(0, ..., 20.0), put(1, ..., 1.0)),
+        (put(0, 1, -1e4), put(1, 1, 0.0)),
+        *poisons(0, 1, NAN, 1e6),
+        orders=FIRST,
+    ),
+    hard(
+        case("cosine", F(3, 5), F(3, 5)),
+        *(put(i, 1, 0.0) for i in (0, 1)),
+        (put("every", 1, 0.0),),
+        (put(0, 1, [1, 2, 3, 4, 5]), put(1, 1, [1, 2, 3, 4, 5.001])),
+        *poisons(0, 1),
+        poison("dy", 1, NAN),
+    ),
+    hard(
+        case("cosine", F(3, 5), F(3, 5)),
+        *(times(0, by) for by in (1e-20, 1e20)),
+        orders=FIRST,
+    ),
+    hard(
+        case("triplet", F(3, 5), F(3, 5), F(3, 5)),
+        (put(0, 1, 1.0), put(1, 1, 1.0)),
+        (put(0, 1, 1.0), put(2, 1, 1.0)),
+        *(times("every", by) for by in (1e-20, 1e20)),
+        *poisons(0, 1),
+    ),
+    hard(
+        case("nll", F(3, 5), IGNORED, ignore_index=-1),
+        *poisons(0, 1),
+        *poisons(0, (0, 3)),
+        poison("dy", 1, NAN),
+    ),
+    *(
+        hard(
+            case("contrastive", F(3, 5), F(3, 5), np.array(1.5), **options),
+            times(0, 30),
+            times(2, -30),
+            products=True,
+            orders=FIRST,
+        )
+        for options in ({}, {"pairs": "sigmoid"})
+    ),
+    # ctc: far off, confident, classes of −∞, frames and examples that do not count, labels that cannot be
+    hard(
+        case("ctc", F(3, 5, 4), TRANSCRIPTS, lengths=np.array([5, 4, 1]), label_lengths=np.array([2, 3, 2])),
+        *OFFSETS,
+        times(0, 100),
+        put(0, (0, ..., 1), -INF),
+        put(0, (1, 2), [-INF, 0, -INF, 0]),
+        put(0, (1, ..., 3), -INF),
+        *poisons(0, (1, 4)),
+        *poisons(0, (2, 0, 1)),
+        poison("dy", 2, NAN),
+    ),
+    hard(
+        case("ctc", F(3, 4, 3), np.array([[1, 2], [1, 0], [3, 1]])),
+        *poisons(0, 1),
+        *poisons(0, 2),
+        poison("dy", 1, NAN),
+    ),
+    hard(case("ctc", 35 * np.eye(3)[[[0, 1, 1, 0, 2]]] + 5, np.array([[1, 2]])), PLAIN, add(0, 1e3)),
     # linear_cross_entropy
     hard(
         case("linear_cross_entropy", grid(3, 3), grid(3, 7), I(7, 3)),

@@ -189,7 +189,8 @@ def stands_for(value: Any, annotation: Any) -> Any:
     """What the annotation allows, for which `value` is another way of writing; LookupError: nothing."""
     known = plain(value)
     meant = [jax.device_put(value.value)] if isinstance(value, Traced) else [value, known]
-    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf" and value.ndim == 0:
+    number = isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf" and value.ndim == 0
+    if number and value.dtype.itemsize <= 8:
         meant.insert(1, jax.device_put(value))
     if isinstance(known, int) and not isinstance(known, bool):
         meant += [float(known)] if abs(known) < 2**1000 else []
@@ -324,6 +325,10 @@ FRAMES: Arguments = {"n_fft": 6, "hop": 2, "width": 4, "padding": "center", "pad
 BANDS: Arguments = {"rate": 8e3, "mels": 3, "low": 9.0, "high": 3e3, "scale": "htk", "norm": "slaney"}
 LEVEL: Arguments = {"power": 2, "floor": 1e-9, "span": 8.0, "gain": 0.5, "offset": 1.0}
 ROWS: Arguments = {"x": F(7, 5), "mask": jnp.ones(7, bool)}
+HALF = jnp.full((2, 3), 0.5, jnp.float32)
+LABELLED = ("logits", "labels")
+ARRAYS = {"dice": LABELLED, "focal": LABELLED, "triplet": ("anchor", "positive", "negative")}
+COUNTED: Arguments = {"lengths": I(2) + 5, "label_lengths": I(2) + 2}
 CALLS: dict[str, Arguments] = {
     "linear.apply": {"params": DENSE, "x": F(2, 3), "inputs": 1},
     "linear.init": {
@@ -493,6 +498,23 @@ CALLS: dict[str, Arguments] = {
     "mse.apply": {"prediction": F(2, 3), "target": F(2, 3)},
     "cross_entropy.apply": {"logits": F(2, 3), "labels": I(2), "label_smoothing": 0.1, "ignore_index": 1},
     "binary_cross_entropy.apply": {"logits": F(2, 3), "labels": jnp.full((2, 3), 0.5, jnp.float32)},
+    **{
+        f"{name}.apply": dict.fromkeys(ARRAYS.get(name, ("prediction", "target")), HALF) | options
+        for name, options in FAMILIES["comparisons"].items()
+    },
+    "nll.apply": {"prediction": F(2, 3), "labels": I(2), "ignore_index": 1},
+    "contrastive.apply": {
+        "x": F(2, 3),
+        "y": F(2, 3),
+        "scale": F(),
+        "bias": F(),
+        "pairs": "sigmoid",
+        "axis_name": None,
+    },
+    "ctc.apply": {"logits": F(2, 5, 3), "labels": I(2, 2) + 1, **COUNTED, "blank": 0},
+    "ctc.greedy": {"logits": F(2, 5, 3), "lengths": I(2) + 5, "blank": 0},
+    "ctc.beam": {"logits": F(2, 5, 3), "width": 3, "lengths": I(2) + 5, "blank": 0},
+    "ctc.feasible": {"labels": I(2, 2), **COUNTED},
     "linear_cross_entropy.apply": {
         "x": F(2, 3),
         "w": F(3, 5),
@@ -849,6 +871,11 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fn.train.stateful,
             {"batches": [F(3)], "get": lambda: 0, "set": lambda state: None, "identity": {"version": 1}},
         ),
+        "train.edit_distance": (
+            fn.train.edit_distance,
+            {"prediction": I(2, 3), "target": I(2, 5), "prediction_lengths": I(2), "target_lengths": I(2)},
+        ),
+        "train.word_error_rate": (fn.train.word_error_rate, {"predictions": ["a b"], "targets": ["a c"]}),
         "train.in_order": (first(fn.train.in_order), {"arrays": arrays, "size": 2}),
         "save": (fn.save, {"path": folder / "saved", "tree": params}),
         "load": (fn.load, {"path": folder / "params", "like": params}),
@@ -903,6 +930,7 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
 
 
 OTHERS = """
+    train.edit_distance train.word_error_rate
     train.init train.make_step train.batches train.in_order train.batches(...).seek train.tokens
     train.write_tokens train.prefetch train.mapped train.stateful save load hub.load hub.save
     hub.read_safetensors hub.write_safetensors nets.transformer.init_cache nets.transformer.preset

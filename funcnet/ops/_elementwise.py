@@ -33,6 +33,7 @@ def elementwise(
     value: Callable[..., jax.Array] | None = None,
     keeps: str = "x",
     widens: bool = False,
+    examples: bool = False,
     checks: Mapping[str, Check] = MappingProxyType({}),
 ) -> ModuleType:
     """The operation called as `reference` is, without the underscores around.
@@ -52,6 +53,7 @@ def elementwise(
         value: a form of the definition that neither overflows nor cancels; None: the definition.
         keeps: "x": `pullback` gets the arrays; "y": it gets y alone.
         widens: whether y stays in float32 or wider, as that of a loss does.
+        examples: whether y is one number of each example, [*n], of arrays [*n, d].
         checks: of an option, and of an array that need not be floating-point, ``(where, name, value) ->
             value``, as in `ops._check`.
     """
@@ -77,6 +79,8 @@ def elementwise(
         ]
         for key, array in zip(arrays[1:], given[1:], strict=True):
             _check.same_shape(where, key, array, arrays[0], given[0])
+        if examples:
+            _check.rank(where, arrays[0], given[0], 1, "*n, d")
         return rules.call(vjp, *given, **{key: checks[key](where, key, v) for key, v in options.items()})
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -95,7 +99,7 @@ def elementwise(
     def vjp(*args: Any, **options: Any) -> tuple[jax.Array, Partial]:
         given, options = sorted_out(args, options)
         h, dtype = _widened(given)
-        plain = rules.by_jax() or rules.in_jet(*h)
+        plain = examples or rules.by_jax() or rules.in_jet(*h)
         y = value(*h, **options) if plain else itself(tuple(sorted(options.items())), *h)
         y = y if widens else y.astype(dtype)
         return y, Partial(rules.bind(pull, **options), *([y] if keeps == "y" else given))
@@ -110,7 +114,7 @@ def elementwise(
         given, options = sorted_out(args, options)
         return Cost(0, traffic(reference, *given, **options))
 
-    apply.__doc__ = _documented(reference.__doc__ or "", arrays, widens)
+    apply.__doc__ = _documented(reference.__doc__ or "", arrays, widens, examples)
     vjp.__doc__ = "y and its pullback: one cotangent for each array, in its dtype."
     cost.__doc__ = f"No products: 0 flops, and the bytes of {', '.join(arrays)} and y."
     return namespace(reference, apply, vjp, cost, value=value, pullback=pullback)
@@ -174,9 +178,10 @@ def _widened(arrays: list[Any]) -> tuple[list[Any], Any]:
     return [widened.get(i, array) for i, array in enumerate(arrays)], same[0].dtype
 
 
-def _documented(definition: str, arrays: list[str], widens: bool) -> str:
+def _documented(definition: str, arrays: list[str], widens: bool, examples: bool) -> str:
     """The docstring of `apply`: the definition's, and what is the same for all."""
     first, *others = arrays
+    given, result = ("[*n, d]", "[*n]") if examples else ("any shape", "of the same shape")
     shape = f" All of one shape: nothing is broadcast over {first}." if others else ""
     holds = f"the dtype of {first}" if not others else "the dtype that holds them"
     raises = ["    DTypeError: an array is not floating-point, or an option is traced or of another kind."]
@@ -185,10 +190,10 @@ def _documented(definition: str, arrays: list[str], widens: bool) -> str:
         [
             inspect.cleandoc(definition),
             "",
-            f"Differentiated by `vjp`. {', '.join(arrays)}: any shape, float16 or wider.{shape}",
+            f"Differentiated by `vjp`. {', '.join(arrays)}: {given}, float16 or wider.{shape}",
             "",
             "Returns:",
-            f"    y, of the same shape, in {holds}{', but at least float32' if widens else ''}.",
+            f"    y, {result}, in {holds}{', but at least float32' if widens else ''}.",
             "",
             "Raises:",
             *raises,

@@ -4,6 +4,7 @@ from funcnet.mean import Mean
 from funcnet.train.checkpoints import Checkpoints
 from funcnet.train.cursor import RecordError
 from funcnet.train.data import batches, in_order
+from funcnet.train.edits import character_error_rate, edit_distance, word_error_rate
 from funcnet.train.evaluation import evaluate
 from funcnet.train.history import History
 from funcnet.train.loop import NonFiniteError, fit
@@ -22,6 +23,8 @@ __all__ = [
     "RecordError",
     "State",
     "batches",
+    "character_error_rate",
+    "edit_distance",
     "evaluate",
     "fit",
     "in_order",
@@ -31,5 +34,6 @@ __all__ = [
     "prefetch",
     "stateful",
     "tokens",
+    "word_error_rate",
     "write_tokens",
 ]
