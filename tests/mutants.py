@@ -50,7 +50,7 @@ MUTANTS = [  # operation, file beside it ("" is its own), what stands there, wha
     ("activations", "activations.py", "top = jnp.where(x < 0, e * (e + 2), 1 + 2 * e)", "top = e * (e + 2)"),
     ("activations", "activations.py", "jnp.where((x <= 0) | (x >= 6), 0, dy)", "jnp.where(x <= 0, 0, dy)"),
     ("others", "../dense/bilinear.py", '"...jk,...k->...j"', '"...kj,...k->...j"'),
-    ("others", "../elementwise/prelu.py", "(left * dleft).sum(shared)", "(left * dy).sum(shared)"),
+    ("others", "../elementwise/prelu.py", "jnp.where(h > 0, dy, w * dleft)", "jnp.where(h > 0, dy, dleft)"),
     ("others", "../norm/l2_norm.py", "(g - y * along) * inverse", "(g - along) * inverse"),
     ("regularizers", "regularizers.py", "(drop(dy, rate, key, traced | static),)", "(dy,)"),
     ("dropout", "", "(1 / (1 - rate or 1))", "(1 / rate)"),

@@ -310,10 +310,6 @@ def _sigmoid(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return 1 / (1 + jnp.exp(-x))
 
 
-def _sigmoid_value(x: Array) -> Array:
-    return _logistic(x)[0]
-
-
 def _sigmoid_pullback(x: Array, dy: Array) -> Array:
     """dy · σ(x) σ(−x), from x: of a y rounded to nearly 1, 1 − y is not known well."""
     s, rest = _logistic(x)
@@ -332,7 +328,7 @@ def _decayed(x: Array) -> Array:
     return jnp.exp(jnp.where(x < 0, x, -x))
 
 
-sigmoid = elementwise(_sigmoid, _sigmoid_pullback, value=_sigmoid_value)
+sigmoid = elementwise(_sigmoid, _sigmoid_pullback, value=lax.logistic)
 
 
 def _tanh(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -416,7 +412,7 @@ def _silu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def _silu_value(x: Array) -> Array:
-    return x * _logistic(x)[0]
+    return x * lax.logistic(x)
 
 
 def _silu_pullback(x: Array, dy: Array) -> Array:
@@ -436,7 +432,7 @@ def _quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def _quick_gelu_value(x: Array) -> Array:
-    return x * _logistic(1.702 * x)[0]
+    return x * lax.logistic(1.702 * x)
 
 
 def _quick_gelu_pullback(x: Array, dy: Array) -> Array:
