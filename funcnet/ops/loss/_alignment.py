@@ -126,21 +126,23 @@ def check_labels(where: str, labels: Array, label_lengths: Array | None, blank: 
     """Labels that can be looked at and count are classes, and not the blank."""
     if not _check.concrete(labels) or (label_lengths is not None and not _check.concrete(label_lengths)):
         return
-    every, v = np.asarray(labels), logits.shape[-1]
-    if label_lengths is not None:
-        inside = np.arange(every.shape[-1]) < np.asarray(label_lengths)[..., None]
-        every = np.where(inside, every, (blank + 1) % v)
-    source, hint = (
-        f"logits: {describe(logits)}",
-        "are some of them padding? label_lengths says how many count.",
+    every, number = (
+        np.asarray(labels),
+        labels.shape[-1] if label_lengths is None else np.asarray(label_lengths),
     )
-    _check.indices(where, "labels", every, v, source, hint=lambda *_: hint if label_lengths is None else None)
-    blanks = every == blank
+    inside = np.arange(every.shape[-1]) < np.expand_dims(number, -1)
+    source = f"logits: {describe(logits)}"
+    hint = (
+        None if label_lengths is not None else "are some of them padding? label_lengths says how many count."
+    )
+    seen = np.where(inside, every, blank)
+    _check.indices(where, "labels", seen, logits.shape[-1], source, hint=lambda *_: hint)
+    blanks = inside & (every == blank)
     if blanks.any():
         raise ValueRangeError(
             f"{where}: labels hold {blank}, which is the blank.",
             path="labels",
             expected=f"labels: classes other than {blank}     (blank = {blank})",
             actual=f"labels: {describe(labels)}, {blanks.sum()} of {every.size} the blank",
-            hint=hint if label_lengths is None and blanks[..., -1:].any() else None,
+            hint=hint if blanks[..., -1:].any() else None,
         )

@@ -226,7 +226,7 @@ def _scalar(where: str, path: str, value: Any) -> Array:
 
 
 def _axis(where: str, axis_name: Any) -> Axis | None:
-    names = tuple(axis_name) if isinstance(axis_name, list | tuple) else (axis_name,)
+    names: tuple[Any, ...] = tuple(axis_name) if isinstance(axis_name, list | tuple) else (axis_name,)
     if axis_name is None:
         return None
     if not names or not all(isinstance(name, str) for name in names):
