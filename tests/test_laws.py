@@ -28,9 +28,9 @@ def test_cases_are_distinct():
 
 
 FOLLOWERS = {"gru", "rnn"}  # their pass over time is lstm's, with another cell: so are its transforms
-# The taps of an axis are resize's; what only moves elements, and pools of one axis after the other.
-FOLLOWERS |= {"adaptive_avg_pool", "pad", "pixel_shuffle", "pixel_unshuffle", "patches", "fold"}
-FOLLOWERS |= {"adaptive_max_pool", "lp_pool"}
+# Of grids, grid_sample asks all: the others are linear, or pools of one axis after the other.
+FOLLOWERS |= {"adaptive_avg_pool", "adaptive_max_pool", "fold", "lp_pool", "pad", "patches"}
+FOLLOWERS |= {"pixel_shuffle", "pixel_unshuffle", "resize"}
 OF_EACH = {laws.naive, laws.finite_differences, laws.forward, laws.cost, laws.attached, laws.containers}
 
 

@@ -89,6 +89,24 @@ def test_the_operator_knows_its_norm():
     assert lower <= np.linalg.norm(M, 2) * (1 + 1e-9) <= upper * (1 + 1e-6)
 
 
+def test_sizes_may_be_symbols():
+    (n,) = jax.export.symbolic_shape("n")
+    described = jax.ShapeDtypeStruct((n, 3), X.dtype)
+    for options in (
+        {"size": (7,), "method": "cubic"},
+        {"size": (4,), "method": "nearest"},
+        {"scale": (2.0,)},
+    ):
+        both = jax.jit(jax.value_and_grad(lambda x, o=options: (resize.apply(x, **o) ** 2).sum()))
+        if "scale" in options:
+            jax.eval_shape(both, described)
+            continue
+        for got, want in zip(jax.export.export(both)(described).call(X[0, 0]), both(X[0, 0]), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+    with pytest.raises(ShapeError, match="depends on a size that is a symbol"):
+        jax.eval_shape(lambda x: resize.apply(x, size=(7,), antialias=True), described)
+
+
 def test_nothing_is_kept():
     assert jax.tree.leaves(jax.eval_shape(lambda x: resize.vjp(x, size=(3, 3))[1], X)) == []
 
