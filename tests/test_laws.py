@@ -28,6 +28,8 @@ def test_cases_are_distinct():
 
 
 FOLLOWERS = {"gru", "rnn"}  # their pass over time is lstm's, with another cell: so are its transforms
+# Frames and spectra are stft's; elementwise; sums with fixed weights: plain JAX, or made of these.
+FOLLOWERS |= {"istft", "magnitude", "power", "mel", "log_mel", "mfcc", "pre_emphasis", "deltas"}
 OF_EACH = {laws.naive, laws.finite_differences, laws.forward, laws.cost, laws.attached, laws.containers}
 
 
