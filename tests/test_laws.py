@@ -31,6 +31,8 @@ FOLLOWERS = {"gru", "rnn"}  # their pass over time is lstm's, with another cell:
 # Of grids, grid_sample asks all: the others are linear, or pools of one axis after the other.
 FOLLOWERS |= {"adaptive_avg_pool", "adaptive_max_pool", "fold", "lp_pool", "pad", "patches"}
 FOLLOWERS |= {"pixel_shuffle", "pixel_unshuffle", "resize"}
+# Frames and spectra are stft's; elementwise; sums with fixed weights: plain JAX, or made of these.
+FOLLOWERS |= {"istft", "magnitude", "power", "mel", "log_mel", "mfcc", "pre_emphasis", "deltas"}
 OF_EACH = {laws.naive, laws.finite_differences, laws.forward, laws.cost, laws.attached, laws.containers}
 
 
