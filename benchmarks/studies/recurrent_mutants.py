@@ -88,7 +88,6 @@ MISTAKES = [
         SCAN,
     ),
     Mistake("lstm", "db counted once a chunk", "v.sum((0, 1)) for name", "v[0].sum(0) for name", SCAN),
-    Mistake("lstm", "the mask of dy", "return _real(dy, given.mask), dict", "return dy, dict", SCAN),
     Mistake(
         "linear_recurrence",
         "a_s for a_{s+1}",

@@ -48,6 +48,7 @@ class Cell(NamedTuple):
         back: (g, s, ds, p) -> the cotangents of the state before, and da; p with "ut", Uᵀ.
         rows: (g, h, da) -> pairs (left, right): dU is the products leftᵀ right, side by side. The last right
             is that of the bias c inside a gate, where a cell has one.
+        projected: whether it takes R.
     """
 
     state: tuple[str, ...]
@@ -56,6 +57,7 @@ class Cell(NamedTuple):
     move: Callable[..., State]
     back: Callable[..., tuple[State, Array]]
     rows: Callable[..., list[tuple[Array, Array]]]
+    projected: bool = False
 
 
 def dot(x: Array, w: Array) -> Array:
@@ -143,9 +145,9 @@ def rows(gates: Array, h: Array, da: Array) -> list[tuple[Array, Array]]:
     return [(h, da)]
 
 
-def flops(params: Mapping[str, Any], x: Any) -> int:
-    """2 · n · t multiplications with every element of w, u and r."""
-    weights = [math.prod(params[name].shape) for name in "wur" if params.get(name) is not None]
+def flops(params: Mapping[str, Any], x: Any, names: str = "wu") -> int:
+    """2 · n · t multiplications with every element of w and u, and others in `names` that there are."""
+    weights = [math.prod(params[name].shape) for name in names if params.get(name) is not None]
     return 2 * math.prod(x.shape[:-1]) * sum(weights)
 
 
@@ -170,8 +172,9 @@ class _Given(NamedTuple):
 
 
 def _given(cell: Cell, params: Any, x: Array, state: Any, mask: Array | None, reverse: bool) -> _Given:
-    x, *weights = common(x, *(params[name] for name in "wur" if params.get(name) is not None))
-    sums, p = wide(x.dtype), dict(zip("wur", weights, strict=False))
+    names = "wur" if cell.projected and params.get("r") is not None else "wu"
+    x, *weights = common(x, *(params[name] for name in names))
+    sums, p = wide(x.dtype), dict(zip(names, weights, strict=True))
     biases = {name: params[name].astype(sums) for name in cell.biases if params.get(name) is not None}
     x, real = _time_first(x, reverse), None if mask is None else _time_first(mask[..., None], reverse)
     m = p["r"].shape[0] if "r" in p else p["u"].shape[0]

@@ -207,7 +207,7 @@ def _back(
     return {"h": dot(dz, p["ut"]), "c": dc * f}, dz
 
 
-_CELL = Cell(_STATE, ("b",), _gates, _move, _back, _scan.rows)
+_CELL = Cell(_STATE, ("b",), _gates, _move, _back, _scan.rows, projected=True)
 
 
 def cost(
@@ -220,7 +220,9 @@ def cost(
 ) -> Cost:
     """2 · n · t · (4m (d + p) + m p) flops, m p with r; the bytes of params, x, the mask, y, the states."""
     _check.mapping("lstm.cost", "params", params)
-    return Cost(_scan.flops(params, x), traffic(reference, params, x, state, mask=mask, reverse=reverse))
+    return Cost(
+        _scan.flops(params, x, "wur"), traffic(reference, params, x, state, mask=mask, reverse=reverse)
+    )
 
 
 def squares(
