@@ -271,7 +271,7 @@ def _live(asked: Options, net: Net, options: dict[str, Any]) -> tuple[Heard, boo
         segments.append(segment)
         _said(segment, asked, net)
     if not total:
-        raise UsageError("no samples came on standard input")
+        raise KeyboardInterrupt if interrupted else UsageError("no samples came on standard input")
     heard = Heard(
         "standard input",
         rate,
@@ -340,6 +340,7 @@ def _json(asked: Options, found: list[Heard], net: Net, options: dict[str, Any])
         segments = []
         for segment in heard.segments:
             start, end = _seconds(segment, asked, net)
+            end = min(end, heard.total / net.rate)  # rounded, it may lie behind the last sample
             segments.append({**segment._asdict(), "start_seconds": start, "end_seconds": end})
         return {
             "file": heard.name,
