@@ -51,6 +51,13 @@ def spectral_norm(
         FuncnetError: what `operator` refuses.
     """
     w = _leaf("spectral_norm", params, "w")
+    if not callable(operator):
+        raise DTypeError(
+            "spectral_norm: operator is no function.",
+            path="operator",
+            expected="operator: fn.linear.operator, fn.conv.operator or fn.conv_transpose.operator",
+            actual=f"operator: {describe(operator)}",
+        )
     if not (isinstance(scale, int | float) and 0 < scale < float("inf")):
         raise ValueRangeError(
             f"spectral_norm: scale is {scale!r}.",

@@ -437,7 +437,7 @@ def _quick_gelu_value(x: Array) -> Array:
 
 def _quick_gelu_pullback(x: Array, dy: Array) -> Array:
     s, rest = _logistic(1.702 * x)
-    return dy * s * (1 + 1.702 * x * rest)
+    return dy * (s + 1.702 * (s * rest) * x)
 
 
 quick_gelu = elementwise(_quick_gelu, _quick_gelu_pullback, value=_quick_gelu_value)

@@ -36,8 +36,8 @@ def reference(
 def apply(x: Float[Array, "*n"], axis: int | Sequence[int] = -1, eps: float = 1e-12) -> Float[Array, "*n"]:
     """Scale x to norm 1 along `axis`.
 
-    Differentiated by `vjp`, which keeps x and 1/max(‖x‖, eps); JAX's own rule keeps several arrays of x's
-    size, and gives NaN at the zero vector.
+    Differentiated by `vjp`, which keeps x and max(‖x‖, eps), in two factors; JAX's own rule keeps several
+    arrays of x's size, and gives NaN at the zero vector.
 
     Args:
         x: any shape of rank 1 or more.
@@ -63,11 +63,13 @@ def vjp(
     axes = axes_of(axis)
     h = x.astype(wide(x.dtype))
     largest = lax.stop_gradient(abs(h).max(axes, keepdims=True, initial=0))
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    norm = scale * _root(((h / scale) ** 2).sum(axes, keepdims=True))
-    below = norm < eps
-    inverse = 1 / jnp.where(below, eps, norm)
-    return (h * inverse).astype(x.dtype), Partial(rules.bind(_pullback, axis=axes), x, inverse, below)
+    small = jnp.where(largest > 1, jnp.asarray(2.0**-8, h.dtype), 1)  # else 1 / largest may be 0
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1) * small
+    norm = scale * _root(((h * small / scale) ** 2).sum(axes, keepdims=True))
+    below = norm < eps * small
+    inverse = 1 / jnp.where(below, eps * small, norm)
+    y = h * small * inverse
+    return y.astype(x.dtype), Partial(rules.bind(_pullback, axis=axes), x, small, inverse, below)
 
 
 def _root(total: Array) -> Array:
@@ -75,11 +77,13 @@ def _root(total: Array) -> Array:
     return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), total)
 
 
-def _pullback(x: Array, inverse: Array, below: Array, dy: Array, *, axis: tuple[int, ...]) -> tuple[Array]:
+def _pullback(
+    x: Array, small: Array, inverse: Array, below: Array, dy: Array, *, axis: tuple[int, ...]
+) -> tuple[Array]:
     g = dy.astype(inverse.dtype)
-    y = x.astype(inverse.dtype) * inverse
+    y = x.astype(inverse.dtype) * small * inverse
     along = jnp.where(below, 0, (y * g).sum(axis, keepdims=True))
-    return (narrow((g - y * along) * inverse, x),)
+    return (narrow((g - y * along) * inverse * small, x),)
 
 
 def cost(x: Float[Abstract, "*n"], axis: int | Sequence[int] = -1, eps: float = 1e-12) -> Cost:
