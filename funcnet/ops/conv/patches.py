@@ -15,6 +15,7 @@ from funcnet import rules
 from funcnet.linalg import Operator
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
+from funcnet.ops._dtype import narrow, wide
 from funcnet.ops.conv import _pool, _taps, _toeplitz
 from funcnet.ops.conv._window import Padding, Window
 
@@ -46,7 +47,7 @@ def apply(
 ) -> Float[Array, "*n_and_out p"]:
     """Lay out what each window sees along the last axis.
 
-    Differentiated by `vjp`, which adds up in float32 or wider.
+    JAX's own derivative of this is the formula of `vjp`, so nothing is attached to it.
 
     Args:
         x: [*n, *size, c], channels last.
@@ -66,8 +67,10 @@ def apply(
     """
     x = _check.floating("patches.apply", "x", x)
     found, sizes = _taps.spatial("patches.apply", x, kernel)
-    _taps.window("patches.apply", sizes, found, stride, padding, dilation)
-    return rules.call(vjp, x, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+    window = _taps.window("patches.apply", sizes, found, stride, padding, dilation)
+    return narrow(
+        _taps.gathered(x.astype(wide(x.dtype)), window), x
+    )  # so that its transpose adds up in float32
 
 
 def vjp(
