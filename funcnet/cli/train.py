@@ -135,6 +135,7 @@ def train(name: str, options: Any, training: "Training", out: Path | None, resum
             untrained.callback((folder / "config.json").unlink, missing_ok=True)  # so it can be used again
         heading(f"{name}: {tasks.TASKS[name]}")
         print("\n".join(f"{fact:<10}{value}" for fact, value in facts.items() if value))
+        print("".join(f"note: {note}\n" for note in task.notes), end="")
         key_init, key_check, key_train = _run.keys(options.seed)
         scale = LOSS_SCALE if training.dtype == "float16" else None
         params = module.NET.init(key_init, task.config)

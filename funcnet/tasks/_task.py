@@ -58,6 +58,7 @@ class Task(NamedTuple):
         tokens: how many a step predicts, where the model is one of language: the speed is then given in
             tokens, too.
         finish: what the task adds to the folder of a finished run: `finish(params, folder)`.
+        notes: what whoever reads its score should know; printed before the training.
     """
 
     config: Any
@@ -73,6 +74,7 @@ class Task(NamedTuple):
     examples: Callable[[int], tuple[Examples, Examples]]
     tokens: int | None = None
     finish: Callable[[Any, Path], None] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Saved(NamedTuple):
