@@ -188,7 +188,8 @@ def _reason(error: Exception, path: Path) -> str:
     """What is wrong with a file, in one line without its path."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return str(error).partition("\n")[0].removeprefix(f"{path}: ").rstrip(".")
+    first = str(error).partition("\n")[0]
+    return (first.partition(f"{path}: ")[2] or first).rstrip(".")
 
 
 def _cache(folder: Path) -> Path:

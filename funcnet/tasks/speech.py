@@ -309,8 +309,8 @@ def _notes(trained: Found, held: Found, options: Options, net: crnn.Config) -> t
     elif held.notes:
         notes += [f"test: {note}" for note in held.notes]
     if trained.spoken:
-        letters, lengths = _labels(trained)
-        steps = crnn.steps(_sounds.frames(trained.lengths), net).astype(np.int32)
+        letters, lengths = map(jnp.asarray, _labels(trained))
+        steps = jnp.asarray(crnn.steps(_sounds.frames(trained.lengths), net), jnp.int32)
         fits = np.asarray(ctc.feasible(letters, steps, label_lengths=lengths))
         if not fits.all():
             short = _recorded.some([trained.names[i] for i in np.flatnonzero(~fits)])
@@ -330,8 +330,9 @@ def _notes(trained: Found, held: Found, options: Options, net: crnn.Config) -> t
 def _measure_class(logits: Any, batch: Batch, net: crnn.Config) -> dict[str, Mean]:
     del net
     labels, counts = jnp.asarray(batch.labels), jnp.asarray(batch.lengths) > 0
-    of = lambda values: Mean(jnp.where(counts, values, 0).sum(), counts.sum())
-    return {"loss": of(cross_entropy.apply(logits, labels)), "accuracy": of(correct(logits, labels))}
+    losses = jnp.where(counts, cross_entropy.apply(logits, labels), 0)
+    right = counts & correct(logits, labels)
+    return {"loss": Mean(losses.sum(), counts.sum()), "accuracy": Mean(right.sum(), counts.sum())}
 
 
 def _measure_text(logits: Any, batch: Batch, net: crnn.Config) -> dict[str, Mean]:

@@ -36,7 +36,7 @@ def transcripts(folder, texts):
     """A list of recordings, and those."""
     rng = np.random.default_rng(0)
     for i, text in enumerate(texts):
-        write(folder / "wav" / f"{i}.wav", sine(text.replace(" ", "") or "a", rng=rng))
+        write(folder / "wav" / f"{i}.wav", sine(text.lower().replace(" ", "") or "a", rng=rng))
     lines = [f"wav/{i}.wav\t{text}\n" for i, text in enumerate(texts)]
     (folder / "transcripts.tsv").write_text("".join(lines), "utf-8")
     return folder

@@ -65,7 +65,7 @@ def test_folders_of_any_format_and_rate(folders):
 
 def test_lists_of_what_is_said(said):
     found = find(said)
-    assert find(said / "transcripts.tsv") == find(said)
+    assert find(said / "transcripts.tsv").names == found.names
     assert found.spoken
     assert found.answers == (" ", "a", "b", "c")
     assert found.texts[2] == "cab"
