@@ -38,7 +38,8 @@ RATE = 16_000  # Hz
 HOP = 160  # samples from one frame to the next
 BANDS = 40
 PADDING = 0.0  # the bands of a frame beyond the end
-_SPAN = 6.0  # powers of ten, 60 dB below the loudest band of a recording: what is softer counts as silence
+_SPAN = 8.0  # powers of ten, 80 dB below the loudest band of a recording: what is softer counts as silence
+_TOP = 2.0  # what the loudest band is in the net's eyes; silence is −2
 _SPECTRUM: Mapping[str, Any] = {
     "rate": float(RATE),
     "n_fft": 512,
@@ -50,7 +51,7 @@ _SPECTRUM: Mapping[str, Any] = {
     "scale": "htk",
     "norm": None,
     "span": _SPAN,
-    "gain": 2 / _SPAN,
+    "gain": 2 * _TOP / _SPAN,
 }
 SHOWN, PLAYED = 40, 40.0  # mistakes that can be listened to, and seconds of them, at most: 1.7 MB
 
@@ -61,7 +62,7 @@ def frames(samples: Any) -> Any:
 
 
 def spectrograms(samples: Float[Array, "n t"], lengths: Int[Array, " n"]) -> Float[Array, "n frames bands"]:
-    """Log-mel spectrograms from −1, silence, to 1, the loudest band of a recording, however loud that is.
+    """Log-mel spectrograms from −2, silence, to 2, the loudest band of a recording, however loud that is.
 
     Args:
         samples: at RATE; beyond its length a recording is 0.
@@ -71,7 +72,7 @@ def spectrograms(samples: Float[Array, "n t"], lengths: Int[Array, " n"]) -> Flo
         A frame each 10 ms; beyond a recording's last one all bands are PADDING.
     """
     x = log_mel.apply(samples, **_SPECTRUM)
-    x = x - x.max((-2, -1), keepdims=True) + 1
+    x = x - x.max((-2, -1), keepdims=True) + _TOP
     real = jnp.arange(x.shape[1], dtype=jnp.int32) < jnp.where(lengths > 0, frames(lengths), 0)[:, None]
     return jnp.where(real[..., None], x, jnp.asarray(PADDING, x.dtype))
 
