@@ -50,6 +50,7 @@ _SPECTRUM: Mapping[str, Any] = {
     "low": 20.0,
     "scale": "htk",
     "norm": None,
+    "floor": 1e-20,  # of silence; all else is bounded by the span
     "span": _SPAN,
     "gain": 2 * _TOP / _SPAN,
 }

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from funcnet import recordings, train
 from funcnet.errors import StructureError, ValueRangeError
-from funcnet.mean import Mean
+from funcnet.mean import Mean, quotient
 from funcnet.nets import crnn
 from funcnet.ops.loss import cross_entropy, ctc
 from funcnet.tasks import _plots, _recorded, _sounds, _training
@@ -234,7 +234,7 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
         if not held.spoken:
             return train.evaluate(score, params, listened.in_order(_SCORED))
         found = train.evaluate(score, params, heard(params, guesses))
-        wrong = _error_rate(texts, guesses)
+        wrong = float(quotient(train.character_error_rate(guesses, texts)))
         return found | {"accuracy": 1 - wrong, "character_error_rate": wrong}
 
     def examples(n: int) -> tuple[Examples, Examples]:
@@ -344,29 +344,13 @@ def _measure_text(logits: Any, batch: Batch, net: crnn.Config) -> dict[str, Mean
     return {"loss": Mean(jnp.where(counts, losses, 0).sum(), counts.sum())}
 
 
-def _error_rate(texts: list[str], guesses: list[str]) -> float:
-    """Letters that must be changed, put in or left out, per letter of what is said."""
-    wrong = sum(_distance(text, guess) for text, guess in zip(texts, guesses, strict=True))
-    return wrong / max(1, sum(map(len, texts)))
-
-
-def _distance(a: str, b: str) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
-    return row[-1]
-
-
 def _texts(logits: Any, lengths: Any, known: Sequence[str], net: crnn.Config) -> list[str]:
     """What recordings are taken for: the most probable class, or the letters of the most probable steps."""
-    best = np.asarray(logits).argmax(-1)
     if net.pooled:
-        return [known[i] for i in best]
-    steps = crnn.steps(_sounds.frames(np.asarray(lengths)), net)
-    kept = [row[:n][np.diff(row[:n], prepend=-1) != 0] for row, n in zip(best, steps, strict=True)]
-    return ["".join(known[i - 1] for i in row if i) for row in kept]
+        return [known[i] for i in np.asarray(logits).argmax(-1)]
+    steps = jnp.asarray(crnn.steps(_sounds.frames(np.asarray(lengths)), net), jnp.int32)
+    letters = np.asarray(ctc.greedy(jnp.asarray(logits), lengths=steps)[0])
+    return ["".join(known[i - 1] for i in row if i > 0) for row in letters]
 
 
 def _examples(source: Decoded, which: Int[np.ndarray, " n"]) -> Examples:

@@ -344,13 +344,6 @@ def test_what_is_read_out_of_steps():
     assert speech._texts(logits, [7 * 160, 2 * 160], "abc", config) == ["aabc", "cb"]
 
 
-def test_how_many_letters_are_wrong():
-    assert speech._error_rate(["abc", "", "b"], ["abc", "", "b"]) == 0
-    assert speech._error_rate(["abcd", "ab"], ["acd", "abb"]) == pytest.approx(2 / 6)
-    assert speech._error_rate(["kitten"], ["sitting"]) == 0.5
-    assert speech._error_rate(["ab"], [""]) == 1
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("held_out", 0.0), ("seconds", 0.0), ("noise", 200.0), ("speed", 0.6), ("mask", 41), ("workers", 0)],
