@@ -125,7 +125,7 @@ def _in_folders(folder: Path) -> list[tuple[str, str]]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is neither a folder of recordings nor a list of them")
     found = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = Path(place).relative_to(folder).parts
         sounds = (name for name in files if Path(name).suffix.lower() in _SOUNDS and name[:1] != ".")
@@ -135,6 +135,10 @@ def _in_folders(folder: Path) -> list[tuple[str, str]]:
             f"{folder} holds no recordings in folders, CLASS/NAME.wav (or flac, ogg ...), and no {LIST}"
         )
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _listed(path: Path) -> list[tuple[str, str]]:

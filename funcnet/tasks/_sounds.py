@@ -222,7 +222,7 @@ def heard(
     content = {
         "title": title if len(shown) == len(wrong) else f"{title}; {len(shown)} of them", "mistakes": shown
     }  # fmt: skip
-    (folder / "mistakes.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "mistakes.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _wav(samples: Float[np.ndarray, " t"]) -> bytes:

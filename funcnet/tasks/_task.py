@@ -49,7 +49,7 @@ class Task(NamedTuple):
         step: for `train.fit`: a function of state and batch, with the loss as its attribute `loss`.
         batches: each call gives the same batches, from the first.
         steps: how many steps that is; None: time ends it.
-        evaluate: the score on data that was not trained on: "loss" and "accuracy".
+        evaluate: the score on data that was not trained on: "loss" and "accuracy", and other shares.
         every: steps from one evaluation to the next.
         held_out: what these data are called: "test" or "validation", and how much of them is used if not all.
         unit: what the loss is a mean over: "image", "character".

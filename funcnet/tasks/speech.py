@@ -261,10 +261,9 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     steps = options.epochs * steps_in_epoch
     rate = _training.by_steps(training, options.learning_rate, steps)
     chosen = _training.optimizer(training, rate, crnn.specs(net), options.weight_decay)
+    every_text = [*trained.names, *held.names, *trained.texts, *held.texts]
     digest = fingerprint(
-        np.frombuffer(
-            "\0".join([*trained.names, *held.names, *trained.texts, *held.texts]).encode(), np.uint8
-        ),
+        np.frombuffer("\0".join(every_text).encode(errors="surrogateescape"), np.uint8),
         trained.lengths,
         held.lengths,
     )
