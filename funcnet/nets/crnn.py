@@ -224,7 +224,7 @@ def specs(config: Config) -> dict[str, Any]:
     """The parallel tree of `spec.Spec`."""
     _check.config("crnn.specs", config, Config)
     params = jax.eval_shape(lambda: init(jax.random.key(0), config))
-    found = {"stages": [conv.specs(layer) for layer in params["stages"]]}
+    found: dict[str, Any] = {"stages": [conv.specs(layer) for layer in params["stages"]]}
     if config.layers:
         found["recurrent"] = recurrent.specs(_recurrence(config))
     return found | {"head": linear.specs(params["head"])}

@@ -178,7 +178,7 @@ def answers(saved: Saved) -> list[str]:
     return names
 
 
-def predict(saved: Saved, path: Path, classes: Sequence[str]) -> Prediction:
+def predict(saved: Saved, path: Path, classes: list[str]) -> Prediction:
     """The most probable class of a recording, and the probabilities of all.
 
     Raises:

@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +343,7 @@ def _measure_text(logits: Any, batch: Batch, net: crnn.Config) -> dict[str, Mean
     return {"loss": Mean(jnp.where(counts, losses, 0).sum(), counts.sum())}
 
 
-def _texts(logits: Any, lengths: Any, known: Sequence[str], net: crnn.Config) -> list[str]:
+def _texts(logits: Any, lengths: Any, known: tuple[str, ...] | list[str], net: crnn.Config) -> list[str]:
     """What recordings are taken for: the most probable class, or the letters of the most probable steps."""
     if net.pooled:
         return [known[i] for i in np.asarray(logits).argmax(-1)]
