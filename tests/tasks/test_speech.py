@@ -341,7 +341,7 @@ def test_what_is_read_out_of_steps():
     config = crnn.Config(40, 4, channels=(), pools=(), pooled=False)
     best = np.array([[0, 1, 1, 0, 1, 2, 2, 3], [3, 3, 2, 0, 0, 1, 1, 1]])
     logits = np.eye(4)[best]
-    assert speech._texts(logits, [7 * 160, 2 * 160], "abc", config) == ["aabc", "cb"]
+    assert speech._texts(logits, [7 * 160, 2 * 160], tuple("abc"), config) == ["aabc", "cb"]
 
 
 @pytest.mark.parametrize(
