@@ -15,7 +15,7 @@ from jax import ShapeDtypeStruct as Abstract
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.linalg import as_matrices, from_matrices
-from funcnet.nets import convnet, encoder, mlp, recurrent, resnet, transformer, vad, vit
+from funcnet.nets import convnet, crnn, encoder, mlp, recurrent, resnet, transformer, vad, vit
 from funcnet.spec import Spec, is_spec, of, stacked, tree
 
 # Heads, features and groups are large enough for a wrong merge to have a higher rank.
@@ -43,6 +43,11 @@ NETS = {
         2,
     ),
     "vad": (vad, vad.Config(window=16, channels=(9, 10, 11, 12), hidden=7), 4),
+    "crnn": (
+        crnn,
+        crnn.Config(1, 5, channels=(4,), pools=((1, 1),), hidden=7, pooled=False),
+        2,
+    ),
     "convnet": (convnet, convnet.Config((4, 2, 3), channels=(4,), hidden=7, classes=5), 8),
 }  # fmt: skip
 GROUPED = fn.conv.init(jax.random.key(0), 6, 9, kernel=(3,), groups=3)
@@ -65,7 +70,7 @@ def gradient(net, config, t):
     params = jax.tree.map(lambda p: rng.normal(size=p.shape), shapes)
     if net in (transformer, encoder):
         x = rng.integers(0, config.vocabulary, (1, t))
-    elif net is recurrent:
+    elif net in (recurrent, crnn):
         x = rng.normal(size=(1, t, config.d))
     elif net is vad:
         x = rng.normal(size=(1, config.frame))

@@ -1,6 +1,5 @@
 """The layers of a model: which operations take which parameters, and their FLOPs, by formula."""
 
-import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -87,7 +86,11 @@ def _calls(apply: Callable[..., Any], *args: Any) -> list[rules.Call]:
     for call in _trace(apply, *args):
         if within == 0:
             outer.append(call)
-            repeated = _trace(functools.partial(call.operation.apply, **call.options), *call.args)
+            repeated = _trace(
+                lambda args, options, call=call: call.operation.apply(*args, **options),
+                call.args,
+                call.options,
+            )
             within = len(repeated)
         within -= 1
     return outer

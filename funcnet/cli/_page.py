@@ -27,6 +27,7 @@ __all__ = [
     "page",
     "picture",
     "section",
+    "sounds",
     "table",
     "thinned",
 ]
@@ -97,7 +98,7 @@ def page(title: str, *parts: str, panels: Sequence[Panel] = (), **facts: Any) ->
         title,
         *parts,
         style=_beside("_page.css"),
-        policy=f"; img-src data:; script-src 'sha256-{digest}'",
+        policy=f"; img-src data:; media-src data:; script-src 'sha256-{digest}'",
         end=f'\n<script type="application/json" id="data">{numbers}</script>\n<script>{script}</script>',
     )
 
@@ -137,6 +138,18 @@ def picture(path: Path, text: str) -> str:
         return ""
     content = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{escape(text)}" src="data:image/png;base64,{content}">'
+
+
+def sounds(columns: Sequence[str], rows: Sequence[Sequence[str]], wavs: Sequence[str]) -> str:
+    """A table of plain texts; each row ends with a sound that can be played, a WAV file in base 64."""
+    body = "\n".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}"
+        f'<td><audio controls preload="none" src="data:audio/wav;base64,{escape(wav)}"></audio></td></tr>'
+        for row, wav in zip(rows, wavs, strict=True)
+    )
+    head = "".join(f"<th>{escape(name)}</th>" for name in [*columns, "sound"])
+    parts = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    return f'<div class="scroll">\n<table>\n{parts}\n</table>\n</div>'
 
 
 def thinned(values: Float[np.ndarray, " n"], points: int) -> Int[np.ndarray, " m"]:

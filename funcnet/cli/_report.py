@@ -1,5 +1,6 @@
 """A run as one page, report.html in its folder: what it is, how it goes, and what came of it."""
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.cli._page import Curve, Panel, charts, facts, page, picture, section, table
+from funcnet.cli._page import Curve, Panel, charts, facts, page, picture, section, sounds, table
 from funcnet.cli._text import duration
 from funcnet.tasks._plots import running_mean, series
 from funcnet.train.history import History
@@ -82,6 +83,11 @@ def render(folder: Path, run: Run, history: History, ended: str | None = None) -
         section("Curves", charts(drawn)) if len(history) else "",
         section("Samples", _sample(folder / "sample.txt")),
         section("Mistakes", picture(folder / "mistakes.png", "images that the model got wrong")),
+        section(
+            "What is taken for what",
+            picture(folder / "confusion.png", "classes, and what they were taken for"),
+        ),
+        section("Mistakes to listen to", _audible(folder / "mistakes.json")),
         section("Gradient formulas, verified before the first step", _formulas(run.formulas)),
         section("Layers", table(columns, rows, right), f'<p class="soft small">{escape(note)}</p>'),
         section("Config", *(_config(name, part) for name, part in run.config.items())),
@@ -184,6 +190,17 @@ def _sample(path: Path) -> str:
     if not path.is_file():
         return ""
     return f"<pre>{escape(path.read_text(encoding='utf-8', errors='replace'))}</pre>"
+
+
+def _audible(path: Path) -> str:
+    """The recordings that a model got wrong, as the tasks of recordings leave them behind."""
+    if not path.is_file():
+        return ""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    wrong = content["mistakes"]
+    rows = [[each[name] for name in ("name", "label", "taken_for")] for each in wrong]
+    table = sounds(["recording", "is", "taken for"], rows, [each["wav"] for each in wrong]) if rows else ""
+    return f"<p>{escape(content['title'])}</p>\n{table}"
 
 
 def _formulas(report: Report) -> str:

@@ -16,12 +16,12 @@ def _options(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
 ) -> tuple[Path, Path]:
-    """Apply a trained model to a file: classes and probabilities of images, or the loss and sequel of a text.
+    """Apply a trained model to a file: classes of images or recordings, the loss and sequel of a text.
 
     Args:
         run: a run folder, as `funcnet train` writes it.
         file: digits and fashion: a .npy of images, or a grey .png, of the size of the training images, light
-            on dark ground; chars: a UTF-8 text.
+            on dark ground; chars: a UTF-8 text; tones and speech: a recording of any format and rate.
     """
     return run, file
 

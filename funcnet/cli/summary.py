@@ -18,7 +18,7 @@ def _options(model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="
     """Show the layers of a model: paths, shapes, parameters, and the FLOPs of a forward pass.
 
     Args:
-        model: a task, for the model that it trains by default: digits, fashion or chars; or a run folder.
+        model: a task, for the model that it trains by default: digits, fashion, chars, tones; or a run.
     """
     return model
 

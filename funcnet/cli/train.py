@@ -30,6 +30,7 @@ __all__ = ["run"]
 # Holds the place of the parameters in the folder of a run, which its own log may otherwise fill up.
 _RESERVE = ".funcnet-reserve.tmp"
 
+_SCORES = ("eval_accuracy", "eval_loss")  # of every task; what else one has is a share
 _SECONDS_BETWEEN_PAGES = 30.0  # at most, while there is no evaluation
 
 USAGE = """\
@@ -135,6 +136,7 @@ def train(name: str, options: Any, training: "Training", out: Path | None, resum
             untrained.callback((folder / "config.json").unlink, missing_ok=True)  # so it can be used again
         heading(f"{name}: {tasks.TASKS[name]}")
         print("\n".join(f"{fact:<10}{value}" for fact, value in facts.items() if value))
+        print("".join(f"note: {note}\n" for note in task.notes), end="")
         key_init, key_check, key_train = _run.keys(options.seed)
         scale = LOSS_SCALE if training.dtype == "float16" else None
         params = module.NET.init(key_init, task.config)
@@ -314,7 +316,9 @@ def _why(history: "History", failure: BaseException | None, stop: Stop) -> str:
 def _score(task: "Task", history: "History") -> None:
     """Say how good a run has become."""
     accuracy, loss = (history.column(f"eval_{name}")[1][-1] for name in ("accuracy", "loss"))
-    heading(f"{task.held_out} accuracy {accuracy:.2%}, loss {loss:.4f} nats per {task.unit}")
+    others = [name for name in history.names() if name.startswith("eval_") and name not in _SCORES]
+    more = "".join(f", {name[5:].replace('_', ' ')} {history.column(name)[1][-1]:.2%}" for name in others)
+    heading(f"{task.held_out} accuracy {accuracy:.2%}, loss {loss:.4f} nats per {task.unit}{more}")
 
 
 def _news() -> Callable[[dict[str, Any]], dict[str, Any]]:

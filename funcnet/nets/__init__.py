@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from funcnet.nets import (
         convnet,
+        crnn,
         encoder,
         generate,
         mamba,
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from funcnet.nets.roles import matrices
 
 __all__ = [
-    "convnet", "encoder", "generate", "mamba", "maps", "matrices", "mlp", "recurrent", "resnet",
-    "roles", "stack", "transformer", "vad", "vit",
+    "convnet", "crnn", "encoder", "generate", "mamba", "maps", "matrices", "mlp", "recurrent",
+    "resnet", "roles", "stack", "transformer", "vad", "vit",
 ]  # fmt: skip
 
 

@@ -17,15 +17,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from funcnet.tasks import chars, digits, fashion
+    from funcnet.tasks import chars, digits, fashion, speech, tones
 
 TASKS = {
     "digits": "scikit-learn's 1,797 handwritten digits, a convolutional network",
     "fashion": "Fashion-MNIST's 70,000 pictures of clothes, a convolutional network",
     "chars": "a text, a transformer that predicts the next character",
+    "tones": "2,358 recorded Mandarin syllables, a convolutional recurrent network that hears the tone",
+    "speech": "recordings of one's own, in folders or with transcripts, a convolutional recurrent network",
 }
 
-__all__ = ["TASKS", "chars", "digits", "fashion"]
+__all__ = ["TASKS", "chars", "digits", "fashion", "speech", "tones"]
 
 
 def __getattr__(name: str) -> Any:

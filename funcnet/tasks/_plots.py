@@ -1,4 +1,4 @@
-"""What a run shows of itself: its curves, and the images that it got wrong."""
+"""What a run shows of itself: its curves, the images that it got wrong, and what was taken for what."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 
 from funcnet.train.history import History
 
-__all__ = ["compared", "curves", "mistakes", "running_mean", "series"]
+__all__ = ["compared", "confusion", "curves", "mistakes", "running_mean", "series"]
 
 _TRAIN, _HELD_OUT = "#4477aa", "#cc6677"  # told apart by colour-blind eyes, too
+_NAMED = 40  # classes that can be told apart by name and number
 _RUNS = (_TRAIN, _HELD_OUT, "#228833", "#a08a00", "#2a9fc9", "#aa3377", "#7d7d7d")
 
 
@@ -109,6 +110,48 @@ def mistakes(
         axes.imshow(images[i], cmap="gray_r")
         axes.set_title(f"{classes[int(labels[i])]}, taken for {classes[int(predicted[i])]}", fontsize=9)
     _save(figure, path)
+
+
+def confusion(
+    path: Path, labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: Sequence[str]
+) -> None:
+    """Draw how many examples of each class were taken for which: a row is a class, the diagonal is right.
+
+    Args:
+        path: of the PNG file.
+        labels: the classes.
+        predicted: what they were taken for.
+        classes: their names.
+    """
+    from matplotlib.figure import Figure
+
+    k = len(classes)
+    counts = np.zeros((k, k), int)
+    np.add.at(counts, (labels, predicted), 1)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    side = min(14.0, max(4.0, 0.42 * k + 1.5))
+    figure = Figure(figsize=(side, side), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set_title(f"{counts.trace():,} of {counts.sum():,} right", fontsize=11)
+    axes.set(xlabel="taken for", ylabel="is")
+    if k <= _NAMED:
+        names = _drawable(classes)
+        upright = max(map(len, names)) > 3
+        axes.set_xticks(range(k), names, rotation=90 if upright else 0, fontsize=9, parse_math=False)
+        axes.set_yticks(range(k), names, fontsize=9, parse_math=False)
+        for i, j in np.argwhere(counts):
+            color = "white" if shares[i, j] > 0.5 else "black"
+            axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", color=color, fontsize=8)
+    _save(figure, path)
+
+
+def _drawable(names: Sequence[str]) -> list[str]:
+    """The names, at most 20 letters of each; its number for one in letters that the font does not have."""
+    from matplotlib import font_manager, ft2font
+
+    known = ft2font.FT2Font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    return [name[:20] if all(ord(c) in known for c in name) else f"#{i}" for i, name in enumerate(names)]
 
 
 def _save(figure: Any, path: Path) -> None:

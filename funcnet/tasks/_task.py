@@ -49,7 +49,7 @@ class Task(NamedTuple):
         step: for `train.fit`: a function of state and batch, with the loss as its attribute `loss`.
         batches: each call gives the same batches, from the first.
         steps: how many steps that is; None: time ends it.
-        evaluate: the score on data that was not trained on: "loss" and "accuracy".
+        evaluate: the score on data that was not trained on: "loss" and "accuracy", and other shares.
         every: steps from one evaluation to the next.
         held_out: what these data are called: "test" or "validation", and how much of them is used if not all.
         unit: what the loss is a mean over: "image", "character".
@@ -58,6 +58,7 @@ class Task(NamedTuple):
         tokens: how many a step predicts, where the model is one of language: the speed is then given in
             tokens, too.
         finish: what the task adds to the folder of a finished run: `finish(params, folder)`.
+        notes: what whoever reads its score should know; printed before the training.
     """
 
     config: Any
@@ -73,6 +74,7 @@ class Task(NamedTuple):
     examples: Callable[[int], tuple[Examples, Examples]]
     tokens: int | None = None
     finish: Callable[[Any, Path], None] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Saved(NamedTuple):

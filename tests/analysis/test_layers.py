@@ -7,7 +7,7 @@ import pytest
 
 import funcnet as fn
 from funcnet.analysis.layers import Layer, layers
-from funcnet.nets import convnet, mlp, transformer
+from funcnet.nets import convnet, crnn, mlp, transformer
 from tests.laws import products
 
 F32 = jnp.float32
@@ -104,3 +104,11 @@ def test_a_layer_that_is_used_twice():
 def test_a_model_that_is_one_operation():
     found = layers(fn.linear.apply, fn.linear.init(jax.random.key(0), 3, 2), np.ones((1, 3), np.float32))
     assert found == [Layer({"w": (3, 2), "b": (2,)}, {"linear": 1}, 12)]
+
+
+def test_an_option_that_is_an_array():
+    config = crnn.Config(4, 2, channels=(2,), pools=((1, 2),), hidden=3, padding=0.0)
+    params = jax.eval_shape(lambda: crnn.init(jax.random.key(0), config))
+    found = layers(lambda params, x: crnn.apply(params, x, config), params, np.ones((1, 5, 4), np.float32))
+    ways = [row for row in found if "gru" in row.operations]
+    assert [(row.operations["gru"], row.flops) for row in ways] == [(2, 2 * 2 * 5 * 9 * (4 + 3))]

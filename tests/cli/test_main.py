@@ -69,8 +69,9 @@ def test_wrong_commands(capsys):
     known = "train, predict, generate, compare, summary, pca, xray, compress, verify, doctor (funcnet --help)"
     assert refused(capsys) == f"funcnet: which command: there are {known}"
     assert refused(capsys, "trian") == f"funcnet: no command 'trian': there are {known}"
+    tasks = "digits, fashion, chars, tones, speech"
     assert refused(capsys, "train", "digit") == (
-        "funcnet train: no task 'digit': there are digits, fashion, chars (funcnet train --help)"
+        f"funcnet train: no task 'digit': there are {tasks} (funcnet train --help)"
     )
 
 
@@ -123,7 +124,10 @@ def test_wrong_commands(capsys):
         ("generate nowhere --prompt a", "nowhere is no run folder: there is no such folder"),
         ("generate nowhere --prompt a --tokens x", "error parsing --tokens: invalid literal for int()"),
         ("summary", "missing from funcnet summary: TASK|RUN"),
-        ("summary nowhere", "'nowhere' is neither a task (digits, fashion, chars) nor a run folder"),
+        (
+            "summary nowhere",
+            "'nowhere' is neither a task (digits, fashion, chars, tones, speech) nor a run folder",
+        ),
         ("doctor --quick", "unrecognized options: --quick (funcnet doctor --help)"),
     ],
 )

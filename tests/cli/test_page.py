@@ -73,6 +73,13 @@ def test_a_picture_is_part_of_the_page(tmp_path):
     assert _page.picture(tmp_path / "b.png", "none") == ""
 
 
+def test_a_sound_is_part_of_a_row():
+    table = _page.sounds(["name"], [["<a>"], ["b"]], ["UklG", '"><script>'])
+    assert '<td>&lt;a&gt;</td><td><audio controls preload="none" src="data:audio/wav;base64,UklG">' in table
+    assert "<script>" not in table
+    assert "media-src data:" in _page.page("title", table)
+
+
 HOVER = """
 for (const svg of document.querySelectorAll("svg")) {
   const box = svg.getBoundingClientRect();

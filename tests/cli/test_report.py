@@ -1,17 +1,22 @@
 """The page of a run: everything that it should tell, while it goes on and afterwards."""
 
+import base64
+import io
 import json
 import math
 
 import numpy as np
 import PIL.Image
 import pytest
+import soundfile
 
 from funcnet.cli import _report
+from funcnet.tasks import _sounds
 from funcnet.train.history import History
 from funcnet.verifier.finding import Row
 from funcnet.verifier.report import Report
 from tests.browser import Reader, needs_browser, shown
+from tests.tasks.sounding import sine
 
 HOSTILE = "<script>alert('x')</script>"
 RUN = _report.Run(
@@ -68,6 +73,28 @@ def test_everything_is_told(tmp_path):
     assert "data:image/png;base64," in page
     assert "<script>alert" not in page
     assert "reload" not in data(page)
+
+
+def test_mistakes_can_be_listened_to(tmp_path):
+    read = {0: sine("ab"), 2: sine("c")}.__getitem__
+    _sounds.heard(tmp_path, ["0.wav", "1.wav", HOSTILE], ["a", "b", "c"], ["b", "b", "d"], read)
+    page = _report.render(tmp_path, RUN, history(), "steps")
+    reader = Reader(page)
+    assert "2 of 3 recordings wrong" in reader.text
+    assert f"{HOSTILE}cd" in reader.text
+    sounds = [tag[1]["src"] for tag in reader.tags if tag[0] == "audio"]
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0].partition("base64,")[2])))
+    assert rate == 16_000
+    np.testing.assert_allclose(samples, read(0), atol=1e-4)
+    assert "<script>alert" not in page
+
+
+def test_a_page_does_not_hold_more_sound_than_it_should(tmp_path):
+    n = 60
+    _sounds.heard(tmp_path, ["x"] * n, ["a"] * n, ["b"] * n, lambda i: np.zeros(16_000 * 3, np.float32))
+    content = json.loads((tmp_path / "mistakes.json").read_text("utf-8"))
+    assert content["title"] == "60 of 60 recordings wrong; 13 of them"
+    assert (tmp_path / "mistakes.json").stat().st_size < 1_800_000
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,11 @@ from funcnet.cli import main
 from funcnet.cli import train as command
 from funcnet.cli.train import rates
 from funcnet.errors import ShapeError
-from funcnet.nets import convnet, transformer
-from funcnet.tasks import TASKS, _plots, chars, digits, fashion
+from funcnet.nets import convnet, crnn, transformer
+from funcnet.tasks import TASKS, _plots, chars, digits, fashion, tones
 from funcnet.tasks._task import Task
 from funcnet.tasks._training import Training
+from tests.tasks.sounding import syllables
 from tests.tasks.test_recipes import fashion_files
 
 FILES = {
@@ -38,6 +39,7 @@ FILES = {
 SMALL = {
     digits: convnet.Config((8, 8, 1), channels=(2,), hidden=3, dropout=0.3),
     fashion: convnet.Config((28, 28, 1), channels=(2,), hidden=3),
+    tones: crnn.Config(40, 4, channels=(2,), pools=((2, 4),), hidden=3, padding=0.0),
 }
 
 
@@ -108,6 +110,26 @@ def test_a_run_can_be_applied_and_shown(small, capsys, tmp_path):
     assert f" {parameters:,} " in of_the_run
     assert main(["predict", "run", "missing.npy"]) == 2
     assert main(["predict", "run", str(tmp_path)]) == 2
+
+
+@pytest.mark.slow
+def test_recordings_in_a_run_folder(small, capsys, tmp_path):
+    data = str(syllables(tmp_path / "syllables"))
+    assert main(["train", "tones", "--data", data, "--epochs", "1", "--batch", "32", "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "note: two speakers" in out
+    assert "CC-BY-3" in out
+    assert "held-out syllables accuracy" in out
+    assert {path.name for path in Path("run").iterdir()} == FILES | {"confusion.png", "mistakes.json"}
+    page = Path("run/report.html").read_text("utf-8")
+    assert page.count("<audio ") == len(json.loads(Path("run/mistakes.json").read_text())["mistakes"]) > 0
+    path = Path(data, "ㄅㄚ2", "3.ogg")
+    assert main(["predict", "run", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("class  probability")
+    assert main(["train", "tones", "--data", str(tmp_path)]) == 2
+    assert "install Debian's package gcin-voice" in capsys.readouterr().err
+    assert main(["train", "speech"]) == 2
+    assert "name their folder: --data DIR" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import funcnet as fn
-from funcnet.nets import convnet, encoder, mamba, mlp, recurrent, resnet, transformer, vad, vit
+from funcnet.nets import convnet, crnn, encoder, mamba, mlp, recurrent, resnet, transformer, vad, vit
 from tests import laws
 
 KEY = jax.random.key(0)
@@ -57,6 +57,11 @@ NETS = {
         convnet,
         *_with_key(convnet, convnet.Config((8, 8, 3), (2, 3), hidden=2, dropout=0.1)),
         IMAGE,
+    ),
+    "crnn": (
+        crnn,
+        *_with_key(crnn, crnn.Config(4, 3, channels=(2, 2), hidden=2, dropout=0.1, padding=0.0)),
+        ("b, 7, 4", "float64"),
     ),
     "recurrent": (
         recurrent,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from funcnet.errors import ShapeError, ValueRangeError
-from funcnet.nets import convnet, encoder, mamba, mlp, recurrent, resnet, transformer, vad, vit
+from funcnet.nets import convnet, crnn, encoder, mamba, mlp, recurrent, resnet, transformer, vad, vit
 from funcnet.spec import Spec, decay_mask
 
 MLP = mlp.Config((3, 5, 7))
@@ -21,6 +21,8 @@ NETS = [
     (mlp, MLP),
     (mlp, mlp.Config((3, 5), bias=False)),
     (convnet, CONVNET),
+    (crnn, crnn.Config(8, 4, channels=(2, 3), hidden=3, cell="lstm")),
+    (crnn, crnn.Config(8, 4, layers=0)),
     (transformer, DECODER),
     (recurrent, recurrent.Config(3, 2, layers=2, bidirectional=True, projection=4)),
     (recurrent, recurrent.Config(3, 2, cell="gru", bias=False)),

@@ -10,7 +10,7 @@ import pytest
 import funcnet as fn
 from funcnet.errors import StructureError
 from funcnet.linalg import as_matrices
-from funcnet.nets import encoder, matrices, recurrent, resnet, transformer, vad
+from funcnet.nets import crnn, encoder, matrices, recurrent, resnet, transformer, vad
 from funcnet.spec import is_spec
 from tests.test_spec import NETS
 
@@ -28,7 +28,7 @@ def outputs(net, config):
     params = jax.eval_shape(lambda: net.init(jax.random.key(0), config))
     if net in (transformer, encoder):
         x = jax.ShapeDtypeStruct((2, 3), jnp.int32)
-    elif net is recurrent:
+    elif net in (recurrent, crnn):
         x = jax.ShapeDtypeStruct((2, 3, config.d), jnp.float64)
     elif net is vad:
         x = jax.ShapeDtypeStruct((2, 3 * config.frame), jnp.float64)

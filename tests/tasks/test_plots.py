@@ -62,3 +62,13 @@ def test_mistakes(tmp_path, wrong):
     path = tmp_path / "mistakes.png"
     _plots.mistakes(path, np.random.default_rng(0).random((60, 8, 8)), labels, predicted, "0123456789")
     assert imread(path).ndim == 3
+
+
+def test_confusion(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in (2, 23, 60):
+        labels, predicted = rng.integers(0, k, (2, 100))
+        names = ["ㄅ", "a long name, longer than most", "$x_1$", *map(str, range(k))][:k]
+        _plots.confusion(tmp_path / "confusion.png", labels, predicted, names)
+        assert imread(tmp_path / "confusion.png").ndim == 3
+    assert _plots._drawable(["ㄅ", "b" * 30, "é"]) == ["#0", "b" * 20, "é"]
