@@ -220,6 +220,8 @@ def taps(frames: Frames, window: Array | None, dtype: Any) -> tuple[Array, int]:
 
 def cut(x: Array, frames: Frames, first: int, width: int) -> Array:
     """x [*n, t] -> [*n, frames, width], of each frame the samples from `first` on."""
+    if known(frames.number) and frames.number == 0:
+        return jnp.zeros((*x.shape[:-1], 0, width), x.dtype)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(frames.low, frames.high)], mode=PAD_MODES[frames.mode])
     starts = jnp.arange(frames.number, dtype=jnp.int32) * frames.hop + first
     return jax.vmap(lambda start: lax.dynamic_slice_in_dim(x, start, width, -1), out_axes=-2)(starts)
@@ -227,6 +229,8 @@ def cut(x: Array, frames: Frames, first: int, width: int) -> Array:
 
 def overlap(u: Array, frames: Frames, first: int) -> Array:
     """The transpose of `cut`: u [*n, frames, width] -> [*n, t], the sum of what overlaps."""
+    if known(frames.number) and frames.number == 0:
+        return jnp.zeros((*u.shape[:-2], frames.t), u.dtype)
     at = rules.same_variance(jnp.zeros((*u.shape[:-2], frames.t), u.dtype), u)[0]
     return jax.linear_transpose(lambda x: cut(x, frames, first, u.shape[-1]), at)(u)[0]
 

@@ -2,10 +2,10 @@
 
 Dimensions: *n any leading axes (batch), t samples, frames, mels bands: x [*n, t], y [*n, frames, mels].
 B is the matrix of `mel`; p is 2, of the power, or 1, of the magnitude; `span` cuts what lies more than so
-many powers of ten below the largest of an example's bands. Sources: Davis and Mermelstein, "Comparison of
-parametric representations for monosyllabic word recognition", IEEE ASSP 28, 1980; Radford et al., "Robust
-speech recognition via large-scale weak supervision", arXiv 2212.04356 (Whisper). Everything is in float32 or
-wider and rounded once.
+many powers of ten below the largest of an example's bands. In float32 or wider, and rounded once.
+Sources: Davis and Mermelstein, "Comparison of parametric representations for monosyllabic word recognition",
+IEEE ASSP 28, 1980; Radford et al., "Robust speech recognition via large-scale weak supervision", arXiv
+2212.04356 (Whisper).
 """
 
 import math

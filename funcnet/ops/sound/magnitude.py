@@ -47,7 +47,10 @@ def vjp(x: Float[Array, "*n 2"]) -> tuple[Float[Array, "*n"], Partial]:
     h = x.astype(wide(x.dtype))
     scale = lax.stop_gradient(jnp.abs(h).max(-1))  # the length does not depend on it
     usual = (scale > 0) & jnp.isfinite(scale)
-    unit = h / jnp.where(usual, scale, 1)[..., None]
+    less = jnp.where(scale > 1, 0.125, 1).astype(
+        h.dtype
+    )  # XLA multiplies by 1 / scale, which may be too small
+    unit = (h * less[..., None]) / (jnp.where(usual, scale, 1) * less)[..., None]
     square = (unit**2).sum(-1)
     length = jnp.sqrt(jnp.where(usual, square, 1))
     y = jnp.where(usual, scale * length, scale)
