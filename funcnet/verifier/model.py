@@ -66,12 +66,12 @@ def _verdict(calls: list[rules.Call], seed: int) -> tuple[Row, tuple[Finding, ..
     args, options = jax.tree.map_with_path(fill, (calls[0].args, calls[0].options))
     with jax.enable_x64(True):
         problem = pose(calls[0].operation, None, wide(args), static=wide(options))
-        ready = judge.judge_of(problem, problem.arrays)
+        ready = judge.judge_of(problem)
         point = ready.at("as called", problem.arrays, np.random.default_rng(seed))
-        allowed = ready.tolerances(point)
-    errors = [judge.measure([point], i)[0] for i in range(len(allowed))]
-    worst = max(range(len(errors)), key=lambda i: errors[i] / allowed[i])
-    ok, findings = errors[worst] <= allowed[worst], ()
+        leaves = [ready.leaf(point, i) for i in range(len(problem.moving))]
+    errors, allowed = [leaf.error for leaf in leaves], [leaf.allowed for leaf in leaves]
+    worst = max(range(len(errors)), key=lambda i: errors[i] / max(allowed[i], 1e-300))
+    ok, findings = all(leaf.state in ("right", "convention") for leaf in leaves), ()
     if not ok:
         findings = verify(calls[0].operation, args, static=options, seed=seed).findings
     note = ", ".join(dict.fromkeys(f.kind for f in findings))
