@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, StructureError, ValueRangeError, describe
-from funcnet.verifier import arrays, clock, laws, tape, trace
+from funcnet.verifier import arrays, blind, clock, laws, tape, trace
 from funcnet.verifier.diagnose import diagnose
 from funcnet.verifier.finding import Finding, Row
 from funcnet.verifier.judge import Judge, Leaf, Point, judge_of
@@ -164,6 +164,8 @@ def verdict(
         for i in range(len(leaves))
     ]
     notes += _set_apart(problem, points[0])
+    if small and not wrong and not meant:
+        notes += blind.note(ready, points, rng)
     return Report(tuple(rows), tuple(findings), (*ready.notes, *notes))
 
 
@@ -177,6 +179,15 @@ def _points(
         left = {i for i, grad in zip(problem.moving, points[0].formula[0], strict=True) if grad is None}
         near = [v if i in left else fresh(v, rng) for i, v in enumerate(problem.arrays)]
         points.append(ready.at("values near", near, rng))
+        for label, moved in (
+            ("axes of unequal size", blind.unequal(problem, rng)),
+            ("no identity", blind.unlike_identity(problem, rng)),
+        ):
+            with contextlib.suppress(
+                Exception
+            ):  # whatever a formula may raise that is written for equal axes
+                if moved is not None and _fits(point := ready.at(label, moved, rng), points[0]):
+                    points.append(point)
     for kind in ("primes", "square", "second", "one", "zero") if shapes == "auto" else ():
         if (moved := elsewhere(problem, kind, rng)) is None:
             continue
@@ -187,8 +198,17 @@ def _points(
                 message = f"at other sizes the forward pass runs, but not the formula: {_first(error)}"
                 findings.append(Finding("", "shape", message, "", _raised_at(error)))
     if shapes == "auto":
-        notes.append("also at other sizes: " + (", ".join(p.label for p in points[2:]) or "none that fit"))
+        others = [p.label for p in points if p.label not in ("as given", "values near", "no identity")]
+        notes.append("also at other sizes: " + (", ".join(others) or "none that fit"))
     return points, findings, notes
+
+
+def _fits(point: Point, given: Point) -> bool:
+    """Whether the gradients have the shapes of the arguments at a point, if they have them at another."""
+    shapes = lambda p: [
+        u is None or u.shape == t.shape for u, t in zip(p.formula[0], p.truth[0], strict=True)
+    ]
+    return shapes(point) == shapes(given)
 
 
 def _at_kinks(path: str, leaves: Sequence[Leaf]) -> Finding | None:

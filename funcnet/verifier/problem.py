@@ -16,7 +16,18 @@ from funcnet.errors import DTypeError, StructureError, describe
 from funcnet.verifier import tape, trace
 from funcnet.verifier.trace import widened
 
-__all__ = ["SMALL", "Problem", "cotangents", "elsewhere", "fresh", "is_float", "options", "pose", "wide"]
+__all__ = [
+    "SMALL",
+    "Problem",
+    "cotangents",
+    "elsewhere",
+    "fresh",
+    "is_float",
+    "options",
+    "pose",
+    "resized",
+    "wide",
+]
 
 SMALL = 50_000  # elements; above, one point is enough, and mistakes are named at other sizes
 
@@ -472,13 +483,18 @@ def elsewhere(problem: Problem, kind: str, rng: np.random.Generator) -> list[Any
     """
     if (sizes := _other_sizes(problem.arrays, kind)) is None:
         return None
-    smallest = min((d for d in sizes.values() if d), default=1)
     shapes: list[Any] = [tuple(sizes.get(d, d) for d in v.shape) for v in problem.arrays]
     if sum(math.prod(shape) for shape in shapes) > max(_LARGE, sum(v.size for v in problem.arrays)):
         return None  # twelve axes of 2 are few elements, twelve of 5 are not
-    moved = [_resized(v, s, smallest, rng) for v, s in zip(problem.arrays, shapes, strict=True)]
+    moved = resized(problem, shapes, rng)
     try:
         y = problem.shape_of_y(moved)
     except Exception:  # whatever a forward pass may raise on shapes that it does not know
         return None
     return moved if y else None
+
+
+def resized(problem: Problem, shapes: Sequence[Any], rng: np.random.Generator) -> list[Any]:
+    """The arrays of a problem with other shapes: values of their kind, integers below the smallest size."""
+    smallest = min((d for shape in shapes for d in shape if d), default=1)
+    return [_resized(v, shape, smallest, rng) for v, shape in zip(problem.arrays, shapes, strict=True)]

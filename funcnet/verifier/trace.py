@@ -55,6 +55,7 @@ class Equation(NamedTuple):
     parts: tuple[int, ...] = ()  # of a scan: how many operands are constants, and how many are carried
     dtypes: tuple[Any, ...] = ()  # of the outputs, as it was traced
     takes: tuple[Any, ...] = ()  # of the inputs
+    called: str = ""  # the function of JAX that the line calls: "where"
 
     @property
     def name(self) -> str:
@@ -173,17 +174,21 @@ def flat(closed: Any) -> Program:
             arrays[id(value)] = value, copy(array, jax.ShapeDtypeStruct(array.shape, array.dtype))
         return arrays[id(value)][1]
 
-    def inline(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    def inline(
+        jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], origin: tuple[str, str] | None = None
+    ) -> list[Any]:
         known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(kept, consts), strict=True))
         known.update(zip(jaxpr.invars, inputs, strict=True))
         read = lambda v: kept(v.val) if isinstance(v, jex.Literal) else known[v]
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             name = eqn.primitive.name
+            where = origin or (line(eqn), called(eqn))
             if name in CALLS:
                 inner = eqn.params[CALLS[name]]
                 inner, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-                results: Sequence[Any] = inline(inner, consts, operands)
+                # JAX keeps the programs of its own functions, with the line that called them first.
+                results: Sequence[Any] = inline(inner, consts, operands, where if _of_jax(inner) else origin)
             else:
                 results = [new(v.aval) for v in eqn.outvars]
                 bodies = tuple(
@@ -192,11 +197,11 @@ def flat(closed: Any) -> Program:
                 parts = parts_of_scan(eqn) if name == "scan" else ()
                 params = {k: widened(v) if k in _DTYPES else v for k, v in eqn.params.items()}
                 params = dict(eqn.params) if name == "bitcast_convert_type" else params
-                made = (eqn.primitive, tuple(operands), tuple(results), params, line(eqn))
+                made = (eqn.primitive, tuple(operands), tuple(results), params, where[0])
                 dtypes, takes = (
                     tuple(getattr(v.aval, "dtype", None) for v in some) for some in (eqn.outvars, eqn.invars)
                 )
-                equations.append(Equation(*made, bodies, parts, dtypes, takes))
+                equations.append(Equation(*made, bodies, parts, dtypes, takes, where[1]))
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
@@ -243,6 +248,32 @@ def line(eqn: Any) -> str:
         if not frame.file_name.startswith(HIDDEN):
             return near(frame.file_name, frame.line_num)
     return ""
+
+
+_WRAPPERS = ("api.py", "core.py", "custom_derivatives.py", "partial_eval.py", "pjit.py", "traceback_util.py")
+
+
+def called(eqn: Any) -> str:
+    """The function of JAX that the line which wrote an equation calls: ``where``."""
+    traceback, name = eqn.source_info.traceback, ""
+    for frame in traceback.frames if traceback is not None else ():
+        if not frame.file_name.startswith(HIDDEN):
+            break
+        if os.path.basename(frame.file_name) not in _WRAPPERS:
+            name = frame.function_name
+    name = eqn.primitive.name if name.endswith("__call__") else name
+    inner = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
+    return name or _source(inner).partition(" at ")[0]
+
+
+def _source(inner: Any) -> str:
+    """``name at file.py:57`` of the function that an inner program was traced from."""
+    info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
+    return getattr(info, "func_src_info", None) or ""
+
+
+def _of_jax(inner: Any) -> bool:
+    return _source(inner).partition(" at ")[2].startswith(HIDDEN)
 
 
 def near(file: str, number: int) -> str:

@@ -1,5 +1,6 @@
-"""One rule judges: each of its laws with the wrong formula that it finds, and the right one that it lets pass."""
+"""One rule judges: each of its laws, with the wrong formula that it finds and the right one that passes."""
 
+import linecache
 from typing import NamedTuple
 
 import jax
@@ -49,9 +50,24 @@ Z = lax.complex(normal(3, 4), normal(3, 4))
 
 # forward, formula, args: wrong ones with one of the names that are true
 WRONG = {
-    "narrow: the sign of a product": (narrow_product, lambda x, w, dy: (-(dy @ w.T), x.T @ dy), (normal(30, 20), normal(20, 5)), "sign"),
-    "narrow: a factor": (jnp.sin, lambda x, dy: (dy * jnp.cos(x) * 1.2).astype(BF16), (X.astype(BF16),), "scale"),
-    "narrow: a term": (silu, lambda x, dy: (dy * jax.nn.sigmoid(x)).astype(BF16), (X.astype(BF16),), "missing_term"),
+    "narrow: the sign of a product": (
+        narrow_product,
+        lambda x, w, dy: (-(dy @ w.T), x.T @ dy),
+        (normal(30, 20), normal(20, 5)),
+        "sign",
+    ),
+    "narrow: a factor": (
+        jnp.sin,
+        lambda x, dy: (dy * jnp.cos(x) * 1.2).astype(BF16),
+        (X.astype(BF16),),
+        "scale",
+    ),
+    "narrow: a term": (
+        silu,
+        lambda x, dy: (dy * jax.nn.sigmoid(x)).astype(BF16),
+        (X.astype(BF16),),
+        "missing_term",
+    ),
     "narrow within: a term": (
         lambda x: unit(x.astype(BF16)).astype(x.dtype),
         lambda x, dy: (dy.astype(BF16) / norm(x.astype(BF16))).astype(x.dtype),
@@ -64,27 +80,66 @@ WRONG = {
         (X.astype(BF16),),
         "precision",
     ),
-    "large: the dtype": (jnp.sin, lambda x, dy: (dy * jnp.cos(x)).astype(jnp.float16), (normal(300, 200),), "dtype"),
+    "large: the dtype": (
+        jnp.sin,
+        lambda x, dy: (dy * jnp.cos(x)).astype(jnp.float16),
+        (normal(300, 200),),
+        "dtype",
+    ),
     "not finite: beside an infinity": (jnp.sqrt, lambda x, dy: 3 * dy, (A_ZERO,), ""),
     "not finite: no sum": (masked, lambda x, dy: jnp.where(MASK, dy, 0), (normal(5, 7),), ""),
-    "not finite: NaN where the truth is finite": (jnp.sin, lambda x, dy: dy * jnp.cos(x) * x / x, (X.at[0, 0].set(0),), "nan"),
+    "not finite: NaN where the truth is finite": (
+        jnp.sin,
+        lambda x, dy: dy * jnp.cos(x) * x / x,
+        (X.at[0, 0].set(0),),
+        "nan",
+    ),
     "a stop that is ignored": (lambda x: x * lax.stop_gradient(x), lambda x, dy: 2 * x * dy, (X,), ""),
-    "straight through": (lambda x: x + lax.stop_gradient(jnp.round(x) - x), lambda x, dy: 0 * x, (X,), "zero"),
-    "a kink: twice its side": (lambda x: jnp.maximum(x, 0), lambda x, dy: dy * (x > 0) + 2 * dy * (x == 0), (X.at[0, 0].set(0),), ""),
+    "straight through": (
+        lambda x: x + lax.stop_gradient(jnp.round(x) - x),
+        lambda x, dy: 0 * x,
+        (X,),
+        "zero",
+    ),
+    "a kink: twice its side": (
+        lambda x: jnp.maximum(x, 0),
+        lambda x, dy: dy * (x > 0) + 2 * dy * (x == 0),
+        (X.at[0, 0].set(0),),
+        "",
+    ),
     "ties: all of them": (lambda x: x.max(-1), lambda x, dy: dy[:, None] * jnp.ones_like(x), (tied,), ""),
-    "by numbers: one step is missing": (in_three_steps, lambda x, dy: dy * jnp.cos(x) * jnp.cos(jnp.sin(x)), (X,), ""),
-    "complex: a factor": (lambda z, x: z * x, lambda z, x, dy: (999 * dy * x, (dy * z).real), (Z, normal(3, 4)), ""),
+    "by numbers: one step is missing": (
+        in_three_steps,
+        lambda x, dy: dy * jnp.cos(x) * jnp.cos(jnp.sin(x)),
+        (X,),
+        "",
+    ),
+    "complex: a factor": (
+        lambda z, x: z * x,
+        lambda z, x, dy: (999 * dy * x, (dy * z).real),
+        (Z, normal(3, 4)),
+        "",
+    ),
     "complex: conjugated": (lambda z: z * z, lambda z, dy: 2 * jnp.conj(z) * dy, (Z,), ""),
-    "leaves of very different size": (lambda x, w: x @ w, lambda x, w, dy: (dy @ w.T, 0 * w), (X * 1e-10, normal(5, 3) * 1e10), "zero"),
+    "leaves of very different size": (
+        lambda x, w: x @ w,
+        lambda x, w, dy: (dy @ w.T, 0 * w),
+        (X * 1e-10, normal(5, 3) * 1e10),
+        "zero",
+    ),
     "elements of very different size": (
         lambda x, s: x * s,
         lambda x, s, dy: (dy * jnp.where(s < 1e-15, -s, s), None),
         (X, jnp.logspace(0.0, -19.0, 5)),
         "",
     ),
-}  # fmt: skip
+}
 RIGHT = {
-    "narrow: a product": (narrow_product, lambda x, w, dy: (dy @ w.T, x.T @ dy), (normal(30, 20), normal(20, 5))),
+    "narrow: a product": (
+        narrow_product,
+        lambda x, w, dy: (dy @ w.T, x.T @ dy),
+        (normal(30, 20), normal(20, 5)),
+    ),
     "narrow: otherwise rounded": (
         silu,
         lambda x, dy: (lambda s, u: dy.astype("float32") * (s + u * s * (1 - s)))(
@@ -92,8 +147,16 @@ RIGHT = {
         ).astype(BF16),
         (X.astype(BF16),),
     ),
-    "narrow: as it is": (silu, lambda x, dy: dy * (lambda s: s + x * s * (1 - s))(jax.nn.sigmoid(x)), (X.astype(BF16),)),
-    "narrow: float16": (unit, lambda x, dy: (dy - unit(x) * (unit(x) * dy).sum(-1, keepdims=True)) / norm(x), (X.astype("float16"),)),
+    "narrow: as it is": (
+        silu,
+        lambda x, dy: dy * (lambda s: s + x * s * (1 - s))(jax.nn.sigmoid(x)),
+        (X.astype(BF16),),
+    ),
+    "narrow: float16": (
+        unit,
+        lambda x, dy: (dy - unit(x) * (unit(x) * dy).sum(-1, keepdims=True)) / norm(x),
+        (X.astype("float16"),),
+    ),
     "large, in float32": (jnp.sin, lambda x, dy: dy * jnp.cos(x), (normal(300, 200),)),
     "in NumPy": (jnp.sin, lambda x, dy: np.asarray(dy) * np.cos(np.asarray(x)), (X,)),
     "not finite: one infinity": (jnp.sqrt, lambda x, dy: dy / (2 * jnp.sqrt(x)), (A_ZERO,)),
@@ -104,7 +167,9 @@ RIGHT = {
     ),
     "not finite: masked log-softmax": (
         masked,
-        lambda x, dy: jnp.where(MASK, dy - jnp.exp(masked(x)) * jnp.where(MASK, dy, 0).sum(-1, keepdims=True), 0),
+        lambda x, dy: jnp.where(
+            MASK, dy - jnp.exp(masked(x)) * jnp.where(MASK, dy, 0).sum(-1, keepdims=True), 0
+        ),
         (normal(5, 7),),
     ),
     "not finite: a distance of 0": (
@@ -114,10 +179,26 @@ RIGHT = {
     ),
     "a stop": (lambda x: x * lax.stop_gradient(x), lambda x, dy: x * dy, (X,)),
     "straight through": (lambda x: x + lax.stop_gradient(jnp.round(x) - x), lambda x, dy: dy, (X,)),
-    "a kink: its right side": (lambda x: jnp.maximum(x, 0), lambda x, dy: dy * (x >= 0), (X.at[0, 0].set(0),)),
-    "kinks: a layer of zeros": (lambda x: jnp.maximum(x @ X.T, 0), lambda x, dy: (dy * (x @ X.T > 0)) @ X, (normal(3, 5).at[1].set(0),)),
-    "ties: the first": (lambda x: x.max(-1), lambda x, dy: dy[:, None] * jax.nn.one_hot(x.argmax(-1), 6, dtype=x.dtype), (tied,)),
-    "by numbers": (in_three_steps, lambda x, dy: dy * jnp.cos(x) * jnp.cos(jnp.sin(x)) * jnp.cos(jnp.sin(jnp.sin(x))), (X,)),
+    "a kink: its right side": (
+        lambda x: jnp.maximum(x, 0),
+        lambda x, dy: dy * (x >= 0),
+        (X.at[0, 0].set(0),),
+    ),
+    "kinks: a layer of zeros": (
+        lambda x: jnp.maximum(x @ X.T, 0),
+        lambda x, dy: (dy * (x @ X.T > 0)) @ X,
+        (normal(3, 5).at[1].set(0),),
+    ),
+    "ties: the first": (
+        lambda x: x.max(-1),
+        lambda x, dy: dy[:, None] * jax.nn.one_hot(x.argmax(-1), 6, dtype=x.dtype),
+        (tied,),
+    ),
+    "by numbers": (
+        in_three_steps,
+        lambda x, dy: dy * jnp.cos(x) * jnp.cos(jnp.sin(x)) * jnp.cos(jnp.sin(jnp.sin(x))),
+        (X,),
+    ),
     "by numbers: NumPy": (lambda x: np.sin(np.asarray(x)), lambda x, dy: dy * jnp.cos(x), (X,)),
     "complex": (lambda z, x: z * x, lambda z, x, dy: (dy * x, (dy * z).real), (Z, normal(3, 4))),
     "complex: absolute value": (jnp.abs, lambda z, dy: dy * jnp.conj(z) / jnp.abs(z), (Z,)),
@@ -126,10 +207,18 @@ RIGHT = {
         lambda p, dy: Layer(dy * jnp.cos(p.w) * p.b, (dy * jnp.sin(p.w)).sum(0)),
         (LAYER,),
     ),
-    "cancellation": (lambda x: x.var(-1), lambda x, dy: 2 * dy[:, None] * (x - x.mean(-1, keepdims=True)) / x.shape[-1], (X + 1000,)),
-    "saturated": (jax.nn.sigmoid, lambda x, dy: dy * jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x)), (X.at[0, 0].set(40),)),
+    "cancellation": (
+        lambda x: x.var(-1),
+        lambda x, dy: 2 * dy[:, None] * (x - x.mean(-1, keepdims=True)) / x.shape[-1],
+        (X + 1000,),
+    ),
+    "saturated": (
+        jax.nn.sigmoid,
+        lambda x, dy: dy * jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x)),
+        (X.at[0, 0].set(40),),
+    ),
     "zero but for rounding": (lambda x: jax.nn.softmax(x).sum(-1), lambda x, dy: 0 * x * dy[:, None], (X,)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -180,6 +269,90 @@ def test_what_is_wrong_at_other_sizes_is_no_convention(wrong):
         assert_gradients(forward, wrong, (x,))
 
 
+# ---- what the arguments do not show -----------------------------------------------------------------------
+
+
+def not_seen(report):
+    return next((text for text in report.notes if text.startswith("not seen: ")), "")
+
+
+SQUARE = normal(5, 5)
+UNSEEN_SIZES = {
+    "the other axis of a square": (
+        lambda x: x.mean(1),
+        lambda n: lambda x, dy: jnp.ones_like(x) * dy[:, None] / x.shape[n],
+        (SQUARE,),
+    ),
+    "two squares": (
+        lambda x, w: x @ w / x.shape[1],
+        lambda n: lambda x, w, dy: (dy @ w.T / x.shape[n], x.T @ dy / x.shape[n]),
+        (SQUARE, SQUARE + 1),
+    ),
+    "a batch of 1": (
+        lambda x: x.mean(0),
+        lambda n: lambda x, dy: dy * jnp.ones_like(x) / (x.shape[0] if n else 1),
+        (normal(1, 5),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN_SIZES)
+def test_ties_of_sizes_are_broken(name):
+    forward, backward, args = UNSEEN_SIZES[name]
+    assert fn.verify(forward, backward(1), args).ok
+    assert fn.verify(forward, backward(0), args).wrong
+
+
+def test_axes_that_cannot_be_parted_are_noted():
+    square = lambda x: jnp.trace(x @ x)
+    report = fn.verify(square, lambda x, dy: 2 * dy * x.T, (SQUARE,))
+    assert report.ok
+    assert not_seen(report) == "not seen: axes of equal size of x, which could not be parted"
+    eye = fn.verify(jnp.trace, lambda x, dy: dy * jnp.eye(len(x), dtype=x.dtype), (SQUARE,))
+    assert eye.ok, "a formula for squares only"
+
+
+def test_an_identity_hides_nothing():
+    eye = jnp.eye(5, dtype="float32")
+    assert fn.verify(lambda x, w: x @ w, lambda x, w, dy: (dy @ w, x.T @ dy), (X, eye)).wrong
+    report = fn.verify(lambda x, w: x @ w, lambda x, w, dy: (dy @ w.T, x.T @ dy), (X, eye))
+    assert report.ok
+    assert not not_seen(report)
+
+
+def test_special_arguments_are_noted_where_they_matter():
+    symmetric, v = SQUARE + SQUARE.T, normal(5)
+    report = fn.verify(
+        lambda a, x: x @ a @ x, lambda a, x, dy: (dy * jnp.outer(x, x), 2 * dy * a @ x), (symmetric, v)
+    )
+    assert "that a is symmetric: where it is otherwise, the gradient of x is wrong" in not_seen(report)
+    general = lambda a, x, dy: (dy * jnp.outer(x, x), dy * (a + a.T) @ x)
+    assert "symmetric" not in not_seen(fn.verify(lambda a, x: x @ a @ x, general, (symmetric, v)))
+    ids, take = jnp.arange(4, dtype="int32"), lambda t, ids: t[ids]
+    report = fn.verify(take, lambda t, ids, dy: (jnp.zeros_like(t).at[ids].set(dy), None), (X, ids))
+    assert "that ids holds no number twice" in not_seen(report)
+    assert not not_seen(
+        fn.verify(take, lambda t, ids, dy: (jnp.zeros_like(t).at[ids].add(dy), None), (X, ids))
+    )
+
+
+def test_a_branch_that_no_argument_reached_is_noted():
+    def huber(x):
+        return jnp.where(jnp.abs(x) < 1, x * x / 2, jnp.abs(x) - 0.5)  # HERE
+
+    backward = lambda x, dy: dy * jnp.where(jnp.abs(x) < 1, x, 5 * jnp.sign(x))
+    text = not_seen(fn.verify(huber, backward, (X * 0.1,)))
+    here = next(i for i, line in enumerate(linecache.getlines(__file__), 1) if line.endswith("# HERE\n"))
+    assert text.startswith("not seen: a branch that no argument reached, at ")
+    assert text.endswith(f"test_judge.py:{here} (`where`)")
+    assert fn.verify(huber, backward, (X * 3,)).wrong
+
+
+def test_a_gradient_that_is_zero_everywhere_is_noted():
+    report = fn.verify(lambda x: jnp.sign(x) + 0 * x, lambda x, dy: 0 * x * dy, (X,))
+    assert not_seen(report) == "not seen: the gradient of x, which is zero everywhere"
+
+
 # ---- rules ------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +362,7 @@ def ruled(factor=1.0, value=0.0):
         return jnp.sin(x)
 
     def backward(x, dy):
-        return (dy * jnp.cos(x) * factor,)  # HERE
+        return (dy * jnp.cos(x) * factor,)
 
     s.defvjp(lambda x: (jnp.sin(x) + value, x), backward)
     return s
