@@ -46,6 +46,7 @@ __all__ = [
     "in_jet",
     "like",
     "metered",
+    "noted",
     "operation",
     "part",
     "plain",
@@ -63,6 +64,7 @@ Tree = Any  # a jax.tree_util.PyTreeDef, which type checkers take for a variable
 _rule = jax.make_user_context("hand")
 _tape = jax.make_user_context(None)
 _meter = jax.make_user_context(None)
+_noted = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
@@ -232,6 +234,13 @@ def metered(meter: Callable[..., Any] | None, *, every: bool = False) -> Iterato
 
 
 @contextlib.contextmanager
+def noted(note: Callable[..., None]) -> Iterator[None]:
+    """Tell ``note(vjp, args, options)`` of everything that is differentiated through `call`."""
+    with _noted(note):
+        yield
+
+
+@contextlib.contextmanager
 def record() -> Iterator[list[Call]]:
     """List the operations called by whatever is traced inside the context, in order.
 
@@ -382,6 +391,8 @@ def call(vjp: Callable[..., tuple[Any, Partial]], *args: Any, **options: Any) ->
         args: pytrees of arrays.
         options: without gradient: hashable statics, or pytrees of arrays (masks, keys).
     """
+    if _noted.value is not None:
+        _noted.value(vjp, args, options)
     traced, static = split(options)
     _check_hashable(vjp, static)
     arg_leaves, arg_tree = jax.tree.flatten(args)

@@ -223,7 +223,7 @@ def _at_kinks(path: str, leaves: Sequence[Leaf]) -> Finding | None:
 
 def _located(problem: Problem, finding: Finding) -> Finding:
     """A finding in a rule, at the rule's line where nothing better is known."""
-    if finding.location or len(problem.rules) != 1:
+    if finding.location or not problem.rules:
         return finding
     return dataclasses.replace(finding, location=tape.line_of(problem.rules[0]))
 

@@ -47,11 +47,14 @@ class Report:
         """One line: ``3 of 3 gradients right``."""
         wrong, total = sum(not row.ok and not row.unseen for row in self.rows), len(self.rows)
         if wrong:
-            return f"{wrong} of {total} gradients WRONG"
+            rest = f", {len(self.unseen)} not verified" if self.unseen else ""
+            return f"{wrong} of {total} gradients WRONG{rest}"
         if kinds := dict.fromkeys(f.kind for f in self.findings if f.is_mistake):
             return f"WRONG ({', '.join(kinds)})"
+        if not total:
+            return "0 rules met"
         if self.unseen:
-            return f"{total - len(self.unseen)} of {total} gradients verified and right"
+            return f"{total - len(self.unseen)} of {total} gradients verified, and right"
         return f"{total} of {total} gradients right"
 
     @property
@@ -120,7 +123,7 @@ class Report:
         return html.page(self.verdict, self.ok, self.rows, self.findings, self.notes, self.sources)
 
     def raise_if_wrong(self) -> None:
-        """Raise `FormulaError` with the table as its text, unless every formula is right."""
+        """Raise `FormulaError` with the table as its text, unless every row was judged right."""
         if not self.ok:
             raise FormulaError("\n" + self.table())
 

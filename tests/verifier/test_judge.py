@@ -255,7 +255,7 @@ def test_where_nothing_can_be_known_the_verdict_is_undecided():
     report = fn.verify(cancelled, lambda x, dy: 2 * x * dy, (X,))
     assert not report.wrong
     assert "could hide" in report.unseen[0].unseen
-    assert report.verdict == "0 of 1 gradients verified and right"
+    assert report.verdict == "0 of 1 gradients verified, and right"
 
 
 @pytest.mark.parametrize(
@@ -417,11 +417,11 @@ def test_a_rule_may_mean_to_differ():
 
 
 def test_the_ghost_of_cholesky_is_found():
-    """`jnp.linalg.cholesky` symmetrises its argument, and its gradient, which the factor alone does not show."""
+    """`jnp.linalg.cholesky` symmetrises its argument, and with it the gradient."""
     a = X.T @ X + 5 * jnp.eye(5, dtype=X.dtype)
 
     def backward(a, dy):
-        l = jnp.linalg.cholesky(a, symmetrize_input=False)  # noqa: E741
+        l = jnp.linalg.cholesky(a, symmetrize_input=False)
         p = jnp.tril(l.T @ dy)
         p = p - jnp.diag(jnp.diag(p)) / 2
         s = jnp.linalg.solve(l.T, jnp.linalg.solve(l.T, p.T).T)
