@@ -104,7 +104,7 @@ class Call:
     values: list[list[np.ndarray]] = dataclasses.field(default_factory=list)
     count: int = 0
 
-    def arguments(self, values: list[np.ndarray]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Its arguments and options with such arrays."""
         arrays = iter(values)
         return jax.tree.unflatten(self.tree, [next(arrays) if v is None else v for v in self.leaves])

@@ -493,6 +493,12 @@ def _pad(x: Any, filler: Any, *, padding_config: Any) -> Any:
     return out
 
 
+def _divide(a: Any, b: Any) -> Any:
+    if np.asarray(a).dtype.kind not in "iu":
+        return np.divide(a, b)
+    return np.sign(a) * np.sign(b) * (np.abs(a) // np.maximum(np.abs(b), 1))  # towards 0
+
+
 def _convert(x: Any, *, new_dtype: Any, **_: Any) -> Any:
     x = np.asarray(x)
     return (x if x.dtype.kind != "c" or new_dtype.kind == "c" else x.real).astype(new_dtype)
@@ -534,7 +540,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
         name: _elementwise(function)
         for name, function in {
             "abs": np.abs, "add": np.add, "add_any": np.add, "and": np.bitwise_and, "ceil": np.ceil,
-            "cos": np.cos, "cosh": np.cosh, "div": np.divide, "eq": np.equal, "exp": np.exp,
+            "cos": np.cos, "cosh": np.cosh, "div": _divide, "eq": np.equal, "exp": np.exp,
             "exp2": np.exp2, "expm1": np.expm1, "floor": np.floor, "ge": np.greater_equal,
             "gt": np.greater, "is_finite": np.isfinite, "le": np.less_equal, "log": np.log,
             "log1p": np.log1p, "lt": np.less, "max": np.maximum, "min": np.minimum, "mul": np.multiply,
