@@ -210,6 +210,9 @@ def _marked(f: Callable[P, R], formula: Any, *, recorded: ModuleType | None) -> 
                 noted = _untraced(given)
                 positional = tuple(noted.pop(name, None) for name in arrays)
                 tape.calls.append(Call(recorded, positional, noted))
+                if hasattr(recorded, "vjp") and _noted.value is not None and meter is None:
+                    with _noted(None):  # its rule is that of the operation
+                        return f(*args, **options)
             if meter is not None:
                 positional = tuple(given.pop(name, None) for name in arrays)
                 return meter(f, formula, at, positional, given)

@@ -124,7 +124,7 @@ def _fold(rows: Sequence[Row]) -> Row:
 
 
 def _judged(name: str, problems: Sequence[Any], count: int, seed: int) -> tuple[Row, tuple[Finding, ...]]:
-    """One rule at one or more sets of values: its gradients, and whether its values are those of its function."""
+    """One rule at some sets of values: its gradients, and whether it gives the values of its function."""
     worst, allowed, path, why, ok, off = 0.0, 1.0, problems[0].paths[0], "", True, list[Finding]()
     for n, problem in enumerate(problems):
         ready = judge_of(problem)
@@ -177,7 +177,7 @@ def _as_function(call: tape.Call, values: list[np.ndarray]) -> tuple[Any, tuple[
     """What to give to `verify`: a rule and its differentiable arguments, or an operation made of a `vjp`."""
     args, options = call.arguments([jnp.asarray(v) for v in values])
     if not tape.is_rule(call.rule):
-        operation: Any = types.SimpleNamespace(__name__=tape.name_of(call.rule))
+        operation: Any = types.ModuleType(tape.name_of(call.rule))
         operation.vjp = lambda *a: call.rule(*a, **options)
 
         def reference(*a: Any) -> Any:
