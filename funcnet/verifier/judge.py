@@ -186,7 +186,29 @@ class Judge:
         if bad.any():
             proven = not self.numerical and all(u is not None for u in mine) and self._kinks(point, i, bad)
             return Leaf("convention" if proven else "wrong", error, allowed, errors, bad if proven else None)
+        if mine[0] is not None and (tiny := self._tiny(point, i)).any():
+            errors = np.where(tiny, np.abs(mine[0] - want[0]) / np.maximum(np.abs(want[0]), 1e-300), errors)
+            return Leaf("wrong", largest(errors), 0.5, errors)
         return Leaf("right", error, allowed, errors)
+
+    def _tiny(self, point: Point, i: int) -> np.ndarray:
+        """A second look at elements far below the largest: where is what is well known of them wrong?
+
+        They are judged against themselves, with the rounding of the formula's own program: 1 - s where s is
+        almost 1 is right, and has no digits left.
+        """
+        t, u, spread = point.truth[0][i], point.formula[0][i], point.spread[i]
+        floor = 16 * point.loose * self.eps * FLOOR * max(largest(v[i]) for v in point.truth)
+        some = (
+            point.seen[i] & ~point.jumps[i] & (np.abs(t) < floor) & (point.loose * spread < 0.1 * np.abs(t))
+        )
+        some &= np.abs(u - t) > 0.5 * np.abs(t)
+        if some.any() and self.jitted and not self.numerical:
+            mine = Wide(lambda a, d: [self.problem.gradients(a, d)[i]])
+            rng = np.random.default_rng(0)
+            (own,), *_ = spread_of(mine, point.arrays, point.dys[0], [u], rng, EPS)
+            some &= np.abs(u - t) > 0.5 * np.abs(t) + 8 * own
+        return np.asarray(some)
 
     def _kinks(self, point: Point, i: int, bad: np.ndarray) -> bool:
         """Whether formula and truth differ at kinks only, and the formula lies between the two sides there.

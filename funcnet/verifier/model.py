@@ -1,7 +1,9 @@
 """Every gradient formula in a model, verified on the model's own shapes and values."""
 
+import contextlib
 import dataclasses
 import functools
+import inspect
 import os
 import sys
 import types
@@ -188,13 +190,15 @@ def _as_function(call: tape.Call, values: list[np.ndarray]) -> tuple[Any, tuple[
         return operation, args
     fixed = {i % len(args) for i in getattr(call.rule, "nondiff_argnums", ())}
 
-    @functools.wraps(call.rule.fun)
     def function(*moving: Any) -> Any:
         given = iter(moving)
         return call.rule(*(a if i in fixed else next(given) for i, a in enumerate(args)), **options)
 
-    function.rule = call.rule  # pyright: ignore[reportFunctionMemberAccess]
-    del function.__wrapped__  # its signature is that of the arguments that move
+    function.__name__ = tape.name_of(call.rule)
+    with contextlib.suppress(ValueError, TypeError):  # a built-in without a signature
+        named = inspect.signature(call.rule.fun).parameters.values()
+        moving = [p.replace(default=p.empty) for i, p in enumerate(named) if i < len(args) and i not in fixed]
+        function.__signature__ = inspect.Signature(moving)  # pyright: ignore[reportFunctionMemberAccess]
     return function, tuple(a for i, a in enumerate(args) if i not in fixed)
 
 

@@ -67,6 +67,11 @@ class Report:
         """The rows of which nothing is known: undecided, or not verified."""
         return tuple(row for row in self.rows if row.unseen and not row.ok)
 
+    @property
+    def is_unseen(self) -> bool:
+        """Whether nothing is known to be wrong, but something is undecided or was not verified."""
+        return bool(self.unseen) and not self.wrong and all(row.ok or row.unseen for row in self.rows)
+
     def table(self) -> str:
         """The rows as text, wrong ones marked, then the findings, with the verdict last."""
         columns = ["operation", "gradient of", "shapes", "calls", "error", "allowed", ""]

@@ -38,8 +38,8 @@ PROGRAMS = {
         lax.cond(v.sum() > 1e9, jnp.sin, jnp.cos, v),
         lax.fori_loop(0, 3, lambda i, c: c * i + v, v),
     ),
-    "complex": lambda x, y, v: (lax.complex(v, 2 * v), jnp.conj(lax.complex(v, v)), lax.abs(lax.complex(v, v))),
-    "scatters": lambda x, y, v: (jnp.asarray(v).at[jnp.array([0, 0])].max(3.0), jnp.asarray(x).at[0].mul(2.0)),
+    "complex": lambda x, y, v: (lax.complex(v, v), jnp.conj(lax.complex(v, v)), lax.abs(lax.complex(v, v))),
+    "scatters": lambda x, y, v: (jnp.asarray(v).at[jnp.array([0, 0])].max(3.0), jnp.asarray(x).at[0].mul(2)),
     "calls": lambda x, y, v: (jax.nn.relu(x), jax.jit(jnp.sin)(x), jax.checkpoint(jnp.cos)(x), lax.erf(x)),
 }  # fmt: skip
 
