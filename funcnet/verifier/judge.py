@@ -70,7 +70,7 @@ class Leaf(NamedTuple):
 
     Attributes:
         state: "right"; "convention", right but for kinks; "wrong"; "undecided".
-        error: the largest, relative to the largest element of the true gradient.
+        error: the largest, relative to the largest element of the true gradient; of the formula's if that is 0.
         allowed: what was allowed at the element that is the worst.
         errors: of every element, relative likewise; None where shapes differ.
         kinks: where the formula takes another side of a kink than the truth; None without.
@@ -160,7 +160,7 @@ class Judge:
             return Leaf("wrong", np.inf, 0.0)
         if want[0].size and not seen.any():
             return Leaf("undecided", 0.0, 0.0, why="the true gradient is not finite here")
-        unit = max(size, 1e-300)
+        unit = size or max([largest(u) for u in mine if u is not None], default=0.0) or 1.0
         errors, bounds = np.zeros(want[0].shape), np.full(want[0].shape, 1e-300)
         worst = np.full(want[0].shape, -1.0)
         for u, t in zip(mine, want, strict=True):
