@@ -43,8 +43,8 @@ class Options:
     formulas as text, in the terms of jax.numpy.
 
     funcnet verify FILE.py --shape x=7,11: every derivative rule (jax.custom_vjp, jax.custom_jvp) in it, where
-    its arguments have shapes. funcnet verify FILE.py:loss --model: every rule that a loss meets; the file holds
-    params and batch (and perhaps key and model_state): values, or functions without arguments.
+    its arguments have shapes. funcnet verify FILE.py:loss --model: every rule that a loss meets; the file
+    holds params and batch (and perhaps key and model_state): values, or functions without arguments.
 
     funcnet verify --op conv, or --all: the library's own.
 
@@ -94,14 +94,14 @@ def run(args: list[str]) -> int:
         "--op": options.op is not None,
         "--all": bool(options.all),
     }
+    if (options.model or options.allow) and not (options.model and len(options.functions) == 1):
+        raise UsageError("--model goes with one function, the loss: FILE.py:loss (funcnet verify --help)")
     if sum(ways.values()) != 1:
         given = " and ".join(way for way, is_given in ways.items() if is_given)
         problem = f"{given} do not go together" if given else "nothing to verify"
         raise UsageError(f"{problem}: give one of {', '.join(ways)} (funcnet verify --help)")
     if options.grad and options.forward is None:
         raise UsageError("--grad goes with --forward (funcnet verify --help)")
-    if (options.model or options.allow) and not (options.model and len(options.functions) == 1):
-        raise UsageError("--model goes with one function, the loss: FILE.py:loss (funcnet verify --help)")
     if options.shape and options.model:
         raise UsageError("--shape does not go with --model, whose file holds params and batch")
     if options.shape and (options.op or options.all):

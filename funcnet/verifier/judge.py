@@ -70,7 +70,7 @@ class Leaf(NamedTuple):
 
     Attributes:
         state: "right"; "convention", right but for kinks; "wrong"; "undecided".
-        error: the largest, relative to the largest element of the true gradient; of the formula's if that is 0.
+        error: the largest, relative to the largest element of the truth; of the formula's if that is 0.
         allowed: what was allowed at the element that is the worst.
         errors: of every element, relative likewise; None where shapes differ.
         kinks: where the formula takes another side of a kink than the truth; None without.
