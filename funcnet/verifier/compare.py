@@ -58,8 +58,8 @@ def verify(
         static: keyword arguments of forward and backward (of reference and vjp).
         shapes: "auto": verify at other sizes too (distinct primes, all equal, other primes, an axis of 0 and
             of 1), wherever the forward pass runs there; None: at those of `args` only.
-        budget: seconds for the verdict and the diagnosis of a wrong formula. The verdict is always reached,
-            and the diagnosis has half of them even if the verdict took all.
+        budget: seconds of the processor for the verdict and the diagnosis of a wrong formula. The verdict is
+            always reached, and the diagnosis has half of them even if the verdict took all.
         seed: of cotangents and other random values.
         expect: "differs": a rule that means to differ from the derivative, as a straight-through estimator
             does; the report says by how much.

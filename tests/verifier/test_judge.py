@@ -108,6 +108,12 @@ WRONG = {
         "",
     ),
     "ties: all of them": (lambda x: x.max(-1), lambda x, dy: dy[:, None] * jnp.ones_like(x), (tied,), ""),
+    "ties: each of them": (
+        lambda x: x.max(-1),
+        lambda x, dy: dy[:, None] * (x == x.max(-1, keepdims=True)),
+        (tied,),
+        "",
+    ),
     "by numbers: one step is missing": (
         in_three_steps,
         lambda x, dy: dy * jnp.cos(x) * jnp.cos(jnp.sin(x)),
@@ -193,6 +199,11 @@ RIGHT = {
         lambda x: x.max(-1),
         lambda x, dy: dy[:, None] * jax.nn.one_hot(x.argmax(-1), 6, dtype=x.dtype),
         (tied,),
+    ),
+    "kinks: both edges of a clip": (
+        lambda x: jnp.clip(x, 0, 1).mean(),
+        lambda x, dy: dy * ((x >= 0) & (x <= 1)) / x.size,
+        (X.at[0].set(0).at[1].set(1),),
     ),
     "by numbers": (
         in_three_steps,
