@@ -117,7 +117,7 @@ def _special(ready: Judge, name: str, rng: np.random.Generator) -> list[str]:
     """Whether an argument is symmetric, or holds numbers that are all distinct, and it matters."""
     problem, k = ready.problem, _at(ready.problem, name)
     v = problem.arrays[k]
-    x = np.asarray(v) if not jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.zeros(0)
+    x: Any = np.asarray(v) if not jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.zeros(0)
     square = x.ndim >= 2 and x.shape[-1] == x.shape[-2] > 1
     if is_float(v) and square and (x == x.swapaxes(-1, -2)).all() and not _is_identity(x) and x.std() > 0:
         what, moved = "is symmetric", x + 0.1 * x.std() * rng.standard_normal(x.shape)

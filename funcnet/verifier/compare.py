@@ -216,7 +216,8 @@ def _at_kinks(path: str, leaves: Sequence[Leaf]) -> Finding | None:
     for leaf in leaves:
         if leaf.state == "convention":
             message = "at a kink or tie of the forward pass it takes another subgradient than autodiff"
-            where = arrays.support(leaf.kinks) if leaf is leaves[0] else ""
+            at = leaf.kinks if leaf is leaves[0] else None
+            where = "" if at is None else arrays.support(at)
             return Finding(path, "convention", message + ", just as right", error=leaf.error, where=where)
     return None
 

@@ -101,7 +101,7 @@ class Judge:
     """
 
     problem: Problem
-    truth: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
+    truth: Any  # of (arrays, dy): a `Wide`, or by differences
     formula: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
     y: Callable[[Sequence[Any]], list[Any]]
     jitted: bool
@@ -122,7 +122,7 @@ class Judge:
         truth = [[_wide(v) for v in self.truth(arrays, dy)] for dy in dys]
         formula = [[None if v is None else _wide(v) for v in self.formula(arrays, dy)] for dy in dys]
         spread, drift, seen, jumps = self._spread(arrays, dys[0], truth, rng)
-        hide = lambda v, i: np.where(seen[i], v, 0) if v is not None and v.shape == seen[i].shape else v
+        hide: Any = lambda v, i: np.where(seen[i], v, 0) if v is not None and v.shape == seen[i].shape else v
         truth, formula = (
             [[hide(v, i) for i, v in enumerate(grads)] for grads in of_all] for of_all in (truth, formula)
         )
@@ -343,7 +343,7 @@ _EXACT = frozenset(
 
 
 def spread_of(
-    truth: Wide,
+    truth: Any,
     arrays: Sequence[Any],
     dy: Sequence[Any],
     center: Sequence[np.ndarray],

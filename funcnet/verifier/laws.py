@@ -23,7 +23,7 @@ def of_the_formula(ready: Judge, point: Point, wrong: Sequence[int]) -> list[Fin
     """Linear in dy (but for the `wrong` gradients, which are diagnosed), eager = traced, the same twice."""
     problem, findings = ready.problem, []
     (one, two, *_), at = point.dys, point.arrays
-    as_numpy = lambda grads: [None if g is None else np.asarray(g) for g in grads]
+    as_numpy: Callable[[Any], list[Any]] = lambda grads: [None if g is None else np.asarray(g) for g in grads]
     first, again = (problem.y(at) for _ in range(2))
     if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again, strict=True)):
         message = "the forward pass gives other values each time it is run"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 from funcnet import rules
@@ -136,7 +138,7 @@ def tape() -> Iterator[list[Call]]:
 
         arrays = [v for v, a in zip(leaves, is_array, strict=True) if a]
         if any(isinstance(v, jax.core.Tracer) for v in arrays):
-            keys = [jax.dtypes.issubdtype(v.dtype, jax.dtypes.prng_key) for v in arrays]
+            keys = [jnp.issubdtype(v.dtype, jax.dtypes.prng_key) for v in arrays]
             if any(keys):
                 return  # it stays without values: a random key cannot be handed out
             jax.debug.callback(came, *arrays)
@@ -181,6 +183,7 @@ def name_of(rule: Any) -> str:
 
 def line_of(rule: Any) -> str:
     """``file.py:57``, where the derivative of a rule is written; "" where that is not known."""
+    function: Any
     for function in (getattr(rule, "bwd", None), getattr(rule, "jvp", None), getattr(rule, "fun", rule)):
         while hasattr(function, "__wrapped__") or hasattr(function, "func"):
             function = getattr(function, "__wrapped__", None) or function.func
