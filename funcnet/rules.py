@@ -46,6 +46,7 @@ __all__ = [
     "in_jet",
     "like",
     "metered",
+    "noted",
     "operation",
     "part",
     "plain",
@@ -63,6 +64,7 @@ Tree = Any  # a jax.tree_util.PyTreeDef, which type checkers take for a variable
 _rule = jax.make_user_context("hand")
 _tape = jax.make_user_context(None)
 _meter = jax.make_user_context(None)
+_noted = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
@@ -208,6 +210,9 @@ def _marked(f: Callable[P, R], formula: Any, *, recorded: ModuleType | None) -> 
                 noted = _untraced(given)
                 positional = tuple(noted.pop(name, None) for name in arrays)
                 tape.calls.append(Call(recorded, positional, noted))
+                if hasattr(recorded, "vjp") and _noted.value is not None and meter is None:
+                    with _noted(None):  # its rule is that of the operation
+                        return f(*args, **options)
             if meter is not None:
                 positional = tuple(given.pop(name, None) for name in arrays)
                 return meter(f, formula, at, positional, given)
@@ -228,6 +233,13 @@ def metered(meter: Callable[..., Any] | None, *, every: bool = False) -> Iterato
         every: all operations and composites too; `at` is None where there are no parameters.
     """
     with _meter(None if meter is None else (meter, every)):
+        yield
+
+
+@contextlib.contextmanager
+def noted(note: Callable[..., None]) -> Iterator[None]:
+    """Tell ``note(vjp, args, options)`` of everything that is differentiated through `call`."""
+    with _noted(note):
         yield
 
 
@@ -382,6 +394,8 @@ def call(vjp: Callable[..., tuple[Any, Partial]], *args: Any, **options: Any) ->
         args: pytrees of arrays.
         options: without gradient: hashable statics, or pytrees of arrays (masks, keys).
     """
+    if _noted.value is not None:
+        _noted.value(vjp, args, options)
     traced, static = split(options)
     _check_hashable(vjp, static)
     arg_leaves, arg_tree = jax.tree.flatten(args)

@@ -19,6 +19,7 @@ def assert_gradients(
     shapes: str | None = "auto",
     budget: float = 10.0,
     seed: int = 0,
+    expect: str | None = None,
 ) -> Report:
     """Assert that a hand-derived gradient is right; by default at other sizes too.
 
@@ -31,20 +32,21 @@ def assert_gradients(
         shapes: "auto" or None.
         budget: seconds for the diagnosis of a wrong formula.
         seed: of the random values.
+        expect: "differs", of a rule that means to.
 
     Returns:
         The `Report`.
 
     Raises:
-        FormulaError: an AssertionError with the report as its text.
+        FormulaError: an AssertionError with the report as its text: a gradient is wrong, undecided or not
+            verified.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.linspace(-2.0, 2.0, 7)
     >>> assert_gradients(jnp.tanh, lambda x, dy: dy * (1 - jnp.tanh(x) ** 2), (x,)).ok
     True
     """
-    report = verify(
-        forward, backward, args, reference=reference, static=static, shapes=shapes, budget=budget, seed=seed
-    )
+    options = {"static": static, "shapes": shapes, "budget": budget, "seed": seed, "expect": expect}
+    report = verify(forward, backward, args, reference=reference, **options)  # pyright: ignore[reportArgumentType]
     report.raise_if_wrong()
     return report

@@ -16,7 +16,7 @@ from benchmarks.harness import WHOLE, Scale, Table
 from benchmarks.studies import exam, formulas
 from benchmarks.studies.census import Right, Wrong
 from funcnet.verifier import compare
-from funcnet.verifier.judge import judge_of, measure
+from funcnet.verifier.judge import judge_of
 from funcnet.verifier.problem import pose, wide
 from funcnet.verifier.report import Report
 
@@ -34,21 +34,20 @@ class Ready:
 
     def __init__(self, formula: Right | Wrong, args: Any):
         self.given = pose(formula.forward, formula.backward, args)
-        _ = self.given.compiled  # so that every copy has it
         with jax.enable_x64(True):
             problem = dataclasses.replace(self.given, args=wide(self.given.args))
-            self.judge = judge_of(problem, problem.arrays)
+            self.judge = judge_of(problem)
 
     def right(self, args: Any) -> bool:
         """Whether the formula is right at these arguments, without any diagnosis."""
         with jax.enable_x64(True):
             point = self.judge.at("", list(map(jnp.asarray, wide(args))), np.random.default_rng(0))
-            allowed = self.judge.tolerances(point)
-        return all(measure([point], i)[0] <= bound for i, bound in enumerate(allowed))
+            leaves = [self.judge.leaf(point, i) for i in range(len(point.seen))]
+        return all(leaf.state in ("right", "convention") for leaf in leaves)
 
     def verdict(self, args: Any, seed: int) -> Report:
         """The whole report at these arguments."""
-        given = copy.copy(self.given)  # with what is compiled already
+        given = copy.copy(self.given)
         vars(given).pop("arrays", None)
         object.__setattr__(given, "args", args)
         with jax.enable_x64(True):

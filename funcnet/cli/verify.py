@@ -42,12 +42,20 @@ class Options:
     funcnet verify --forward "x @ w" --shape x=7,11 --shape w=11,13 --grad "x = dy @ w.T" --grad ...:
     formulas as text, in the terms of jax.numpy.
 
+    funcnet verify FILE.py --shape x=7,11: every derivative rule (jax.custom_vjp, jax.custom_jvp) in it, where
+    its arguments have shapes. funcnet verify FILE.py:loss --model: every rule that a loss meets; the file
+    holds params and batch (and perhaps key and model_state): values, or functions without arguments.
+
     funcnet verify --op conv, or --all: the library's own.
 
-    Exit code 0: right; 1: wrong; 2: it could not be run.
+    Exit code 0: right; 1: something is wrong; 2: it could not be run; 4: nothing is wrong, but something
+    could not be verified.
 
     Attributes:
-        functions: FORWARD and BACKWARD, each MODULE:NAME or FILE.py:NAME; their code is run.
+        functions: FORWARD and BACKWARD, each MODULE:NAME or FILE.py:NAME; their code is run. Or FILE.py, or
+            with --model a loss.
+        model: verify every rule that a loss meets.
+        allow: with --model, a rule that need not be verified or right: its name, or a place as mine.py:57.
         forward: the definition as text; the arguments are the names that --shape gives.
         grad: NAME=FORMULA, of the arguments, dy and y (the value of --forward). Once for each argument that
             is differentiated; the others are constants.
@@ -64,6 +72,8 @@ class Options:
     functions: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FORWARD BACKWARD")
     ] = ()
+    model: Annotated[int, tyro.conf.UseCounterAction] = 0
+    allow: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
     forward: Annotated[str | None, tyro.conf.arg(metavar="FORMULA")] = None
     grad: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FORMULA")] = ()
     shape: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=SIZES")] = ()
@@ -84,12 +94,16 @@ def run(args: list[str]) -> int:
         "--op": options.op is not None,
         "--all": bool(options.all),
     }
+    if (options.model or options.allow) and not (options.model and len(options.functions) == 1):
+        raise UsageError("--model goes with one function, the loss: FILE.py:loss (funcnet verify --help)")
     if sum(ways.values()) != 1:
         given = " and ".join(way for way, is_given in ways.items() if is_given)
         problem = f"{given} do not go together" if given else "nothing to verify"
         raise UsageError(f"{problem}: give one of {', '.join(ways)} (funcnet verify --help)")
     if options.grad and options.forward is None:
         raise UsageError("--grad goes with --forward (funcnet verify --help)")
+    if options.shape and options.model:
+        raise UsageError("--shape does not go with --model, whose file holds params and batch")
     if options.shape and (options.op or options.all):
         raise UsageError("--shape does not go with --op or --all, which have arguments of their own")
     if not 0 <= options.seed < 2**32:
@@ -100,7 +114,11 @@ def run(args: list[str]) -> int:
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"{file}: there is no folder {file.parent}")
 
-    if options.functions:
+    if options.model:
+        report = _of_model(options, options.functions[0])
+    elif len(options.functions) == 1 and ":" not in options.functions[0]:
+        report = _of_rules(options, options.functions[0])
+    elif options.functions:
         report = _of_functions(options)
     elif options.forward is not None:
         report = _of_formulas(options, options.forward)
@@ -115,7 +133,7 @@ def run(args: list[str]) -> int:
     if options.json is not None:
         options.json.write_text(report.to_json() + "\n", "utf-8")
     heading(report.verdict, "bold green" if report.ok else "bold red")
-    return 0 if report.ok else 1
+    return 0 if report.ok else 4 if report.is_unseen else 1
 
 
 # ---- arguments --------------------------------------------------------------------------------------------
@@ -162,6 +180,63 @@ def _of_functions(options: Options) -> Any:
     report = fn.verify(forward, backward, args, seed=options.seed, budget=options.budget)
     sources = {"forward": _source(forward), "backward": _source(backward)}
     return dataclasses.replace(report, sources=report.sources or {k: v for k, v in sources.items() if v})
+
+
+def _of_model(options: Options, text: str) -> Any:
+    """Every rule that a loss meets, with the params and the batch that its module holds."""
+    import funcnet as fn
+
+    modules: dict[str, ModuleType] = {}
+    loss = _function(text, modules)
+    place, module = next(iter(modules.items()))
+    held = {name: getattr(module, name) for name in _HELD if hasattr(module, name)}
+    if missing := [name for name in ("params", "batch") if name not in held]:
+        raise UsageError(f"{place} holds no {missing[0]}: a value, or a function without arguments")
+    given = {name: value() if callable(value) else value for name, value in held.items()}
+    params, batch = given.pop("params"), given.pop("batch")
+    return fn.verify_model(loss, params, batch, **given, seed=options.seed, allow=options.allow)
+
+
+_HELD = ("params", "batch", "key", "model_state")
+
+
+def _of_rules(options: Options, place: str) -> Any:
+    """Every derivative rule that a module defines, where its arguments have shapes."""
+    import funcnet as fn
+    from funcnet.verifier import Report, Row, tape
+
+    module = _load(place)
+    found = {
+        name: value
+        for name, value in vars(module).items()
+        if tape.is_rule(value) and value.fun.__module__ == module.__name__
+    }
+    if not found:
+        raise UsageError(
+            f"{place} defines no derivative rule: give FORWARD and BACKWARD (funcnet verify --help)"
+        )
+    drawn, reports = _draw(options.shape, options.seed), list[Any]()
+    for name, rule in found.items():
+        parameters = inspect.signature(rule.fun).parameters.values()
+        names = [p.name for p in parameters if p.name in drawn or p.default is p.empty]
+        if missing := [one for one in names if one not in drawn]:
+            why = f"not verified: its argument {missing[0]} has no shape: --shape {missing[0]}=..."
+            row = Row(name, "", "", 1, 0.0, 0.0, False, "", None, f"{why} ({tape.line_of(rule)})")
+            reports.append(Report((row,)))
+            continue
+        args = tuple(drawn[one] for one in names)
+        reports.append(fn.verify(rule, args, seed=options.seed, budget=options.budget))
+    return _together(reports)
+
+
+def _together(reports: Sequence[Any]) -> Any:
+    from funcnet.verifier import Report
+
+    return Report(
+        tuple(row for report in reports for row in report.rows),
+        tuple(finding for report in reports for finding in report.findings),
+        tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+    )
 
 
 def _function(text: str, modules: dict[str, ModuleType]) -> Callable[..., Any]:
@@ -338,7 +413,6 @@ def _of_operation(options: Options, name: str) -> Any:
 
     import funcnet as fn
     from funcnet.cli._cases import CASES, draw
-    from funcnet.verifier import Report
 
     choice("operation", name, sorted(CASES), "funcnet verify --help")
     reports = []
@@ -347,11 +421,7 @@ def _of_operation(options: Options, name: str) -> Any:
         reports.append(
             fn.verify(getattr(fn, name), args, static=static, seed=options.seed, budget=options.budget)
         )
-    return Report(
-        tuple(row for report in reports for row in report.rows),
-        tuple(finding for report in reports for finding in report.findings),
-        tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-    )
+    return _together(reports)
 
 
 def _of_all(options: Options) -> Any:

@@ -29,7 +29,7 @@ def diagnose(
     small: bool,
 ) -> list[Finding]:
     """One finding for each wrong gradient, in their order."""
-    problem, ready = ready.problem, ready.without_compiling()
+    problem = ready.problem
     checked = list(points) if small else []
     if not small or not any(p.label in ("primes", "second") for p in points):
         for kind in ("second", "square"):

@@ -27,6 +27,7 @@ KINDS = {
     "shift": "shifted along an axis",
     "swapped": "two gradients or two operands are exchanged",
     "statistics_constant": "a statistic of the forward pass (a mean, a variance) is held constant",
+    "value": "the forward pass gives other values than its definition",
     "convention": "at a kink or tie another subgradient than autodiff's, just as right: not a mistake",
     "precision": "right in float64, less exact in the given dtype than it should be",
     "nondeterministic": "two runs on the same values differ",
@@ -89,10 +90,11 @@ class Row:
         shapes: shapes of the arguments, as given.
         count: how many calls of the same shapes the row stands for.
         error: largest error over all cotangents, relative to the largest element of the true gradient.
-        tolerance: the error that is allowed, derived from dtype, reduction length and conditioning.
-        ok: whether the formula is right here.
+        tolerance: the error that is allowed: how far roundings redone at random move the true gradient.
+        ok: whether the formula was judged right here.
         note: what is wrong, or worth knowing, where more is known than a number.
         errors: the error of every element, relative likewise; None of a model, or where shapes differ.
+        unseen: why it was judged neither right nor wrong: ``undecided: ...``, ``not verified: ...``.
     """
 
     operation: str
@@ -104,3 +106,4 @@ class Row:
     ok: bool
     note: str = ""
     errors: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    unseen: str = ""

@@ -1,5 +1,6 @@
 """What is verified: a forward pass, a formula for its gradients, and points at which to compare them."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -8,12 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from funcnet.errors import DTypeError, StructureError, describe
+from funcnet.verifier import tape, trace
+from funcnet.verifier.trace import widened
 
-__all__ = ["SMALL", "Problem", "cotangents", "elsewhere", "fresh", "is_float", "options", "pose", "wide"]
+__all__ = [
+    "SMALL",
+    "Problem",
+    "cotangents",
+    "elsewhere",
+    "fresh",
+    "is_float",
+    "options",
+    "pose",
+    "resized",
+    "wide",
+]
 
 SMALL = 50_000  # elements; above, one point is enough, and mistakes are named at other sizes
 
@@ -36,6 +51,8 @@ class Problem:
         formula: ``formula(args, dy)``: one gradient tree per argument, or None.
         args: where to verify.
         pullback: ``pullback(*args)`` of an operation: a pytree of the residuals that it keeps; else None.
+        values: by name, what else computes the float leaves of the result: ``values(args)``.
+        rules: the derivative rules that are verified, if they are those of forward itself.
     """
 
     name: str
@@ -44,6 +61,21 @@ class Problem:
     formula: Callable[[Any, Any], Any]
     args: tuple[Any, ...]
     pullback: Callable[..., Any] | None = None
+    values: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+    rules: tuple[Any, ...] = ()
+
+    @functools.cached_property
+    def own_rules(self) -> tuple[Any, ...]:
+        """The derivative rules of its own that the forward pass holds."""
+        with tape.met() as found, contextlib.suppress(Exception):  # what runs in Python alone has none
+            jax.eval_shape(lambda *v: self.forward(*self.unflatten(v)), *self.arrays)
+        return tuple(found)
+
+    @functools.cached_property
+    def stops(self) -> bool:
+        """Whether the forward pass says what its derivative is: by a stop, or a rule of its own."""
+        program, _ = trace.trace(lambda a: self.y(a), list(self.arrays))
+        return "stop_gradient" in program.primitives or bool(self.own_rules)
 
     @functools.cached_property
     def arrays(self) -> tuple[Any, ...]:
@@ -97,6 +129,21 @@ class Problem:
         """The float leaves of the result."""
         return [v for v in jax.tree.leaves(self.forward(*self.unflatten(arrays))) if is_float(v)]
 
+    def shape_of_y(self, arrays: Sequence[Any]) -> list[Any]:
+        """The shapes and dtypes of `y`; a forward pass that JAX cannot trace is run for them."""
+        leaves = jax.tree.leaves(self.shape_of_result(arrays))
+        return [v for v in leaves if is_float(v)]
+
+    def shape_of_result(self, arrays: Sequence[Any]) -> Any:
+        """The shapes and dtypes of what forward returns."""
+        try:
+            return jax.eval_shape(lambda *v: self.forward(*self.unflatten(v)), *arrays)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            if any(isinstance(v, jax.core.Tracer) for v in arrays):
+                arrays = [jnp.ones(v.shape, v.dtype) if isinstance(v, jax.core.Tracer) else v for v in arrays]
+            y = self.forward(*self.unflatten(arrays))
+            return jax.tree.map(lambda v: jax.ShapeDtypeStruct(np.shape(v), np.asarray(v).dtype), y)
+
     def autodiff(
         self,
         arrays: Sequence[Any],
@@ -108,12 +155,6 @@ class Problem:
         out, pull = jax.vjp(lambda *v: (y or self.y)(self.place(arrays, v)), *values)
         return list(pull([jnp.asarray(d, v.dtype) for d, v in zip(dy, out, strict=True)]))
 
-    @functools.cached_property
-    def compiled(self) -> tuple[Any, Any]:
-        """`gradients` and `autodiff`, jitted."""
-        jit = functools.partial(jax.jit, compiler_options=options(self.arrays))
-        return jit(self.gradients), jit(self.autodiff)
-
     def gradients(self, arrays: Sequence[Any], dy: Sequence[Any]) -> list[Any]:
         """What the formula gives for the float leaves; None where it gives none.
 
@@ -121,7 +162,7 @@ class Problem:
             StructureError: its gradients are of another number or nesting than the arguments.
         """
         args = self.unflatten(arrays)
-        y = jax.eval_shape(lambda *v: self.forward(*self.unflatten(v)), *arrays)
+        y = self.shape_of_result(arrays)
         of_floats = iter(dy)
         filled = [
             jnp.asarray(next(of_floats), v.dtype) if is_float(v) else np.zeros(v.shape, jax.dtypes.float0)
@@ -191,26 +232,40 @@ def pose(
     _check_kinds(functions, args)
     args = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, float | np.ndarray) else v, tuple(args))
     name = getattr(forward, "__name__", "forward").rpartition(".")[2].replace("<lambda>", "forward")
+    floats = lambda y: [v for v in jax.tree.leaves(y) if is_float(v)]
+    met, values, pullback = (), {}, None
     if is_operation:
         definition: Any = getattr(forward, "reference", None) or forward.apply
+        pullback = lambda *a: forward.vjp(*a, **static)[1]
+        values["vjp"] = lambda args: floats(forward.vjp(*args, **static)[0])
+        if hasattr(forward, "apply") and definition is not forward.apply:
+            values["apply"] = lambda args: floats(forward.apply(*args, **static))
 
         def formula(args: Any, dy: Any) -> Any:
             return forward.vjp(*args, **static)[1](dy)
     elif backward is not None:
-        definition = forward
+        # A function that is itself a rule is verified, not taken at its word.
+        definition = (
+            _without(lambda: tape.plain(forward, all_of_them=False), forward)
+            if tape.is_rule(forward)
+            else forward
+        )
 
         def formula(args: Any, dy: Any) -> Any:
             grads = backward(*args, dy, **static)
-            return (grads,) if len(args) == 1 and not isinstance(grads, tuple | list) else grads
+            return (grads,) if len(args) == 1 and not _is_tuple_of_one(grads, args[0]) else grads
     else:
-        definition = forward if reference is None else reference
+        definition = _without(lambda: tape.plain(forward), forward) if reference is None else reference
+        met = _rules_of(forward, args, static)
+        values["the rule"] = lambda args: floats(_pulled(lambda *a: forward(*a, **static), args)[0])
+        values["the function"] = lambda args: floats(forward(*args, **static))
 
         def formula(args: Any, dy: Any) -> Any:
-            return _vjp_of_floats(lambda *a: forward(*a, **static), args, dy)
+            return _pulled(lambda *a: forward(*a, **static), args)[1](dy)
 
     plain = lambda *a: definition(*a, **static)
-    pullback = (lambda *a: forward.vjp(*a, **static)[1]) if hasattr(forward, "vjp") else None
-    problem = Problem(name, _names(definition, len(args)), plain, formula, args, pullback)
+    names = _names(forward if reference is None and not is_operation else definition, len(args))
+    problem = Problem(name, names, plain, formula, args, pullback, values, met)
     if not problem.moving:
         given = ", ".join(describe(v) for v in jax.tree.leaves(args))
         raise DTypeError(
@@ -247,7 +302,44 @@ def _check_kinds(functions: Mapping[str, Any], args: Sequence[Any]) -> None:
             )
 
 
-def _vjp_of_floats(f: Callable[..., Any], args: Any, dy: Any) -> tuple[Any, ...]:
+def _is_tuple_of_one(grads: Any, arg: Any) -> bool:
+    """Whether `grads` is a tuple of the gradients of one argument, and not itself the gradient of a tuple."""
+    if not isinstance(grads, tuple | list) or hasattr(grads, "_fields"):
+        return False
+    if not isinstance(arg, tuple | list):
+        return True
+    tree = lambda v: jax.tree.structure(v, is_leaf=lambda leaf: leaf is None)
+    return tree(grads) != tree(arg) or (len(grads) == 1 and tree(grads[0]) == tree(arg))
+
+
+def _without(rules: Callable[[], Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that runs within a context."""
+
+    def run(*args: Any, **static: Any) -> Any:
+        with rules():
+            return function(*args, **static)
+
+    return run
+
+
+def _rules_of(function: Callable[..., Any], args: Any, static: Any) -> tuple[Any, ...]:
+    """The derivative rules that a function meets."""
+    with tape.met() as found, contextlib.suppress(Exception):
+        leaves, tree = jax.tree.flatten(args)
+        arrays = [i for i, v in enumerate(leaves) if hasattr(v, "dtype")]
+
+        def run(*values: Any) -> Any:
+            given = dict(zip(arrays, values, strict=True))
+            return function(
+                *jax.tree.unflatten(tree, [given.get(i, v) for i, v in enumerate(leaves)]), **static
+            )
+
+        jax.eval_shape(run, *(leaves[i] for i in arrays))
+    return tuple(found) or ((function,) if tape.is_rule(function) else ())
+
+
+def _pulled(f: Callable[..., Any], args: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """f(*args), and its pullback to the floats of the arguments, None for the others."""
     leaves, tree = jax.tree.flatten(args)
     moving = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
 
@@ -255,8 +347,13 @@ def _vjp_of_floats(f: Callable[..., Any], args: Any, dy: Any) -> tuple[Any, ...]
         replaced = dict(zip(moving, values, strict=True))
         return f(*jax.tree.unflatten(tree, [replaced.get(i, leaf) for i, leaf in enumerate(leaves)]))
 
-    grads = iter(jax.vjp(of_floats, *(leaves[i] for i in moving))[1](dy))
-    return jax.tree.unflatten(tree, [next(grads) if i in moving else None for i in range(len(leaves))])
+    y, pull = jax.vjp(of_floats, *(leaves[i] for i in moving))
+
+    def pullback(dy: Any) -> Any:
+        grads = iter(pull(dy))
+        return jax.tree.unflatten(tree, [next(grads) if i in moving else None for i in range(len(leaves))])
+
+    return y, pullback
 
 
 def _names(function: Any, count: int) -> tuple[str, ...]:
@@ -272,27 +369,43 @@ def _names(function: Any, count: int) -> tuple[str, ...]:
 
 
 def is_float(leaf: Any) -> bool:
-    """Whether a leaf can have a gradient."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    """Whether a leaf can have a gradient: it is of floats, or complex numbers."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def wide(tree: Any) -> Any:
-    """The floats in float64; needs `jax.enable_x64`."""
-    return jax.tree.map(lambda v: jnp.asarray(np.asarray(v, np.float64)) if is_float(v) else v, tree)
+    """The floats in float64, complex numbers in complex128; needs `jax.enable_x64`."""
+    cast = lambda v: jnp.asarray(np.asarray(v, widened(v.dtype)))
+    return jax.tree.map(lambda v: cast(v) if is_float(v) else v, tree)
 
 
 # ---- points -----------------------------------------------------------------------------------------------
 
 
-def cotangents(y: Sequence[Any], rng: np.random.Generator) -> list[list[np.ndarray]]:
-    """Two random cotangents and a constant one, for the float leaves of y."""
-    return [[draw(v.shape) for v in y] for draw in (rng.standard_normal, rng.standard_normal, np.ones)]
+def cotangents(y: Sequence[Any], dtypes: Sequence[Any], rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """Two random cotangents and a constant one, for the float leaves of y; 0 where y is not finite.
+
+    They are numbers of the `dtypes` that y has for the user, if any are given.
+    """
+
+    def one(draw: Callable[..., Any], v: np.ndarray, dtype: Any) -> np.ndarray:
+        dy = draw(v.shape)
+        dy = dy + 1j * draw(v.shape) if np.iscomplexobj(v) else dy
+        return np.asarray(np.where(np.isfinite(v), dy, 0).astype(dtype), widened(v.dtype))
+
+    each = list(zip(y, dtypes or [v.dtype for v in y], strict=True))
+    return [
+        [one(draw, v, dtype) for v, dtype in each]
+        for draw in (rng.standard_normal, rng.standard_normal, np.ones)
+    ]
 
 
 def fresh(leaf: Any, rng: np.random.Generator, by: float = 0.1) -> Any:
     """Values near those of `leaf`, of the same kind: signs, symmetry, probabilities and masks are kept."""
     if not is_float(leaf):
         return leaf
+    if jnp.iscomplexobj(leaf):
+        return fresh(leaf.real, rng, by) + 1j * fresh(leaf.imag, rng, by)
     x = np.asarray(leaf, np.float64)
     finite = np.isfinite(x)
     if _is_binary(x) or not finite.any():
@@ -307,6 +420,8 @@ def _resized(leaf: Any, shape: Sequence[Any], smallest: int, rng: np.random.Gene
     """Values of another shape, of the kind of `leaf`: integers below `smallest`, masks as dense."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
+    if jnp.iscomplexobj(leaf):
+        return _resized(leaf.real, shape, smallest, rng) + 1j * _resized(leaf.imag, shape, smallest, rng)
     x = np.asarray(leaf)
     if x.dtype == bool:
         if x.ndim >= 2 and (x == np.tril(x)).all() and x.any():
@@ -369,13 +484,18 @@ def elsewhere(problem: Problem, kind: str, rng: np.random.Generator) -> list[Any
     """
     if (sizes := _other_sizes(problem.arrays, kind)) is None:
         return None
-    smallest = min((d for d in sizes.values() if d), default=1)
     shapes: list[Any] = [tuple(sizes.get(d, d) for d in v.shape) for v in problem.arrays]
     if sum(math.prod(shape) for shape in shapes) > max(_LARGE, sum(v.size for v in problem.arrays)):
         return None  # twelve axes of 2 are few elements, twelve of 5 are not
-    moved = [_resized(v, s, smallest, rng) for v, s in zip(problem.arrays, shapes, strict=True)]
+    moved = resized(problem, shapes, rng)
     try:
-        y = jax.eval_shape(lambda *v: problem.y(v), *moved)
+        y = problem.shape_of_y(moved)
     except Exception:  # whatever a forward pass may raise on shapes that it does not know
         return None
     return moved if y else None
+
+
+def resized(problem: Problem, shapes: Sequence[Any], rng: np.random.Generator) -> list[Any]:
+    """The arrays of a problem with other shapes: values of their kind, integers below the smallest size."""
+    smallest = min((d for shape in shapes for d in shape if d), default=1)
+    return [_resized(v, shape, smallest, rng) for v, shape in zip(problem.arrays, shapes, strict=True)]

@@ -15,6 +15,12 @@ class FormulaError(AssertionError):
     """A gradient formula is wrong; the text is the report."""
 
 
+def _state(row: Row) -> str:
+    if row.unseen and not row.ok:
+        return row.unseen
+    return ("right" if row.ok else "WRONG") + (f": {row.note}" if row.note else "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """The outcome of a verification; prints as a table.
@@ -33,19 +39,38 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every formula is right."""
+        """Whether every row was judged right, and nothing else is wrong."""
         return all(row.ok for row in self.rows) and not any(f.is_mistake for f in self.findings)
 
     @property
     def verdict(self) -> str:
         """One line: ``3 of 3 gradients right``."""
-        wrong, total = sum(not row.ok for row in self.rows), len(self.rows)
+        wrong, total = sum(not row.ok and not row.unseen for row in self.rows), len(self.rows)
         if wrong:
-            return f"{wrong} of {total} gradients WRONG"
-        if not self.ok:
-            kinds = dict.fromkeys(f.kind for f in self.findings if f.is_mistake)
+            rest = f", {len(self.unseen)} not verified" if self.unseen else ""
+            return f"{wrong} of {total} gradients WRONG{rest}"
+        if kinds := dict.fromkeys(f.kind for f in self.findings if f.is_mistake):
             return f"WRONG ({', '.join(kinds)})"
+        if not total:
+            return "0 rules met"
+        if self.unseen:
+            return f"{total - len(self.unseen)} of {total} gradients verified, and right"
         return f"{total} of {total} gradients right"
+
+    @property
+    def wrong(self) -> tuple[Finding, ...]:
+        """The mistakes."""
+        return tuple(f for f in self.findings if f.is_mistake)
+
+    @property
+    def unseen(self) -> tuple[Row, ...]:
+        """The rows of which nothing is known: undecided, or not verified."""
+        return tuple(row for row in self.rows if row.unseen and not row.ok)
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether nothing is known to be wrong, but something is undecided or was not verified."""
+        return bool(self.unseen) and not self.wrong and all(row.ok or row.unseen for row in self.rows)
 
     def table(self) -> str:
         """The rows as text, wrong ones marked, then the findings, with the verdict last."""
@@ -58,7 +83,7 @@ class Report:
                 str(r.count),
                 f"{r.error:.1e}",
                 f"{r.tolerance:.0e}",
-                ("right" if r.ok else "WRONG") + (f": {r.note}" if r.note else ""),
+                _state(r),
             ]
             for r in self.rows
         ]
@@ -103,7 +128,7 @@ class Report:
         return html.page(self.verdict, self.ok, self.rows, self.findings, self.notes, self.sources)
 
     def raise_if_wrong(self) -> None:
-        """Raise `FormulaError` with the table as its text, unless every formula is right."""
+        """Raise `FormulaError` with the table as its text, unless every row was judged right."""
         if not self.ok:
             raise FormulaError("\n" + self.table())
 

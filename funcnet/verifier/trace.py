@@ -1,7 +1,8 @@
 """A function as a flat list of equations that NumPy can run, each with the line that wrote it.
 
-What JAX traces is inlined until only primitives are left. The equations are then cheap to run again with one
-of them changed, which is how mistakes are searched for: no tracing and no compiling per attempt.
+What JAX traces is inlined until only primitives are left, which run with every float in float64, whatever it
+is cast to. The equations are then cheap to run again, with other roundings or with one of them changed, which
+is how mistakes are judged and searched for: no tracing and no compiling per attempt.
 """
 
 import dataclasses
@@ -17,24 +18,27 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet._programs import CALLS
+from funcnet._programs import CALLS, parts_of_scan
 
 __all__ = [
-    "CUSTOM",
     "HIDDEN",
     "NUMPY",
     "Equation",
     "Program",
     "bind",
     "constant",
+    "flat",
     "line",
+    "loop",
+    "near",
     "rerun",
     "run",
     "source",
     "trace",
+    "up",
+    "widened",
 ]
 
-CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 _RESHAPES = ("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze")
 Value = int  # a value of the program, numbered from the inputs on
 
@@ -47,6 +51,11 @@ class Equation(NamedTuple):
     outputs: tuple[Value, ...]
     params: dict[str, Any]
     line: str
+    inner: tuple["Program", ...] = ()  # of a loop or a choice: its bodies
+    parts: tuple[int, ...] = ()  # of a scan: how many operands are constants, and how many are carried
+    dtypes: tuple[Any, ...] = ()  # of the outputs, as it was traced
+    takes: tuple[Any, ...] = ()  # of the inputs
+    called: str = ""  # the function of JAX that the line calls: "where"
 
     @property
     def name(self) -> str:
@@ -66,7 +75,6 @@ class Program:
     inputs: int
     outputs: tuple[Value, ...]
     avals: tuple[Any, ...]
-    custom: bool  # whether a custom derivative rule was inlined
 
     def __len__(self) -> int:
         return len(self.avals)
@@ -75,6 +83,27 @@ class Program:
     def makers(self) -> dict[Value, Equation]:
         """The equation that gives a value."""
         return {out: eqn for eqn in self.equations for out in eqn.outputs}
+
+    @functools.cached_property
+    def primitives(self) -> frozenset[str]:
+        """The names of all that it runs, inside of loops too."""
+        names = {eqn.name for eqn in self.equations}
+        return frozenset(names.union(*(p.primitives for eqn in self.equations for p in eqn.inner)))
+
+    @functools.cached_property
+    def dtypes(self) -> frozenset[Any]:
+        """Those in which it computes, inside of loops too."""
+        own = {d for eqn in self.equations for d in eqn.dtypes if d is not None}
+        return frozenset(own.union(*(p.dtypes for eqn in self.equations for p in eqn.inner)))
+
+    def pruned(self) -> "Program":
+        """The same without what no output needs."""
+        needed, kept = set(self.outputs), list[Equation]()
+        for eqn in reversed(self.equations):
+            if needed & set(eqn.outputs):
+                kept.append(eqn)
+                needed.update(v for v in eqn.inputs if isinstance(v, int))
+        return dataclasses.replace(self, equations=tuple(reversed(kept)))
 
     def after(self, values: Iterable[Value]) -> set[Value]:
         """The values that depend on some, themselves included."""
@@ -118,9 +147,13 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     Raises whatever `function` raises when it is traced.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    return flat(closed), shape
+
+
+def flat(closed: Any) -> Program:
+    """The program of a closed jaxpr."""
     equations: list[Equation] = []
     avals: list[Any] = []
-    custom = False
 
     def new(aval: Any) -> Value:
         avals.append(aval)
@@ -141,24 +174,34 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
             arrays[id(value)] = value, copy(array, jax.ShapeDtypeStruct(array.shape, array.dtype))
         return arrays[id(value)][1]
 
-    def inline(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        nonlocal custom
+    def inline(
+        jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], origin: tuple[str, str] | None = None
+    ) -> list[Any]:
         known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(kept, consts), strict=True))
         known.update(zip(jaxpr.invars, inputs, strict=True))
         read = lambda v: kept(v.val) if isinstance(v, jex.Literal) else known[v]
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             name = eqn.primitive.name
+            where = origin or (line(eqn), called(eqn))
             if name in CALLS:
-                custom |= name in CUSTOM
                 inner = eqn.params[CALLS[name]]
                 inner, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-                results: Sequence[Any] = inline(inner, consts, operands)
+                # JAX keeps the programs of its own functions, with the line that called them first.
+                results: Sequence[Any] = inline(inner, consts, operands, where if _of_jax(inner) else origin)
             else:
                 results = [new(v.aval) for v in eqn.outvars]
-                equations.append(
-                    Equation(eqn.primitive, tuple(operands), tuple(results), dict(eqn.params), line(eqn))
+                bodies = tuple(
+                    flat(body) for key in BODIES.get(name, ()) for body in _listed(eqn.params[key])
                 )
+                parts = parts_of_scan(eqn) if name == "scan" else ()
+                params = {k: widened(v) if k in _DTYPES else v for k, v in eqn.params.items()}
+                params = dict(eqn.params) if name == "bitcast_convert_type" else params
+                made = (eqn.primitive, tuple(operands), tuple(results), params, where[0])
+                dtypes, takes = (
+                    tuple(getattr(v.aval, "dtype", None) for v in some) for some in (eqn.outvars, eqn.invars)
+                )
+                equations.append(Equation(*made, bodies, parts, dtypes, takes, where[1]))
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
@@ -170,12 +213,20 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
         copy(v, a, written.get(v, "") if isinstance(v, int) else "")
         for v, a in zip(results, closed.out_avals, strict=True)
     ]
-    return Program(tuple(equations), len(given), tuple(outputs), tuple(avals), custom), shape
+    return Program(tuple(equations), len(given), tuple(outputs), tuple(avals))
+
+
+# Primitives that run a program many times or perhaps, and where it is.
+BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+
+
+def _listed(bodies: Any) -> Sequence[Any]:
+    return bodies if isinstance(bodies, tuple | list) else (bodies,)
 
 
 def constant(value: Any) -> Any:
-    """A NumPy array; a random key stays what it is."""
-    return np.asarray(value) if not _is_key(value) else value
+    """A NumPy array, its floats in float64; a random key stays what it is."""
+    return value if _is_key(value) else up(value)
 
 
 def _is_key(value: Any) -> bool:
@@ -195,11 +246,39 @@ def line(eqn: Any) -> str:
         if frame.file_name.startswith(_COMMAND):
             return ""  # a formula given as text has no line
         if not frame.file_name.startswith(HIDDEN):
-            near = (
-                os.path.relpath(frame.file_name) if frame.file_name.startswith(os.getcwd() + os.sep) else ""
-            )
-            return f"{near or frame.file_name}:{frame.line_num}"
+            return near(frame.file_name, frame.line_num)
     return ""
+
+
+_WRAPPERS = ("api.py", "core.py", "custom_derivatives.py", "partial_eval.py", "pjit.py", "traceback_util.py")
+
+
+def called(eqn: Any) -> str:
+    """The function of JAX that the line which wrote an equation calls: ``where``."""
+    traceback, name = eqn.source_info.traceback, ""
+    for frame in traceback.frames if traceback is not None else ():
+        if not frame.file_name.startswith(HIDDEN):
+            break
+        if os.path.basename(frame.file_name) not in _WRAPPERS:
+            name = frame.function_name
+    name = eqn.primitive.name if name.endswith("__call__") else name
+    inner = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
+    return name or _source(inner).partition(" at ")[0]
+
+
+def _source(inner: Any) -> str:
+    """``name at file.py:57`` of the function that an inner program was traced from."""
+    info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
+    return getattr(info, "func_src_info", None) or ""
+
+
+def _of_jax(inner: Any) -> bool:
+    return _source(inner).partition(" at ")[2].startswith(HIDDEN)
+
+
+def near(file: str, number: int) -> str:
+    """``file.py:57``; a file below the working folder by its path from there."""
+    return f"{os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file}:{number}"
 
 
 def source(where: str) -> str:
@@ -260,12 +339,103 @@ def rerun(
 
 
 def apply(eqn: Equation, operands: Sequence[Any]) -> Sequence[Any]:
-    """The outputs of one equation; by JAX where NumPy has no word for it."""
-    if eqn.primitive is None:
+    """The outputs of one equation; by JAX where NumPy has no word for it.
+
+    Every float is in float64, whatever the program casts it to.
+    """
+    if eqn.primitive is None or eqn.name == "reduce_precision":
         return operands
+    if eqn.inner:
+        return loop(eqn, operands, apply)
+    if eqn.name == "bitcast_convert_type" and np.asarray(operands[0]).dtype.kind == "f":
+        size = np.dtype(eqn.params["new_dtype"]).itemsize
+        operands = [np.asarray(operands[0], {2: np.float16, 4: np.float32}.get(size, np.float64))]
     if (known := NUMPY.get(eqn.name)) is not None:
         return [known(*operands, **eqn.params)]
-    return bind(eqn, [v if _is_key(v) else jnp.asarray(v) for v in operands], np.asarray)
+    operands = [v if _is_key(v) else jnp.asarray(v) for v in operands]
+    if (scatter := _SCATTERS.get(eqn.name)) is not None:  # their parameters hold a dtype
+        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        return [up(scatter(*operands, **{name: eqn.params[name] for name in names}))]
+    if any("axpr" in type(leaf).__name__ for leaf in jax.tree.leaves(list(eqn.params.values()))):
+        takes = zip(operands, eqn.takes, strict=True)  # programs of one dtype, as of a linear solve
+        operands = [v if _is_key(v) or v.dtype == d else v.astype(d) for v, d in takes]
+    return bind(eqn, operands, up)
+
+
+_SCATTERS = {
+    "scatter": jax.lax.scatter,
+    "scatter-add": jax.lax.scatter_add,
+    "scatter_add": jax.lax.scatter_add,
+    "scatter_max": jax.lax.scatter_max,
+    "scatter_min": jax.lax.scatter_min,
+    "scatter_mul": jax.lax.scatter_mul,
+}
+STEPS = 100_000  # of a loop that asks a condition; a longer one is not followed
+
+
+def loop(eqn: Equation, operands: Sequence[Any], by: Callable[..., Any]) -> Sequence[Any]:
+    """The outputs of a scan, a while loop or a choice between branches, in Python; `by` as in `run`.
+
+    Raises:
+        ValueError: a while loop takes more than `STEPS` steps.
+    """
+    through = lambda body, values: body.results(run(body, values, by=by, forget=True))
+    if eqn.name == "cond":
+        which, *operands = operands
+        return through(eqn.inner[min(max(int(which), 0), len(eqn.inner) - 1)], operands)
+    if eqn.name == "while":
+        condition, body = eqn.inner
+        a, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        of_condition, of_body, carried = operands[:a], operands[a : a + b], list(operands[a + b :])
+        for _ in range(STEPS):
+            if not through(condition, [*of_condition, *carried])[0]:
+                return carried
+            carried = through(body, [*of_body, *carried])
+        raise ValueError(f"a while loop takes more than {STEPS} steps")
+    ((body,), (fixed, carry)) = eqn.inner, eqn.parts
+    constants, carried, over = (
+        operands[:fixed],
+        list(operands[fixed : fixed + carry]),
+        operands[fixed + carry :],
+    )
+    steps, stacked = range(eqn.params["length"]), list[list[Any]]()
+    for t in reversed(steps) if eqn.params["reverse"] else steps:
+        results = through(body, [*constants, *carried, *(v[t] for v in over)])
+        carried = results[:carry]
+        stacked.append(results[carry:])
+    if eqn.params["reverse"]:
+        stacked.reverse()
+    if not stacked:
+        avals = (body.avals[v] for v in body.outputs[carry:])
+        return [*carried, *(np.zeros((0, *a.shape), a.dtype) for a in avals)]
+    stack = lambda values: jnp.stack(values) if _is_key(values[0]) else np.stack(values)
+    return [*carried, *map(stack, zip(*stacked, strict=True))]
+
+
+# ---- in float64, whatever its dtypes ----------------------------------------------------------------------
+
+_DTYPES = ("new_dtype", "dtype", "preferred_element_type")
+
+
+def widened(dtype: Any) -> Any:
+    """The widest dtype of its kind: float64 for floats, complex128 for complex numbers."""
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        return dtype
+    wide = {"f": np.float64, "c": np.complex128}
+    kind = (
+        "f"
+        if jnp.issubdtype(dtype, jnp.floating)
+        else "c"
+        if jnp.issubdtype(dtype, np.complexfloating)
+        else ""
+    )
+    return np.dtype(wide[kind]) if kind else dtype
+
+
+def up(x: Any) -> Any:
+    """A NumPy array with its floats in float64."""
+    x = np.asarray(x)
+    return x if x.dtype == np.float64 else np.asarray(x, widened(x.dtype))
 
 
 def bind(eqn: Equation, operands: Sequence[Any], out: Callable[[Any], Any] = lambda v: v) -> list[Any]:
@@ -323,6 +493,17 @@ def _pad(x: Any, filler: Any, *, padding_config: Any) -> Any:
     return out
 
 
+def _divide(a: Any, b: Any) -> Any:
+    if np.asarray(a).dtype.kind not in "iu":
+        return np.divide(a, b)
+    return np.sign(a) * np.sign(b) * (np.abs(a) // np.maximum(np.abs(b), 1))  # towards 0
+
+
+def _convert(x: Any, *, new_dtype: Any, **_: Any) -> Any:
+    x = np.asarray(x)
+    return (x if x.dtype.kind != "c" or new_dtype.kind == "c" else x.real).astype(new_dtype)
+
+
 def _argument(function: Any) -> Any:
     return lambda x, *, axes, index_dtype: function(x, axis=axes[0]).astype(index_dtype)
 
@@ -346,12 +527,20 @@ def _reduction(function: Any) -> Any:
     return lambda x, *, axes, **_: function(x, axis=tuple(axes))
 
 
+def _extreme(function: Any, sign: float) -> Any:
+    def reduce(x: Any, *, axes: Any, **_: Any) -> Any:
+        empty = not all(x.shape[a] for a in axes) and x.dtype.kind == "f"
+        return function(x, axis=tuple(axes), **({"initial": sign * np.inf} if empty else {}))
+
+    return reduce
+
+
 NUMPY: dict[str, Callable[..., Any]] = {
     **{
         name: _elementwise(function)
         for name, function in {
             "abs": np.abs, "add": np.add, "add_any": np.add, "and": np.bitwise_and, "ceil": np.ceil,
-            "cos": np.cos, "cosh": np.cosh, "div": np.divide, "eq": np.equal, "exp": np.exp,
+            "cos": np.cos, "cosh": np.cosh, "div": _divide, "eq": np.equal, "exp": np.exp,
             "exp2": np.exp2, "expm1": np.expm1, "floor": np.floor, "ge": np.greater_equal,
             "gt": np.greater, "is_finite": np.isfinite, "le": np.less_equal, "log": np.log,
             "log1p": np.log1p, "lt": np.less, "max": np.maximum, "min": np.minimum, "mul": np.multiply,
@@ -364,16 +553,21 @@ NUMPY: dict[str, Callable[..., Any]] = {
     **{
         name: _reduction(function)
         for name, function in {
-            "reduce_and": np.all, "reduce_max": np.max, "reduce_min": np.min, "reduce_or": np.any,
-            "reduce_prod": np.prod, "reduce_sum": np.sum,
+            "reduce_and": np.all, "reduce_or": np.any, "reduce_prod": np.prod, "reduce_sum": np.sum,
         }.items()
     },
+    "reduce_max": _extreme(np.max, -1.0),
+    "reduce_min": _extreme(np.min, 1.0),
+    "complex": lambda a, b: a + 1j * b,
+    "conj": lambda x, **_: np.conj(x) + 0j,
+    "imag": np.imag,
+    "real": np.real,
     "argmax": _argument(np.argmax),
     "argmin": _argument(np.argmin),
     "broadcast_in_dim": _broadcast_in_dim,
     "clamp": lambda low, x, high: np.clip(x, low, high),
     "concatenate": lambda *parts, dimension: np.concatenate(parts, dimension),
-    "convert_element_type": lambda x, *, new_dtype, **_: np.asarray(x).astype(new_dtype),
+    "convert_element_type": _convert,
     "cumsum": _cumulative(np.cumsum),
     "cumprod": _cumulative(np.cumprod),
     "dot_general": _dot_general,

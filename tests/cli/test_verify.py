@@ -153,6 +153,86 @@ def test_shapes_that_do_not_fit_the_functions(capsys, folder):
     assert "\n" not in line
 
 
+# ---- the rules of a file, and of a model -------------------------------------------------------------------
+
+RULED = """
+import jax
+import jax.numpy as jnp
+
+@jax.custom_vjp
+def wave(x):
+    return jnp.sin(x)
+
+def wave_backward(x, dy):
+    return (dy * jnp.cos(x) * FACTOR,)
+
+wave.defvjp(lambda x: (jnp.sin(x), x), wave_backward)
+
+@jax.custom_jvp
+def scaled(x, s):
+    return x * s
+
+@scaled.defjvp
+def scaled_forward(primals, tangents):
+    (x, s), (dx, ds) = primals, tangents
+    return x * s, dx * s + x * ds
+
+def loss(params, batch):
+    return wave(batch @ params["w"]).sum()
+
+def rare(params, batch):
+    y = batch @ params["w"]
+    return jax.lax.cond(y.sum() > 1e9, wave, jnp.cos, y).sum()
+
+params = {"w": jnp.ones((3, 2))}
+
+def batch():
+    return jnp.ones((4, 3)) / 7
+"""
+
+
+@pytest.mark.parametrize(("factor", "code"), [("1", 0), ("1.2", 1)])
+def test_the_rules_of_a_file_and_of_a_model(capsys, folder, factor, code):
+    (folder / "ruled.py").write_text(RULED.replace("FACTOR", factor))
+    given, out, err = call(capsys, "ruled.py", *shapes("x=2,3", "s=3"))
+    assert (given, err) == (code, "")
+    assert out.endswith("\n3 of 3 gradients right\n" if code == 0 else "\n1 of 3 gradients WRONG\n")
+    assert code == 0 or "(ruled.py:9)" in out
+    given, out, err = call(capsys, "ruled.py:loss", "--model")
+    assert (given, err) == (code, "")
+    assert "ruled.py:9" in out
+
+
+def test_what_is_not_verified_has_an_exit_code(capsys, folder):
+    (folder / "ruled.py").write_text(RULED.replace("FACTOR", "1"))
+    code, out, _ = call(capsys, "ruled.py", *shapes("x=2,3"))
+    assert code == 4
+    assert "not verified: its argument s has no shape: --shape s=... (ruled.py:" in out
+    assert out.endswith("\n1 of 2 gradients verified, and right\n")
+    code, out, _ = call(capsys, "ruled.py:rare", "--model")
+    assert code == 4
+    assert "not verified: it was not run" in out
+    assert call(capsys, "ruled.py:rare", "--model", "--allow", "wave")[0] == 0
+
+
+def test_files_without_rules_and_models_without_batches(capsys, folder):
+    m = "somebodys_model"
+    assert refused(capsys, m).startswith(f"{m} defines no derivative rule: give FORWARD and BACKWARD")
+    assert refused(capsys, f"{m}:affine", "--model").startswith(
+        f"{m} holds no params: a value, or a function"
+    )
+    assert refused(capsys, "--model").startswith("--model goes with one function, the loss")
+    assert refused(capsys, f"{m}:affine", "--allow", "x").startswith("--model goes with one function")
+    assert refused(capsys, f"{m}:affine", "--model", *shapes("x=3")).startswith(
+        "--shape does not go with --model"
+    )
+
+
+def test_a_result_that_is_nowhere_finite(capsys):
+    line = refused(capsys, "--forward", "x / 0", *shapes("x=3"), *grads("x = dy"))
+    assert "nothing in the result of the forward pass is finite" in line
+
+
 # ---- formulas as text -------------------------------------------------------------------------------------
 
 AFFINE = ["--forward", "x @ w + b", *XW, *shapes("b=13")]
@@ -398,4 +478,4 @@ def test_help(capsys):
     assert "usage: funcnet verify" in out
     for field in verify.Options.__dataclass_fields__:
         assert field == "functions" or f"--{field} " in out
-    assert "Exit code 0: right; 1: wrong; 2: it could not be run." in out
+    assert "Exit code 0: right; 1: something is wrong; 2: it could not be run; 4:" in out

@@ -340,15 +340,13 @@ def test_another_subgradient_is_a_convention():
     assert not fn.verify(lambda x: jnp.maximum(x, 0), outside, (x,)).ok
 
 
-def test_autodiff_itself_may_be_wrong():
+def test_a_function_that_is_a_rule_is_not_taken_at_its_word():
     @jax.custom_jvp
     def cube(x):
         return x**3
 
     cube.defjvp(lambda primals, tangents: (primals[0] ** 3, 2.0 * primals[0] ** 2 * tangents[0]))
-    report = fn.verify(cube, lambda x, dy: 3 * x**2 * dy, (X,))
-    assert report.ok
-    assert any("numerical differentiation" in note for note in report.notes)
+    assert fn.verify(cube, lambda x, dy: 3 * x**2 * dy, (X,)).ok
     assert not fn.verify(cube, lambda x, dy: 2 * x**2 * dy, (X,)).ok
 
 
@@ -363,13 +361,14 @@ def test_a_function_with_a_rule_of_its_own():
         assert finding.kind == "scale"
 
 
-def test_a_forward_pass_in_float32_is_judged_in_float32():
+def test_a_forward_pass_in_float32_is_judged_in_float64():
     narrow = lambda x: jnp.tanh(x.astype(jnp.float32))
     slope = lambda x: 1 - jnp.tanh(x.astype(jnp.float32)) ** 2
     right = fn.verify(narrow, lambda x, dy: (dy * slope(x)).astype(x.dtype), (X,))
     assert right.ok
-    assert right.rows[0].tolerance > 1e-6
-    assert not fn.verify(narrow, lambda x, dy: (dy * slope(x) * jnp.float32(1.01)).astype(x.dtype), (X,)).ok
+    assert right.rows[0].tolerance < 1e-9
+    wrong = lambda x, dy: (dy * slope(x) * jnp.float32(1.0001)).astype(x.dtype)
+    assert not fn.verify(narrow, wrong, (X,)).ok
 
 
 def test_a_residual_that_is_never_read_is_noted():

@@ -42,7 +42,7 @@ def ticks(monkeypatch):
 def posed(forward, backward, *args):
     """Judge and one point of a wrong formula, nothing compiled."""
     problem = pose(forward, backward, args)
-    ready = judge_of(problem, problem.arrays).without_compiling()
+    ready = judge_of(problem)
     return ready, [ready.at("as given", problem.arrays, np.random.default_rng(0))]
 
 

@@ -23,6 +23,23 @@ PROGRAMS = {
     "elementwise": lambda x, y, v: (jnp.tanh(x), jnp.exp(x), jnp.log(y), x**3, y**-2, lax.rsqrt(y)),
     "choices": lambda x, y, v: (jnp.where(x > 0, x, 2 * x), jnp.clip(x, 0, 1), lax.logistic(x), x == x.max()),
     "indices": lambda x, y, v: (x[jnp.array([0, 2])], jnp.asarray(x).at[1].add(v), jnp.tril(y @ x)),
+    "integers": lambda x, y, v: (
+        jnp.arange(-5, 6) // 3,
+        lax.div(jnp.arange(-5, 6), 3),
+        jnp.arange(-5, 6) % 3,
+        jnp.arange(5) ** 2,
+        -jnp.arange(5),
+        jnp.cumsum(jnp.arange(5)),
+    ),
+    "loops": lambda x, y, v: (
+        lax.scan(lambda c, t: (jnp.sin(c) + t, c * t), v, jnp.arange(4.0), reverse=True),
+        lax.scan(lambda c, t: (c + 1, t), v, jnp.zeros((0, 2))),
+        lax.while_loop(lambda c: c[1] < 3, lambda c: (jnp.sin(c[0]), c[1] + 1), (v, 0)),
+        lax.cond(v.sum() > 1e9, jnp.sin, jnp.cos, v),
+        lax.fori_loop(0, 3, lambda i, c: c * i + v, v),
+    ),
+    "complex": lambda x, y, v: (lax.complex(v, v), jnp.conj(lax.complex(v, v)), lax.abs(lax.complex(v, v))),
+    "scatters": lambda x, y, v: (jnp.asarray(v).at[jnp.array([0, 0])].max(3.0), jnp.asarray(x).at[0].mul(2)),
     "calls": lambda x, y, v: (jax.nn.relu(x), jax.jit(jnp.sin)(x), jax.checkpoint(jnp.cos)(x), lax.erf(x)),
 }  # fmt: skip
 
@@ -53,3 +70,11 @@ def test_equations_know_their_lines():
     (line,) = {eqn.line for eqn in program.equations if eqn.name == "sin"}
     assert line.rpartition(":")[0].endswith("test_trace.py")
     assert trace.source(line).endswith("# HERE")
+
+
+def test_every_float_is_run_in_float64():
+    narrow = lambda x: (x.astype("bfloat16") * jnp.asarray(1 / 3, "bfloat16")).astype("float32").sum()
+    program, _ = trace.trace(narrow, X)
+    (total,) = program.results(trace.run(program, [X]))
+    assert total.dtype == np.float64
+    assert total == pytest.approx(X.sum() * float(jnp.asarray(1 / 3, "bfloat16")), rel=1e-14)
