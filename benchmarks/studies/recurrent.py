@@ -115,7 +115,9 @@ def _nnx(name: str, x: jax.Array) -> tuple[Callable[..., Any], Any]:
     cell = {"lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}[name]
     d = x.shape[-1]
     graph, params, rest = nnx.split(nnx.RNN(cell(d, d, rngs=nnx.Rngs(0))), nnx.Param, ...)
-    return lambda p, x: nnx.merge(graph, p, rest)(x), params
+    zeros = jnp.zeros((x.shape[0], d), x.dtype)
+    carry = (zeros, zeros) if name == "lstm" else zeros  # without one it would draw one
+    return lambda p, x: nnx.merge(graph, p, rest)(x, initial_carry=carry), params
 
 
 def _haiku(name: str, x: jax.Array) -> tuple[Callable[..., Any], Any]:

@@ -1,9 +1,9 @@
 """A decoder without attention: tokens to the logits of the next token, by a state that each token selects.
 
     x = tokens[ids];  for each block: x += mixer(norm(x));  logits = norm(x) · head, head = tokensᵀ where tied
-    mixer(x): (u, g) = x W_in;  u = silu(conv(u)), causal, each channel by itself;  (r, B, C) = u W_select,
-        Δ = softplus(r W_step + b);  h_t = exp(Δ_t A) h_{t−1} + (Δ_t u_t) B_tᵀ,  A = −exp(a);
-        y_t = h_t C_t + skip · u_t;  W_out takes y · silu(g)
+    mixer(x): u, g = in(x);  u = silu(conv(u)), causal, each channel by itself;  r, B, C = select(u);
+    Δ = softplus(step(r));  h(t) = exp(Δ A) h(t − 1) + (Δ u) Bᵀ with A = −exp(a);  y = h C + skip · u;
+    and out(y · silu(g)) is what comes out.
 
 Of a channel the state h is a row of `state` numbers, each an element of a `linear_recurrence`, a chunk of
 steps at a time: what is held is the states of a chunk, which the backward pass makes again, not those of all.
