@@ -226,7 +226,7 @@ def _scalar(where: str, path: str, value: Any) -> Array:
 
 
 def _axis(where: str, axis_name: Any) -> Axis | None:
-    names: tuple[Any, ...] = tuple(axis_name) if isinstance(axis_name, list | tuple) else (axis_name,)
+    names = tuple(axis_name) if isinstance(axis_name, list | tuple) else (axis_name,)
     if axis_name is None:
         return None
     if not names or not all(isinstance(name, str) for name in names):
@@ -245,4 +245,4 @@ def _axis(where: str, axis_name: Any) -> Axis | None:
             expected="axis_name: an axis of the mesh of jax.shard_map, or of jax.vmap, around this call",
             actual=f"axis_name = {names!r}"[:100],
         ) from None
-    return names if len(names) > 1 else names[0]
+    return axis_name if isinstance(axis_name, str) else names
