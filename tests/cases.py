@@ -647,6 +647,7 @@ CASES = [
     case("pixel_unshuffle", F(2, 6, 7), factor=(3,)),
     case("pixel_unshuffle", F(0, 1, 2, 3, 2), factor=(1, 2, 3)),
     # grid_sample
+    case("grid_sample", F(2, 5, 2), F(2, 3, 1), padding_mode="reflection"),
     case("grid_sample", F(2, 3, 4, 1), F(2, 5, 2)),
     case("grid_sample", F(2, 5, 7, 3), F(2, 11, 2), method="cubic", padding_mode="reflection"),
     case("grid_sample", F(3, 5, 3), F(3, 7, 1), method="cubic", padding_mode="border", align_corners=True),
