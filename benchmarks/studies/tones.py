@@ -6,7 +6,7 @@ nets in it, at one. Seconds are of the processor, of one run with what is compil
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,7 +53,9 @@ def _row(score: float, seconds: float) -> dict[str, object]:
     return {"accuracy": f"{score:.1%}", "CPU seconds": f"{seconds:.0f}"}
 
 
-def accuracy(label: str, seed: int, epochs: int | None, **changes: Any) -> tuple[float, float, int]:
+def accuracy(
+    label: Literal["tone", "initial"], seed: int, epochs: int | None, **changes: Any
+) -> tuple[float, float, int]:
     """Of one run: the score, seconds of the processor, parameters; `changes` are those of the net."""
     import jax
 
@@ -61,7 +63,8 @@ def accuracy(label: str, seed: int, epochs: int | None, **changes: Any) -> tuple
     from funcnet.tasks import _run, tones
 
     began = time.process_time()
-    options = tones.Options(label=label, seed=seed, **({} if epochs is None else {"epochs": epochs}))
+    options = tones.Options(label=label, seed=seed)
+    options = options if epochs is None else dataclasses.replace(options, epochs=epochs)
     own = tones.config
     tones.config = lambda options: dataclasses.replace(own(options), **changes)
     try:

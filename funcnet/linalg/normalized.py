@@ -1,7 +1,8 @@
 """Parameters as a function of others: w divided by its norm as a linear map, or by its columns' lengths.
 
 Both are dict -> dict, between the parameters that an optimizer moves and the operation that is called with
-what they give; JAX differentiates through them.
+what they give; JAX differentiates through them. What they give is a dict, typed as Any: the operation has its
+own type for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ def spectral_norm(
     scale: float = 1.0,
     grow: bool = True,
     **options: Any,
-) -> dict[str, Any]:
+) -> Any:
     """The same parameters with w · scale / ‖A‖, A the map of the layer: its norm is then at most scale.
 
     ‖A‖ is the certified upper bound ``operator(params, in_shape, **options).norm().upper``: of a
@@ -73,7 +74,7 @@ def spectral_norm(
     return {**params, "w": (h * jnp.where(dead, 1, scale / upper)).astype(w.dtype)}
 
 
-def weight_norm(params: Mapping[str, Any]) -> dict[str, Any]:
+def weight_norm(params: Mapping[str, Any]) -> Any:
     """{"w", "g", "b"} -> {"w", "b"}, w = g · w / ‖w‖: directions and lengths as parameters of their own.
 
     ‖w‖ is the Euclidean norm over the axes along which g has size 1: those that the outputs are summed
