@@ -28,7 +28,7 @@ def orthogonal_kernel(
     It keeps lengths: of x where c_out ≥ c_in, of the gradient where c_out ≤ c_in. With zeros as borders its
     norm is at most 1. A multiple, √2 before a relu say, is w · √2.
 
-        params = {**fn.conv.init(key, 8, 8, kernel=(3, 3)), "w": orthogonal_kernel(key, 8, 8, kernel=(3, 3))}
+        params = fn.conv.init(key, 8, 8, kernel=(3, 3)) | {"w": orthogonal_kernel(key, 8, 8, kernel=(3, 3))}
 
     >>> orthogonal_kernel(jax.random.key(0), 4, 6, kernel=(3, 3), groups=2).shape
     (3, 3, 2, 6)
