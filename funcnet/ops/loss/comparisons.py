@@ -38,7 +38,7 @@ def _wide(*arrays: Array) -> list[Array]:
 def _huber(
     prediction: Float[Array, "*n"], target: Float[Array, "*n"], delta: float = 1.0
 ) -> Float[Array, "*n"]:
-    """y = e²/2 where |e| ≤ delta, else delta (|e| − delta/2), with e = prediction − target.
+    """y = e²/2 where abs(e) ≤ delta, else delta (abs(e) − delta/2), with e = prediction − target.
 
     Source: Huber, "Robust estimation of a location parameter", 1964.
     """
@@ -58,9 +58,9 @@ huber = _element(_huber, _huber_pullback, checks={"delta": _above_0})
 def _smooth_l1(
     prediction: Float[Array, "*n"], target: Float[Array, "*n"], beta: float = 1.0
 ) -> Float[Array, "*n"]:
-    """y = e²/(2 beta) where |e| < beta, else |e| − beta/2, with e = prediction − target: huber / beta.
+    """y = e²/(2 beta) where abs(e) < beta, else abs(e) − beta/2, e = prediction − target: huber / beta.
 
-    With beta = 0 it is |e|, whose derivative at the kink e = 0 is 0. Source: Girshick, "Fast R-CNN",
+    With beta = 0 it is abs(e), whose derivative at the kink e = 0 is 0. Source: Girshick, "Fast R-CNN",
     arXiv 1504.08083, eq. 3.
     """
     prediction, target = _wide(prediction, target)
@@ -284,13 +284,13 @@ def _cosine(prediction: Float[Array, "*n d"], target: Float[Array, "*n d"]) -> F
 
 
 def _norm(x: Array) -> Array:
-    """|x|, with the derivative 0 at 0."""
+    """The norm of x, with the derivative 0 at 0."""
     square = (x * x).sum(-1)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def _unit(x: Array) -> tuple[Array, Array]:
-    """x / |x| and |x|, both 0 where x is; neither squares of what is large nor of what is small."""
+    """x by its norm, and the norm, both 0 where x is; nothing large or small is squared."""
     largest = lax.stop_gradient(abs(x).max(-1, keepdims=True, initial=0))
     zero = largest == 0
     x = x / jnp.where(zero | jnp.isinf(largest), 1, largest)
@@ -321,7 +321,7 @@ def _triplet(
     negative: Float[Array, "*n d"],
     margin: float = 1.0,
 ) -> Float[Array, "*n"]:
-    """y = max(|anchor − positive| − |anchor − negative| + margin, 0), over the last axis.
+    """y = max(d(anchor, positive) − d(anchor, negative) + margin, 0), d the distance over the last axis.
 
     The derivative of a distance that is 0 is 0; at the kink it is that of inside. PyTorch's
     triplet_margin_loss, without the 1e-6 that it adds to every difference. Source: Balntas, Riba, Ponsa and
