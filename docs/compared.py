@@ -23,12 +23,12 @@ fn.conv: groups=c | Conv1d Conv2d | Conv | DepthwiseConv1D DepthwiseConv2D Separ
 fn.conv_transpose | ConvTranspose1d ConvTranspose2d ConvTranspose3d LazyConvTranspose1d LazyConvTranspose2d LazyConvTranspose3d | ConvTranspose | Conv1DTranspose Conv2DTranspose Conv3DTranspose | ConvTranspose
 fn.max_pool | MaxPool1d MaxPool2d MaxPool3d | nnx.max_pool | MaxPooling1D MaxPooling2D MaxPooling3D | MaxPool
 fn.avg_pool | AvgPool1d AvgPool2d AvgPool3d | nnx.avg_pool | AveragePooling1D AveragePooling2D AveragePooling3D | AveragePool
-fn.lp_pool | LPPool1d LPPool2d LPPool3d | | | LpPool LpNormalization
+fn.lp_pool | LPPool1d LPPool2d LPPool3d | | | LpPool LpNormalization ReduceL1 ReduceL2
 fn.avg_pool: over channels | LocalResponseNorm CrossMapLRN2d | | | LRN
 fn.adaptive_avg_pool | AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d | | AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D |
 fn.adaptive_max_pool | AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d | | AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D |
-fn.adaptive_avg_pool: size=(1, 1) | | | GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D | GlobalAveragePool
-fn.adaptive_max_pool: size=(1, 1) | | | GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D | GlobalMaxPool
+fn.adaptive_avg_pool: size=(1, 1) | | | GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D | GlobalAveragePool ReduceMean
+fn.adaptive_max_pool: size=(1, 1) | | | GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D | GlobalMaxPool ReduceMax
 fn.pad | ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d CircularPad1d CircularPad2d CircularPad3d | | ZeroPadding1D ZeroPadding2D ZeroPadding3D | Pad CenterCropPad
 fn.resize | Upsample UpsamplingNearest2d UpsamplingBilinear2d | | Resizing UpSampling1D UpSampling2D UpSampling3D | Resize Upsample
 fn.grid_sample | functional.grid_sample | | | GridSample AffineGrid

@@ -542,12 +542,22 @@ def _scores(
 
 
 def flex_attention(a: Attributes, q: Any, k: Any, v: Any) -> Any:
-    if "score_mod" in a or "prob_mod" in a:
-        name = (a.get("score_mod") or a["prob_mod"]).name
-        if name == "score_mod_causal_mask":
-            return attention({**a, "is_causal": 1, "given": 1}, q, k, v)
-        raise NotSaid("a program over the scores")
-    return attention({**a, "given": 1}, q, k, v)
+    graph = a.get("score_mod") or a.get("prob_mod")
+    if graph is None:
+        return attention({**a, "given": 1}, q, k, v)
+    from onnx import numpy_helper  # pyright: ignore[reportMissingImports]
+
+    constants = [numpy_helper.to_array(c) for c in graph.initializer]
+    if graph.name == "score_mod_causal_mask":
+        return attention({**a, "is_causal": 1, "given": 1}, q, k, v)
+    if graph.name == "score_mod_soft_cap":
+        return attention({**a, "softcap": float(constants[0]), "given": 1}, q, k, v)
+    if graph.name == "score_mod_bias":
+        bias = jnp.full((q.shape[2], k.shape[2]), float(constants[0]), q.dtype)
+        return attention({**a, "given": 1}, q, k, v, bias)
+    if graph.name == "prob_mod_scale":
+        return attention({**a, "given": 1}, q, k, v) * float(constants[0])
+    raise NotSaid("a program over the scores")
 
 
 def linear_attention(
@@ -700,16 +710,35 @@ def sce(a: Attributes, x: Any, labels: Any, w: Any = None) -> Any:
     return (z, first(op("log_softmax").apply(last(x)))) if a["outputs"] > 1 else z
 
 
-def logsumexp(a: Attributes, x: Any, axes: Any = None) -> Any:
-    axes = (
-        tuple(int(i) % x.ndim for i in known(axes))
-        if axes is not None and known(axes).size
-        else tuple(range(x.ndim))
-    )
-    rest = [i for i in range(x.ndim) if i not in axes]
-    flat = x.transpose(*rest, *axes).reshape(*(x.shape[i] for i in rest), math.prod(x.shape[i] for i in axes))
-    y = op("logsumexp").apply(flat)
-    return jnp.expand_dims(y, axes) if a.get("keepdims", 1) else y
+def reduced(over: Callable[[Any], Any]) -> Callable[..., Any]:
+    """`over` the last axis [*n, k] of what is reduced, as one axis: norms, means and maxima of whole axes."""
+
+    def run(a: Attributes, x: Any, axes: Any = None) -> Any:
+        if not is_float(x):
+            raise NotSaid("integers")
+        axes = a.get("axes", axes)
+        given = [] if axes is None else [int(i) % x.ndim for i in np.atleast_1d(known(axes))]
+        if not given and a.get("noop_with_empty_axes"):
+            return x
+        given = given or list(range(x.ndim))
+        rest = [i for i in range(x.ndim) if i not in given]
+        k = math.prod(x.shape[i] for i in given)
+        y = over(x.transpose(*rest, *given).reshape(*(x.shape[i] for i in rest), k))
+        return jnp.expand_dims(y, sorted(given)) if a.get("keepdims", 1) else y
+
+    return run
+
+
+def pooled(name: str, *p: float) -> Callable[[Any], Any]:
+    """A pool whose one window is the axis."""
+
+    def pool(x: Any) -> Any:
+        if x.shape[-1] == 0:
+            raise NotSaid("of no elements")
+        size = {"kernel": (x.shape[-1],)} if p else {"size": (1,)}
+        return op(name).apply(x[..., None], *p, **size)[..., 0, 0]
+
+    return pool
 
 
 # ---- elementwise ------------------------------------------------------------------------------------------
@@ -812,7 +841,11 @@ NODES: dict[str, Callable[..., Any]] = {
     "Pad": pad,
     "RMSNormalization": rms_norm,
     "RNN": recurrent("rnn"),
-    "ReduceLogSumExp": logsumexp,
+    "ReduceL1": reduced(pooled("lp_pool", 1.0)),
+    "ReduceL2": reduced(pooled("lp_pool", 2.0)),
+    "ReduceLogSumExp": reduced(lambda x: op("logsumexp").apply(x)),
+    "ReduceMax": reduced(pooled("adaptive_max_pool")),
+    "ReduceMean": reduced(pooled("adaptive_avg_pool")),
     "Relu": each("relu"),
     "Resize": resize,
     "RotaryEmbedding": rotary,
