@@ -29,8 +29,8 @@ __all__ = [
     "check_border",
     "check_window",
     "cut",
+    "example",
     "halves",
-    "length",
     "named",
     "overlap",
     "plan",
@@ -111,17 +111,18 @@ def plan(
     return Frames(t, n_fft, hop, own, low, high, padding_mode)
 
 
-def length(where: str, in_shape: Any, of: str = "t") -> int:
-    """The only entry of `in_shape`, (t,): one example, without its batch."""
-    shape = _check.integers(where, "in_shape", in_shape, least=0, like=f"({of},)")
-    if len(shape) != 1:
+def example(where: str, in_shape: Any, *axes: str) -> tuple[int, ...]:
+    """`in_shape`, the sizes of one example without its batch: one for each of `axes`."""
+    like = f"({', '.join(axes)}{',' * (len(axes) == 1)})"
+    shape = _check.integers(where, "in_shape", in_shape, least=0, like=like)
+    if len(shape) != len(axes):
         raise ShapeError(
-            f"{where}: in_shape has {len(shape)} entries, but one x has 1 axis.",
+            f"{where}: in_shape has {len(shape)} entries, but one x has {len(axes)}.",
             path="in_shape",
-            expected=f"({of},), without a batch",
+            expected=f"{like}, without a batch",
             actual=f"in_shape = {shape}",
         )
-    return shape[0]
+    return shape
 
 
 def border(where: str, padding: Padding, n_fft: int) -> tuple[int, int]:

@@ -14,10 +14,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from funcnet import rules
-from funcnet.errors import ShapeError, ValueRangeError
+from funcnet.errors import ValueRangeError
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import wide
+from funcnet.ops.sound._frames import example
 
 __all__ = ["apply", "cost", "matrix", "reference", "vjp"]
 
@@ -85,15 +86,7 @@ def _pullback(dy: Array, *, r: int) -> tuple[Array]:
 
 def matrix(in_shape: tuple[int, ...], width: int = 5) -> Float[Array, "out in"]:
     """The map x → y as a matrix [t · d, t · d], for one x of shape (t, d): A ⊗ I."""
-    shape = _check.integers("deltas.matrix", "in_shape", in_shape, least=0, like="(t, d)")
-    if len(shape) != 2:
-        raise ShapeError(
-            f"deltas.matrix: in_shape has {len(shape)} entries, but one x has 2 axes.",
-            path="in_shape",
-            expected="(t, d), without a batch",
-            actual=f"in_shape = {shape}",
-        )
-    (t, d), r = shape, _reach("deltas.matrix", width)
+    (t, d), r = example("deltas.matrix", in_shape, "t", "d"), _reach("deltas.matrix", width)
     a = np.zeros((t, t))
     for k in range(-r, r + 1):
         np.add.at(a, (np.arange(t), (np.arange(t) + k).clip(0, t - 1)), k / _squares(r))

@@ -213,16 +213,9 @@ def operator(
 
 def _operator(where: str, in_shape: Any, window: Any, *options: Any) -> Operator:
     window = _frames.check_window(where, window)
-    shape = _check.integers(where, "in_shape", in_shape, least=0, like="(frames, bins, 2)")
+    shape = _frames.example(where, in_shape, "frames", "bins", "2")
     dtype = jnp.zeros(()).dtype if window is None else wide(window.dtype)
     static = _static(where, jax.ShapeDtypeStruct(shape, dtype), window, *options, path="in_shape")
-    if len(shape) != 3:
-        raise ShapeError(
-            f"{where}: in_shape has {len(shape)} entries, but one x has 3 axes.",
-            path="in_shape",
-            expected="(frames, bins, 2), without a batch",
-            actual=f"in_shape = {shape}",
-        )
     _check_seen(where, static, window)
     rows = lambda function: Partial(rules.bind(function, static=static), window)
     sizes = (static.length, math.prod(shape))

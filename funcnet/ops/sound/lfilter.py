@@ -23,7 +23,7 @@ from funcnet.ops._dtype import common, narrow, wide
 from funcnet.ops._shape import known
 from funcnet.ops.conv import _toeplitz
 from funcnet.ops.conv._window import Window
-from funcnet.ops.sound._frames import length
+from funcnet.ops.sound._frames import example
 
 __all__ = ["apply", "cost", "matrix", "reference", "vjp"]
 
@@ -130,7 +130,7 @@ def _poles(v: Array, a: Array) -> Array:
 
 def matrix(in_shape: tuple[int, ...], b: Float[Array, " p"], a: Float[Array, " q"]) -> Float[Array, "t t"]:
     """The map x → y as a matrix [t, t], for one x of shape (t,): the response to an impulse, moved down."""
-    t, (b, a) = length("lfilter.matrix", in_shape), _coefficients("lfilter.matrix", b, a)
+    (t,), (b, a) = example("lfilter.matrix", in_shape, "t"), _coefficients("lfilter.matrix", b, a)
     b, a = common(b, a)
     response = vjp(jnp.zeros(t, b.dtype).at[:1].set(1), b, a)[0]
     after = np.subtract.outer(np.arange(t), np.arange(t))

@@ -26,7 +26,7 @@ from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
 from funcnet.ops._shape import align
-from funcnet.ops.sound._frames import length
+from funcnet.ops.sound._frames import example
 
 __all__ = ["LIBROSA", "TORCHAUDIO", "apply", "cost", "matrix", "reference", "vjp"]
 
@@ -140,7 +140,7 @@ def matrix(
     n_fft: int | None = None,
 ) -> Float[Array, "mels bins"]:
     """B [mels, bins], for one x of shape (bins,)."""
-    bins = length("mel.matrix", in_shape, "bins")
+    (bins,) = example("mel.matrix", in_shape, "bins")
     return jnp.asarray(_bank(*_options("mel.matrix", bins, rate, mels, low, high, scale, norm, n_fft)))
 
 

@@ -14,7 +14,7 @@ from funcnet import rules
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import wide
-from funcnet.ops.sound._frames import length
+from funcnet.ops.sound._frames import example
 
 __all__ = ["apply", "cost", "matrix", "reference", "vjp"]
 
@@ -68,7 +68,7 @@ def _less(x: Array, c: float, ends: tuple[int, int]) -> Array:
 
 def matrix(in_shape: tuple[int, ...], coefficient: float = 0.97) -> Float[Array, "t t"]:
     """The map x → y as a matrix [t, t], for one x of shape (t,): 1 on the diagonal, −c below it."""
-    t = length("pre_emphasis.matrix", in_shape)
+    (t,) = example("pre_emphasis.matrix", in_shape, "t")
     c = _check.rate("pre_emphasis.matrix", "coefficient", coefficient, one=True)
     return jnp.asarray(np.eye(t) - c * np.eye(t, k=-1))
 

@@ -203,7 +203,7 @@ def operator(
 
 def _example(where: str, in_shape: Any, window: Any, *options: Any) -> tuple[Frames, Array | None]:
     window = _frames.check_window(where, window)
-    t = _frames.length(where, in_shape)
+    (t,) = _frames.example(where, in_shape, "t")
     frames = _frames.plan(where, t, window, *options)
     _frames.check_border(where, frames)
     return frames, window

@@ -104,6 +104,7 @@ def test_each_option_changes_something():
         assert other.shape != y.shape or not jnp.allclose(other, y), name
     assert not jnp.allclose(run(SIGNAL, WINDOW, n_fft=12), y)
     near(run(SIGNAL, stft.window("hann", 12), n_fft=12, hop=3, padding=(6, 6)), y)
+    near(run(SIGNAL, n_fft=12, **stft.TORCH), y)
 
 
 def test_a_tone_is_in_its_bin():
