@@ -615,14 +615,14 @@ def has_squares(case: Case) -> bool:
     if not hasattr(case.module, "squares") or case.options.get("train"):
         return False
     x = case.args[{"linear_cross_entropy": 0, "batch_norm": 2}.get(case.op, 1)]
-    own = dict.fromkeys(RECURRENT, 2) | {
+    several = {
         "embedding": 0,
         "multihead": 2,
         "linear": case.options.get("inputs", 1),
+        **dict.fromkeys(RECURRENT, 2),
+        **dict.fromkeys(("group_norm", "instance_norm"), 1 + (case.options.get("spatial") or 0)),
     }
-    own = (own | dict.fromkeys(("group_norm", "instance_norm"), 1 + case.options.get("spatial", 0))).get(
-        case.op, 1
-    )
+    own: int = several.get(case.op, 1)
     if case.op.startswith("conv"):
         own = len(case.args[0]["w"].shape) - 1
     sinks = case.op == "multihead" and case.args[0].get("sinks")

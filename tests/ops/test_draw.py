@@ -1,5 +1,7 @@
 """Initialisers of the user's: which matrix they are asked for, and what becomes of it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,13 @@ from funcnet.errors import DTypeError, ShapeError
 from tests.errors import golden
 
 KEY = jax.random.key(0)
-INITS = {  # what is drawn -> the matrix [in, out] that is asked for
+
+
+def heads(d: int, width: int, w: Any) -> Any:
+    return fn.multihead.init(KEY, d, 2, head_width=width, w=w)
+
+
+INITS: dict[str, Any] = {  # what is drawn -> the matrix [in, out] that is asked for
     "linear": (lambda w: fn.linear.init(KEY, 3, 5, w=w)["w"], (3, 5)),
     "conv": (lambda w: fn.conv.init(KEY, 4, 6, kernel=(3, 2), w=w)["w"], (24, 6)),
     "groups": (lambda w: fn.conv.init(KEY, 4, 6, kernel=(3, 2), groups=2, w=w)["w"], (12, 3)),
@@ -18,8 +26,8 @@ INITS = {  # what is drawn -> the matrix [in, out] that is asked for
         lambda w: fn.conv_transpose.init(KEY, 6, 4, kernel=(3,), groups=2, stride=2, w=w)["w"],
         (9, 2),
     ),
-    "q": (lambda w: fn.multihead.init(KEY, 6, 2, head_width=5, w=w)["q"]["w"], (6, 10)),
-    "o": (lambda w: fn.multihead.init(KEY, 6, 2, head_width=5, w=w)["o"]["w"], (10, 6)),
+    "q": (lambda w: heads(6, 5, w)["q"]["w"], (6, 10)),
+    "o": (lambda w: heads(6, 5, w)["o"]["w"], (10, 6)),
     "embedding": (lambda w: fn.embedding.init(KEY, 7, 3, w=w)["w"], (7, 3)),
     "lstm": (lambda w: fn.lstm.init(KEY, 3, 5, w=w)["w"], (3, 5)),
     "gru": (lambda w: fn.gru.init(KEY, 3, 5, w=w)["w"], (3, 5)),
@@ -51,9 +59,9 @@ def test_rows_are_what_is_summed_over():
     params = fn.conv_transpose.init(KEY, 4, 6, kernel=(3,), groups=2, w=column)
     y = fn.conv_transpose.apply(params, x, groups=2, padding="valid")
     np.testing.assert_allclose(y[0, 3], 6 * np.asarray([0, 1, 2, 0, 1, 2]))
-    heads = fn.multihead.init(KEY, 3, 2, head_width=2, w=column)
-    np.testing.assert_array_equal(heads["q"]["w"][0], [[0, 1], [2, 3]])
-    np.testing.assert_array_equal(heads["o"]["w"][1, 1], [0, 1, 2])
+    params = heads(3, 2, column)
+    np.testing.assert_array_equal(params["q"]["w"][0], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(params["o"]["w"][1, 1], [0, 1, 2])
 
 
 def test_groups_and_gates_are_drawn_apart():
@@ -79,9 +87,11 @@ def test_orthogonal_kernels_have_singular_values_of_one(c_in, c_out, kernel, gro
     assert np.ptp(np.abs(np.asarray(w))) > 0.1
 
 
+MATRIX: Any = jnp.ones((3, 5))
+NUMBER: Any = lambda key, shape: 0.5
 ERRORS = [
     (
-        lambda: fn.linear.init(KEY, 3, 5, w=jnp.ones((3, 5))),
+        lambda: fn.linear.init(KEY, 3, 5, w=MATRIX),
         DTypeError,
         "linear.init: w is no initialiser.\n"
         "  expected  w: (key, shape) -> array, as jax.nn.initializers.he_normal(), or None\n"
@@ -95,7 +105,7 @@ ERRORS = [
         "  got       float64[4, 6]",
     ),
     (
-        lambda: fn.rnn.init(KEY, 3, 5, w=lambda key, shape: 0.5),
+        lambda: fn.rnn.init(KEY, 3, 5, w=NUMBER),
         DTypeError,
         "rnn.init: w gives no array of floats.\n"
         "  expected  w(key, (3, 5)): float[3, 5]\n"
