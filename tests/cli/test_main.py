@@ -66,7 +66,8 @@ def test_help_of_a_command(capsys, command):
 
 
 def test_wrong_commands(capsys):
-    known = "train, predict, generate, compare, summary, pca, xray, compress, verify, doctor (funcnet --help)"
+    names = "train, predict, generate, listen, compare, summary, pca, xray, compress, verify, doctor"
+    known = f"{names} (funcnet --help)"
     assert refused(capsys) == f"funcnet: which command: there are {known}"
     assert refused(capsys, "trian") == f"funcnet: no command 'trian': there are {known}"
     tasks = "digits, fashion, chars, tones, speech"
