@@ -140,12 +140,12 @@ def verdict(
     leaves = [[ready.leaf(point, i) for point in points] for i in range(len(problem.moving))]
     wrong = [i for i, each in enumerate(leaves) if any(leaf.state == "wrong" for leaf in each)]
     measured = [(max(leaf.error for leaf in each), each[0].errors) for each in leaves]
-    findings += laws.of_dtypes(given, points, x64)
+    late = laws.of_dtypes(given, points, x64)  # what float64 shows comes first
     findings += laws.of_values(ready, points)
     if small:
         findings += laws.of_the_formula(ready, points[0], wrong)
         notes += laws.unused_residuals(problem, points[0].dys[0])
-    findings += laws.in_own_dtypes(given, ready, points[0], [each[0] for each in leaves], x64, rng)
+    late += laws.in_own_dtypes(given, ready, points[0], [each[0] for each in leaves], x64, rng)
     findings += [
         found
         for i in range(len(leaves))
@@ -159,6 +159,7 @@ def verdict(
         deadline = max(start + budget, clock.now() + budget / 2)
         found = diagnose(ready, points, wrong, measured, deadline, rng, small)
         findings += [*excused.values(), *(_located(problem, one) for one in found)]
+    findings += late
     rows = [
         _row(problem, i, points, leaves[i], measured[i], i in wrong, i in meant, findings)
         for i in range(len(leaves))
