@@ -143,7 +143,14 @@ class Judge:
             ]
             if any(at.any() for at in jumps):  # a kink stays what it is, noise grows with the rounding
                 more, _, _ = spread_of(self.truth, arrays, dy, truth[0], rng, 256 * EPS)
-                jumps = [np.asarray(at & (m < 16 * s)) for at, m, s in zip(jumps, more, spread, strict=True)]
+                noise = [
+                    float(np.linalg.norm(m[at])) > 64 * float(np.linalg.norm(s[at]))
+                    for at, m, s in zip(jumps, more, spread, strict=True)
+                ]
+                jumps = [
+                    np.zeros(at.shape, bool) if grows else np.asarray(at & (m < 16 * s))
+                    for at, m, s, grows in zip(jumps, more, spread, noise, strict=True)
+                ]
             return spread, drift, seen, jumps
         trust = self.truth(arrays, dy, trust=True)
         spread = [np.nan_to_num(v) + 4 * float(np.nanmedian(v)) if v.size else v for v in trust]
