@@ -701,6 +701,7 @@ CASES = [
     case("contrastive", F(5, 5), F(5, 5), F()),
     case("contrastive", F(1, 2), F(1, 2), F()),
     case("contrastive", F(0, 2), F(0, 2), F(), F(), pairs="sigmoid"),
+    case("contrastive", F(0, 2), F(0, 2), F()),
     case("nll", F(7, 11), I(11, 7)),
     case("nll", F(2, 3, 5), I(5, 2, 3), ignore_index=3),
     case("nll", F(5), I(5)),

@@ -259,6 +259,12 @@ HARD = [
     hard(
         case("cosine", F(3, 5), F(3, 5)),
         *(times(0, by) for by in (1e-20, 1e20)),
+        *((times(0, a), times(1, b)) for a, b in ((1e-30, 1e-20), (5e37, 5e37))),
+        orders=FIRST,
+    ),
+    hard(
+        case("smooth_l1", F(3, 5), F(3, 5), beta=1e25),
+        *(times("every", by) for by in (1e-10, 1e20)),
         orders=FIRST,
     ),
     hard(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
+from funcnet.linalg._norms import norm
 from funcnet.linalg.operator import Operator
 
 __all__ = ["lengths", "spectral_norm", "weight_norm"]
@@ -103,11 +104,11 @@ def weight_norm(params: Mapping[str, Any]) -> Any:
             hint='lengths({"w": w}, axis) makes one.',
         )
     h = _widened(w)
-    norm = _norm(h, tuple(i for i, size in enumerate(g.shape) if size == 1))
-    dead = norm == 0
-    factor = jnp.where(dead, 0, g.astype(h.dtype) / jnp.where(dead, 1, norm))
+    length, small = norm(h, tuple(i for i, size in enumerate(g.shape) if size == 1))
+    dead = length == 0
+    g, unit = jnp.where(dead, 0, g.astype(h.dtype)), h * small / jnp.where(dead, 1, length)
     rest = {name: leaf for name, leaf in params.items() if name != "g"}
-    return {**rest, "w": (h * jnp.broadcast_to(factor, h.shape)).astype(w.dtype)}
+    return {**rest, "w": (g * unit).astype(w.dtype)}
 
 
 def lengths(params: Mapping[str, Any], axis: int | tuple[int, ...] = -1) -> dict[str, Any]:
@@ -134,15 +135,8 @@ def lengths(params: Mapping[str, Any], axis: int | tuple[int, ...] = -1) -> dict
         )
     h = _widened(w)
     own = {a % w.ndim for a in kept}
-    return {**params, "g": _norm(h, tuple(i for i in range(w.ndim) if i not in own)).astype(w.dtype)}
-
-
-def _norm(h: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """√Σ h² over `axes`, which stay; no square overflows, and where h is 0 its derivative is 0."""
-    largest = jax.lax.stop_gradient(jnp.abs(h).max(axes, keepdims=True, initial=0))
-    size = jnp.where(largest > 0, largest, 1)
-    total = ((h / size) ** 2).sum(axes, keepdims=True)
-    return size * jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
+    length, small = norm(h, tuple(i for i in range(w.ndim) if i not in own))
+    return {**params, "g": (length / small).astype(w.dtype)}
 
 
 def _widened(w: jax.Array) -> jax.Array:

@@ -77,6 +77,9 @@ def test_lengths_change_nothing(shape, axis, kept):
     np.testing.assert_allclose(out["w"], params["w"])
     np.testing.assert_allclose(fn.weight_norm({**more, "g": 2 * more["g"]})["w"], 2 * params["w"])
     np.testing.assert_allclose(fn.weight_norm({**more, "w": 1e200 * more["w"]})["w"], params["w"])
+    narrow = {name: leaf.astype(jnp.float32) for name, leaf in more.items()}
+    large = {**narrow, "w": narrow["w"] / abs(narrow["w"]).max() * 3e38}  # 1 / 3e38 is 0 on CPU
+    np.testing.assert_allclose(jax.jit(fn.weight_norm)(large)["w"], params["w"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_norm_below_the_scale_may_stay():

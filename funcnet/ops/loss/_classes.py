@@ -14,7 +14,7 @@ def logsumexp(h: Array) -> tuple[Array, Array]:
     log 3), and as log Σ what is small beside the 1 of the largest: of (15, 0), r = 3e-7.
     Differentiated as it stands, since log(1 + r) has the derivatives of log Σ, whatever the constant m is.
     """
-    m = lax.stop_gradient(h.max(-1, keepdims=True))
+    m = lax.stop_gradient(h.max(-1, keepdims=True, initial=-jnp.inf))
     largest = (h == m).astype(h.dtype)
     return m[..., 0], (jnp.exp(h - m) - largest).sum(-1) + (largest.sum(-1) - 1)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from funcnet.errors import DTypeError, describe
+from funcnet.linalg._norms import norm
 from funcnet.ops import _check
 from funcnet.ops._dtype import common, wide
 from funcnet.ops._elementwise import elementwise
@@ -44,7 +44,7 @@ def _huber(
     """
     prediction, target = _wide(prediction, target)
     e = abs(prediction - target)
-    return jnp.where(e <= delta, e * e / 2, delta * (e - delta / 2))
+    return jnp.where(e <= delta, e * (e / 2), delta * (e - delta / 2))
 
 
 def _huber_pullback(prediction: Array, target: Array, dy: Array, delta: float) -> tuple[Array, Array]:
@@ -65,7 +65,7 @@ def _smooth_l1(
     """
     prediction, target = _wide(prediction, target)
     e = abs(prediction - target)
-    return jnp.where(e < beta, e * e / (2 * beta or 1), e - beta / 2)
+    return jnp.where(e < beta, e * (e / (2 * beta or 1)), e - beta / 2)
 
 
 def _smooth_l1_pullback(prediction: Array, target: Array, dy: Array, beta: float) -> tuple[Array, Array]:
@@ -121,7 +121,7 @@ def _focal(
     power = jnp.where(wrong > 0, wrong, 1) ** gamma if gamma else 1
     entropy = _times(z, jax.nn.softplus(-x)) + _times(1 - z, jax.nn.softplus(x))
     weight = 1 if alpha is None else alpha * z + (1 - alpha) * (1 - z)
-    return jnp.where(counted & ((wrong > 0) | (not gamma)), weight * power * entropy, 0)
+    return jnp.where(counted & ((wrong != 0) | (not gamma)), weight * power * entropy, 0)
 
 
 def _focal_pullback(
@@ -280,28 +280,26 @@ def _cosine(prediction: Float[Array, "*n d"], target: Float[Array, "*n d"]) -> F
     """
     prediction, target = _wide(prediction, target)
     norms = _norm(prediction) * _norm(target)
-    return 1 - jnp.where(norms > 0, (prediction * target).sum(-1) / jnp.where(norms > 0, norms, 1), 0)
+    none = norms == 0
+    return 1 - jnp.where(none, 0, (prediction * target).sum(-1) / jnp.where(none, 1, norms))
 
 
 def _norm(x: Array) -> Array:
     """The norm of x, with the derivative 0 at 0."""
     square = (x * x).sum(-1)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 def _unit(x: Array) -> tuple[Array, Array]:
     """x by its norm, and the norm, both 0 where x is; nothing large or small is squared."""
-    largest = lax.stop_gradient(abs(x).max(-1, keepdims=True, initial=0))
-    zero = largest == 0
-    x = x / jnp.where(zero | jnp.isinf(largest), 1, largest)
-    norm = jnp.sqrt(jnp.where(zero, 1, (x * x).sum(-1, keepdims=True)))
-    return jnp.where(zero, 0, x / norm), jnp.where(zero, 0, norm * largest)
+    length, small = norm(x, (x.ndim - 1,))
+    return x * small / jnp.where(length == 0, 1, length), length / small
 
 
 def _cosine_value(prediction: Array, target: Array) -> Array:
     """Half the square of the distance of the unit vectors, which does not cancel where they are near."""
     (u, a), (v, b) = _unit(prediction), _unit(target)
-    return jnp.where(a * b > 0, ((u - v) ** 2).sum(-1, keepdims=True) / 2, 1)[..., 0]
+    return jnp.where((a == 0) | (b == 0), 1, ((u - v) ** 2).sum(-1, keepdims=True) / 2)[..., 0]
 
 
 def _cosine_pullback(prediction: Array, target: Array, dy: Array) -> tuple[Array, Array]:

@@ -9,11 +9,11 @@ rounded once.
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from funcnet import rules
+from funcnet.linalg._norms import norm
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
@@ -62,19 +62,11 @@ def vjp(
     """y and its pullback: dx = (dy − y ⟨y, dy⟩) / ‖x‖, and dy / eps where ‖x‖ < eps."""
     axes = axes_of(axis)
     h = x.astype(wide(x.dtype))
-    largest = lax.stop_gradient(abs(h).max(axes, keepdims=True, initial=0))
-    small = jnp.where(largest > 1, jnp.asarray(2.0**-8, h.dtype), 1)  # else 1 / largest may be 0
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1) * small
-    norm = scale * _root(((h * small / scale) ** 2).sum(axes, keepdims=True))
-    below = norm < eps * small
-    inverse = 1 / jnp.where(below, eps * small, norm)
+    length, small = norm(h, axes)
+    below = length < eps * small
+    inverse = 1 / jnp.where(below, eps * small, length)
     y = h * small * inverse
     return y.astype(x.dtype), Partial(rules.bind(_pullback, axis=axes), x, small, inverse, below)
-
-
-def _root(total: Array) -> Array:
-    """√total, and 0 with derivative 0 at 0: the norm of a zero vector is not looked at."""
-    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), total)
 
 
 def _pullback(
