@@ -339,7 +339,14 @@ CALLS: dict[str, Arguments] = {
         "w": jax.nn.initializers.he_normal(),
     },
     "bilinear.apply": {"params": {"w": F(3, 5, 2), "b": F(2)}, "left": F(2, 3), "right": F(2, 5)},
-    "bilinear.init": {"key": KEY, "d_left": 3, "d_right": 5, "d_out": 2, "bias": True},
+    "bilinear.init": {
+        "key": KEY,
+        "d_left": 3,
+        "d_right": 5,
+        "d_out": 2,
+        "bias": True,
+        "w": jax.nn.initializers.he_normal(),
+    },
     "linear.matrix": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "linear.operator": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "matmul.apply": {"a": F(2, 3), "b": F(3, 5)},
@@ -454,7 +461,10 @@ CALLS: dict[str, Arguments] = {
     },
     "linear_recurrence.apply": {"a": F(2, 5, 3), "b": F(2, 5, 3), "state": F(2, 3), "reverse": False},
     **{
-        f"{name}.init": {"key": KEY, "d": 2, "hidden": 3, "bias": True, **more}
+        f"{name}.init": {
+            **{"key": KEY, "d": 2, "hidden": 3, "bias": True, "w": jax.nn.initializers.he_normal()},
+            **more,
+        }
         for name, more in (("lstm", {"projection": 2}), ("gru", {}), ("rnn", {}))
     },
     **{
