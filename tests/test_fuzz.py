@@ -462,7 +462,11 @@ CALLS: dict[str, Arguments] = {
     "linear_recurrence.apply": {"a": F(2, 5, 3), "b": F(2, 5, 3), "state": F(2, 3), "reverse": False},
     **{
         f"{name}.init": {
-            **{"key": KEY, "d": 2, "hidden": 3, "bias": True, "w": jax.nn.initializers.he_normal()},
+            "key": KEY,
+            "d": 2,
+            "hidden": 3,
+            "bias": True,
+            "w": jax.nn.initializers.he_normal(),
             **more,
         }
         for name, more in (("lstm", {"projection": 2}), ("gru", {}), ("rnn", {}))

@@ -33,6 +33,8 @@ FOLLOWERS |= {"adaptive_avg_pool", "adaptive_max_pool", "fold", "lp_pool", "pad"
 FOLLOWERS |= {"pixel_shuffle", "pixel_unshuffle", "resize"}
 # Frames and spectra are stft's; elementwise; sums with fixed weights: plain JAX, or made of these.
 FOLLOWERS |= {"istft", "magnitude", "power", "mel", "log_mel", "mfcc", "pre_emphasis", "deltas"}
+# A scan over frames as lstm's, between losses as cross_entropy's; every program of it compiles a second.
+FOLLOWERS |= {"ctc"}
 OF_EACH = {laws.naive, laws.finite_differences, laws.forward, laws.cost, laws.attached, laws.containers}
 
 

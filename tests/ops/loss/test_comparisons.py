@@ -184,3 +184,8 @@ test_errors = golden(
         ),
     ]
 )
+
+
+def test_a_nan_is_seen():
+    for op in (fn.focal, fn.cosine):
+        assert jnp.isnan(op.apply(ZERO + jnp.nan, ZERO + 1)).all()
