@@ -191,7 +191,12 @@ def prepare(options: Options, training: Training = _DEFAULT) -> Task:
     """The data, the loss on varied recordings with dropout, the optimizer, the score on held-out ones."""
     training.check_batch(options.batch)
     trained, every = find(options)
-    check_range(options, batch=(1, len(trained.names)))
+    if options.batch > len(trained.names):  # the default's fault, more often than not
+        raise ValueRangeError(
+            f"batch is {options.batch}, and there are {len(trained.names)} recordings to train on.",
+            path="batch",
+            hint=f"smaller batches: --batch {max(1, len(trained.names) // 4)}, say",
+        )
     net, cast = config(options, trained), _training.cast(training)
     held = every.of(spread(len(every.names), MEASURED))
 
