@@ -410,8 +410,8 @@ CASES = [
     # the others of the families
     *(
         case(name, *drawn(name, 7, 11), **options)
-        for members in FAMILIES.values()
-        for name, options in members.items()
+        for family in ("activations", "comparisons")
+        for name, options in FAMILIES[family].items()
         if name in MEMBERS
     ),
     case("sigmoid", F(0, 3)),

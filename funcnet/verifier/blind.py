@@ -119,7 +119,14 @@ def _special(ready: Judge, name: str, rng: np.random.Generator) -> list[str]:
     v = problem.arrays[k]
     x: Any = np.asarray(v) if not jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.zeros(0)
     square = x.ndim >= 2 and x.shape[-1] == x.shape[-2] > 1
-    if is_float(v) and square and (x == x.swapaxes(-1, -2)).all() and not _is_identity(x) and x.std() > 0:
+    if (
+        is_float(v)
+        and square
+        and x.size
+        and (x == x.swapaxes(-1, -2)).all()
+        and not _is_identity(x)
+        and x.std() > 0
+    ):
         what, moved = "is symmetric", x + 0.1 * x.std() * rng.standard_normal(x.shape)
     elif x.dtype.kind in "iu" and x.size > 1 and len(np.unique(x)) == x.size:
         what, moved = "holds no number twice", np.where(np.arange(x.size).reshape(x.shape) == 1, x.flat[0], x)

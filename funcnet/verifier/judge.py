@@ -142,7 +142,7 @@ class Judge:
                 for s, t, a in zip(spread, truth[0], seen, strict=True)
             ]
             if any(at.any() for at in jumps):  # a kink stays what it is, noise grows with the rounding
-                more, _, _ = spread_of(self.truth, arrays, dy, truth[0], rng, 256 * EPS)
+                more, rest, _ = spread_of(self.truth, arrays, dy, truth[0], rng, 256 * EPS, apart=jumps)
                 noise = [
                     float(np.linalg.norm(m[at])) > 64 * float(np.linalg.norm(s[at]))
                     for at, m, s in zip(jumps, more, spread, strict=True)
@@ -150,6 +150,9 @@ class Judge:
                 jumps = [
                     np.zeros(at.shape, bool) if grows else np.asarray(at & (m < 16 * s))
                     for at, m, s, grows in zip(jumps, more, spread, noise, strict=True)
+                ]
+                drift = [  # of what is no kink
+                    min(d, r / 256) if at.any() else d for at, d, r in zip(jumps, drift, rest, strict=True)
                 ]
             return spread, drift, seen, jumps
         trust = self.truth(arrays, dy, trust=True)
@@ -347,6 +350,7 @@ _EXACT = frozenset(
     expand_dims floor gather imag iota max min neg pad real reduce_max reduce_min reshape rev round select_n
     sign slice sort squeeze stop_gradient transpose""".split()  # noqa: SIM905
 )
+_WHOLE = frozenset(("add", "convert_element_type", "mul", "sub"))  # exact between whole numbers: of a floor
 
 
 def spread_of(
@@ -356,6 +360,7 @@ def spread_of(
     center: Sequence[np.ndarray],
     rng: np.random.Generator,
     eps: float | None = None,
+    apart: Sequence[np.ndarray] | None = None,
 ) -> tuple[list[np.ndarray], list[float], list[np.ndarray]]:
     """How far the truth moves when all roundings are redone.
 
@@ -366,6 +371,7 @@ def spread_of(
         center: the truth without it.
         rng: of the roundings.
         eps: of all roundings; None: each that of the dtype in which it was traced.
+        apart: elements of each gradient that its move along itself leaves out.
 
     Returns:
         For each gradient half the width of what it may be, by element; how far it moves along itself; and
@@ -389,7 +395,7 @@ def spread_of(
             there[i] |= finite
             keep = np.where(finite, grad, t)
             low[i], high[i] = _least(low[i], keep), -_least(-high[i], -keep)
-            sure = np.where(finite & np.isfinite(t), t, 0)
+            sure = np.where(finite & np.isfinite(t) & (True if apart is None else ~apart[i]), t, 0)
             if norm := float(np.vdot(sure, sure).real):
                 drift[i] = max(
                     drift[i], abs(float(np.vdot(sure, np.where(sure != 0, keep, 0)).real) / norm - 1)
@@ -434,6 +440,11 @@ def _shaken(x: Any, eps: float, rng: np.random.Generator, zeros: bool = False) -
     return moved
 
 
+@np.errstate(all="ignore")
+def _is_whole(x: Any) -> bool:
+    return not np.iscomplexobj(x) and bool((np.asarray(x) == np.round(x)).all())
+
+
 def _typical(x: np.ndarray) -> float:
     finite = x[np.isfinite(x)]
     return float(np.sqrt(np.mean(np.abs(finite) ** 2))) or 1.0 if finite.size else 1.0
@@ -447,6 +458,8 @@ def _redone(rng: np.random.Generator, eps: float | None) -> Callable[..., Any]:
             return trace.loop(eqn, operands, by)
         results = trace.apply(eqn, operands)
         if eqn.primitive is None or eqn.name in _EXACT:
+            return results
+        if eqn.name in _WHOLE and all(_is_whole(v) for v in operands):
             return results
         return [
             _shaken(v, eps or float(jnp.finfo(d).eps), rng) if jnp.issubdtype(d, jnp.inexact) else v

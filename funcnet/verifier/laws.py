@@ -39,7 +39,9 @@ def of_the_formula(ready: Judge, point: Point, wrong: Sequence[int]) -> list[Fin
         if first is None or second is None or first.shape != seen.shape or eager[i] is None:
             continue
         only = lambda v, seen=seen: np.where(seen, v, 0) if v.shape == seen.shape else v
-        size = max(largest(first), judge.scale_of(point, i))
+        noise = 0 if point.seen[i].size == 0 else largest(np.where(point.jumps[i], 0, point.spread[i]))
+        # A gradient that is zero but for rounding is as large as that.
+        size = max(largest(first), judge.scale_of(point, i), point.loose * noise / SAME)
         if not np.array_equal(eager[i], once_more[i], equal_nan=True):
             findings.append(Finding(path, "nondeterministic", "two runs on the same values differ"))
         elif judge.differs(only(eager[i]), first, rounding, size) and np.isfinite(first).all():
@@ -58,24 +60,37 @@ def of_values(ready: Judge, points: Sequence[Point]) -> list[Finding]:
     """A rule's forward pass, and whatever else computes the same, gives the values of the definition."""
     problem = ready.problem
     for name, values in problem.values.items():
-        run = Wide(lambda a, values=values: values(problem.unflatten(a)))
+        run = Wide(lambda a, _, values=values: values(problem.unflatten(a)))
         for point in points:
             want = [np.asarray(v) for v in ready.y(point.arrays)]
             try:
-                got = [np.asarray(v) for v in run(point.arrays)]
+                got = [np.asarray(v) for v in run(point.arrays, ())]
             except Exception:  # it cannot be traced, or does not run at these sizes
                 continue
             if len(got) != len(want) or any(a.shape != b.shape for a, b in zip(got, want, strict=True)):
                 return [Finding("", "value", f"{name} gives results of another shape than the definition")]
-            for a, b in zip(got, want, strict=True):
+            for i, (a, b) in enumerate(zip(got, want, strict=True)):
                 finite = b[np.isfinite(b)]
                 if judge.differs(a, b, max(SAME, 64 * ready.eps), largest(finite)):
+                    if largest(judge.parts(a, b)) <= judge.TIMES * _rounding(ready, run, point, i):
+                        continue  # it should cancel, and is what rounding left of a sum
                     off = judge.parts(a, b)[np.isfinite(b)]
                     error = largest(off) / max(largest(finite), 1e-300)
                     return [
                         Finding("", "value", f"{name} gives other values than the definition", error=error)
                     ]
     return []
+
+
+def _rounding(ready: Judge, run: Wide, point: Point, i: int) -> float:
+    """How far result i moves under rounding, by its definition or by `run`, whichever moves it further."""
+    both = [run, *([Wide(lambda a, _: ready.problem.y(a))] if isinstance(ready.y, Wide) else [])]
+    moves = []
+    for f in both:
+        center = [np.asarray(v) for v in f(point.arrays, ())]
+        spread, *_ = spread_of(f, point.arrays, (), center, np.random.default_rng(0), EPS)
+        moves.append(largest(spread[i]))
+    return max(moves)
 
 
 def unused_residuals(problem: Problem, dy: Sequence[Any]) -> list[str]:
