@@ -48,8 +48,14 @@ def _probabilities(*shape: int) -> Draw:
     return lambda key, dtype: jax.random.dirichlet(key, jnp.ones(shape[-1]), shape[:-1]).astype(dtype)
 
 
-def _ids(high: int, *shape: int) -> Draw:
-    return lambda key, _: jax.random.randint(key, shape, 0, high)
+def _ids(high: int, *shape: int, low: int = 0) -> Draw:
+    return lambda key, _: jax.random.randint(key, shape, low, high)
+
+
+def _recursion(size: int) -> Draw:
+    """Coefficients of a stable recursion, not divided by the first, which is 2."""
+    rest = lambda key, dtype: jax.random.uniform(key, (size - 1,), dtype) / size
+    return lambda key, dtype: jnp.concatenate([jnp.full(1, 2, dtype), rest(key, dtype)])
 
 
 def _mask(*shape: int) -> Draw:
@@ -119,6 +125,10 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "bilinear": (_case({"w": _normal(3, 5, 2), "b": _normal(2)}, _normal(7, 3), _normal(7, 5)),),
     "binary_cross_entropy": (_case(_normal(7, 11), _unit(7, 11)), _case(_normal(17), _ids(2, 17))),
+    "contrastive": (
+        _case(_normal(7, 3), _normal(7, 3), _normal()),
+        _case(_normal(5, 3), _normal(5, 3), _normal(), _normal(), pairs="sigmoid"),
+    ),
     "conv": (
         _case({"w": _normal(3, 2, 5), "b": _normal(5)}, _normal(7, 11, 2)),
         _case({"w": _normal(2, 3, 2, 5), "b": _normal(5)}, _normal(3, 7, 5, 2), stride=2),
@@ -129,14 +139,47 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case({"w": _normal(2, 3, 5, 2), "b": _normal(5)}, _normal(3, 7, 5, 2), stride=2),
         _case({"w": _normal(3, 2, 3, 4)}, _normal(2, 7, 5, 4), groups=2, dilation=(2, 1), padding="valid"),
     ),
+    "cosine": (_case(_normal(7, 11), _normal(7, 11)),),
     "cross_entropy": (
         _case(_normal(7, 11), _ids(11, 7)),
         _case(_normal(17, 5), _ids(5, 17), ignore_index=3, label_smoothing=0.3),
         _case(_normal(3, 7), _probabilities(3, 7)),
     ),
+    "ctc": (
+        _case(_normal(3, 7, 5), _ids(5, 3, 2, low=1)),
+        _case(_normal(2, 7, 3), _ids(2, 2, 3), lengths=_ids(8, 2, low=6), blank=2),
+    ),
+    "deltas": (_case(_normal(2, 11, 3)), _case(_normal(7, 5), width=3)),
+    "dice": (_case(_normal(7, 11), _unit(7, 11)),),
     "drop_path": (_case(_normal(7, 11), rate=0.3, key=_key()),),
     "dropout": (_case(_normal(7, 11), rate=0.3, key=_key()),),
     "embedding_dropout": (_case(_normal(7, 5), ids=_ids(3, 7), vocabulary=3, rate=0.3, key=_key()),),
+    "focal": (_case(_normal(7, 11), _unit(7, 11)), _case(_normal(7, 5), _unit(7, 5), gamma=1.7, alpha=0.3)),
+    "hinge": (_case(_normal(7, 11), _normal(7, 11)),),
+    "huber": (_case(_normal(7, 11), _normal(7, 11)), _case(_normal(7, 5), _normal(7, 5), delta=0.7)),
+    "istft": (
+        _case(_normal(2, 5, 4, 2), n_fft=6, hop=2),
+        _case(_normal(2, 5, 19, 2), _unit(23), n_fft=36, hop=7, length=5),
+    ),
+    "kl_div": (_case(_normal(7, 11), _probabilities(7, 11)),),
+    "lfilter": (
+        _case(_normal(5, 17), _normal(3), _recursion(2)),
+        _case(_normal(11), _normal(2), _recursion(5)),
+    ),
+    "log_mel": (
+        _case(_normal(2, 37), rate=8000.0, n_fft=12, hop=5, mels=3),
+        _case(_normal(41), _unit(9), rate=8000.0, n_fft=12, mels=5, power=1),
+    ),
+    "magnitude": (_case(_normal(7, 5, 2)),),
+    "mel": (
+        _case(_unit(3, 17), rate=16000.0, mels=5),
+        _case(_unit(2, 13), rate=8000.0, mels=7, scale="htk", norm=None, n_fft=25),
+    ),
+    "mfcc": (_case(_normal(2, 37), rate=8000.0, n_fft=12, hop=5, mels=5, coefficients=3),),
+    "nll": (_case(_normal(7, 11), _ids(11, 7)), _case(_normal(2, 3, 5), _ids(5, 2, 3), ignore_index=3)),
+    "power": (_case(_normal(7, 5, 2)),),
+    "pre_emphasis": (_case(_normal(2, 7)), _case(_normal(11), coefficient=0.5)),
+    "smooth_l1": (_case(_normal(7, 11), _normal(7, 11)), _case(_normal(7, 5), _normal(7, 5), beta=0.7)),
     "spatial_dropout": (_case(_normal(2, 7, 3, 11), rate=0.3, key=_key()),),
     "embedding": (_case({"w": _normal(7, 5)}, _ids(7, 11)), _case({"w": _normal(2, 3)}, _ids(2, 17))),
     "fold": (_case(_normal(2, 4, 15), size=(7,), kernel=(3,), stride=2, padding="same"),),
@@ -236,8 +279,13 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     **dict.fromkeys(_OF_ONE_ARRAY.split(), (_case(_normal(7, 11)),)),
     **{name: (_case(_normal(7, 11), _normal(7, 11)),) for name in ("geglu", "glu", "swiglu")},
+    "stft": (
+        _case(_normal(2, 17), n_fft=6, hop=2),
+        _case(_normal(2, 83), _unit(23), n_fft=36, hop=7, padding_mode="zeros"),
+    ),
     "threshold": (_case(_normal(7, 11), threshold=0.3, value=-0.7),),
     "softmax": (_case(_normal(7, 11)), _case(_normal(2, 3, 5), axis=-2)),
+    "triplet": (_case(_normal(7, 11), _normal(7, 11), _normal(7, 11)),),
 }
 
 

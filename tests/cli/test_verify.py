@@ -363,7 +363,7 @@ def test_an_operation(capsys):
     assert out.count("\nrms_norm ") == 4
     assert out.endswith("\n4 of 4 gradients right\n")
     assert refused(capsys, "--op", "rms_nrom").startswith(
-        "no operation 'rms_nrom': there are alibi, attention, avg_pool"
+        "no operation 'rms_nrom': there are adaptive_avg_pool"
     )
 
 

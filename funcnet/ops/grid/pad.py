@@ -41,7 +41,11 @@ def reference(
     """Every element of y where it lies in x̂."""
     for axis in _static("pad.reference", x, padding, padding_mode):
         index, weight, _ = axis.taps
-        x = jnp.moveaxis(x, axis.at, -1)[..., jnp.asarray(index[:, 0])]
+        x = jnp.moveaxis(x, axis.at, -1)
+        x = (
+            x if x.shape[-1] else jnp.zeros_like(x, shape=(*x.shape[:-1], 1))
+        )  # of nothing there are only zeros
+        x = x[..., jnp.asarray(index[:, 0])]
         x = x if weight is None else jnp.where(jnp.asarray(weight[:, 0] > 0), x, jnp.zeros((), x.dtype))
         x = jnp.moveaxis(x, -1, axis.at)
     return x
