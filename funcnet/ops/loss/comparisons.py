@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from funcnet.errors import DTypeError, describe
-from funcnet.linalg._norms import norm
 from funcnet.ops import _check
 from funcnet.ops._dtype import common, wide
 from funcnet.ops._elementwise import elementwise
@@ -291,9 +291,17 @@ def _norm(x: Array) -> Array:
 
 
 def _unit(x: Array) -> tuple[Array, Array]:
-    """x by its norm, and the norm, both 0 where x is; nothing large or small is squared."""
-    length, small = norm(x, (x.ndim - 1,))
-    return x * small / jnp.where(length == 0, 1, length), length / small
+    """x by its norm, and the norm, both 0 where x is, with derivative 0.
+
+    Nothing large or small is squared, in derivatives neither; and XLA:CPU takes the reciprocal of more than
+    8.5e37 for 0, so that what is large is made smaller before it is divided by.
+    """
+    largest = lax.stop_gradient(abs(x).max(-1, keepdims=True, initial=0))
+    zero, small = largest == 0, jnp.where(largest > 1, jnp.asarray(2.0**-8, x.dtype), 1)
+    size = jnp.where(zero | ~jnp.isfinite(largest), 1, largest) * small
+    x = x * small / size
+    length = jnp.sqrt(jnp.where(zero, 1, (x * x).sum(-1, keepdims=True)))
+    return jnp.where(zero, 0, x / length), jnp.where(zero, 0, length * (size / small))
 
 
 def _cosine_value(prediction: Array, target: Array) -> Array:
