@@ -395,7 +395,10 @@ def spread_of(
             there[i] |= finite
             keep = np.where(finite, grad, t)
             low[i], high[i] = _least(low[i], keep), -_least(-high[i], -keep)
-            sure = np.where(finite & np.isfinite(t) & (True if apart is None else ~apart[i]), t, 0)
+            sure = np.where(finite & np.isfinite(t), t, 0)
+            if apart is not None:  # and what jumps in this round
+                jumped = np.abs(keep - sure) > 256 * JUMP * (np.abs(sure) + JUMP * largest(sure))
+                sure = np.where(apart[i] | jumped, 0, sure)
             if norm := float(np.vdot(sure, sure).real):
                 drift[i] = max(
                     drift[i], abs(float(np.vdot(sure, np.where(sure != 0, keep, 0)).real) / norm - 1)
