@@ -166,7 +166,7 @@ def hidden(params: dict[str, Any], ids: Integer[Array, "*n t"], config: Config) 
 def head(params: dict[str, Any], config: Config) -> Float[Array, "d v"]:
     """What `hidden` is multiplied by: the table of tokens, transposed, or the head of its own."""
     _check.config("mamba.head", config, Config)
-    _check.tree("mamba.head", params, "tokens", "tokens.w")
+    _check.tree("mamba.head", params, "tokens", "tokens.w", *(["head", "head.w"] if "head" in params else []))
     params = _cast(params, config)
     return params["head"]["w"] if "head" in params else params["tokens"]["w"].T
 
@@ -199,11 +199,35 @@ def _mixer(params: dict[str, Any], x: Array, state: Any, config: Config) -> tupl
     seen = jnp.concatenate([before, u], -2)
     u = conv.apply(params["conv"], seen, padding="valid", groups=u.shape[-1])
     u = taps.tap("u", silu.apply(u))
-    low, b, c = jnp.split(maps.linear(params["select"], u), [rank, rank + s], -1)
+    selected = maps.linear(params["select"], u)
+    if selected.shape[-1] != rank + 2 * s:
+        path = 'params["blocks"]["select"]["w"]'
+        raise ShapeError(
+            f"mamba: {path} does not fit config.",
+            path=path,
+            expected=f"{path}: {rank + 2 * s} columns     (config.rank and twice config.state)",
+            actual=f"{selected.shape[-1]} columns",
+        )
+    low, b, c = jnp.split(selected, [rank, rank + s], -1)
     step = jax.nn.softplus(maps.linear(params["step"], low).astype(wide(u.dtype)))
+    _check_scan(params["scan"], u.shape[-1], s)
     y, h = _select(params["scan"], u, taps.tap("step", step), b, c, h, chunk=config.chunk)
     y = taps.tap("mixer", maps.linear(params["out"], y.astype(u.dtype) * silu.apply(gate)))
     return y, {"conv": seen[..., seen.shape[-2] - (config.kernel - 1) :, :], "h": h}
+
+
+def _check_scan(params: Any, channels: int, state: int) -> None:
+    """The rates of decay, and what is added of u itself."""
+    for name, shape in (("a", (channels, state)), ("skip", (channels,))):
+        path = f'params["blocks"]["scan"]["{name}"]'
+        leaf = _check.floating("mamba", path, params.get(name))
+        if leaf.shape != shape:
+            raise ShapeError(
+                f"mamba: {path} does not fit the other parameters.",
+                path=path,
+                expected=f"{path}: float{list(shape)} in each layer",
+                actual=f"{path}: {describe(leaf)}",
+            )
 
 
 def _squares(
