@@ -52,7 +52,7 @@ class Ready:
         object.__setattr__(given, "args", args)
         with jax.enable_x64(True):
             ready = dataclasses.replace(self.judge, problem=dataclasses.replace(given, args=wide(args)))
-            return compare.verdict(ready, given, False, None, 0.0, 0.0, np.random.default_rng(seed))
+            return compare.verdict(ready, given, False, None, 0.0, np.random.default_rng(seed))
 
 
 def false_alarms(pairs: int) -> list[dict[str, object]]:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["KINDS", "Finding", "Row"]
+__all__ = ["KINDS", "Finding", "Row", "Sample", "together"]
 
 # The closed set of kinds, each with what it means. `convention` and `truth_disputed` are no mistakes.
 KINDS = {
@@ -34,6 +36,7 @@ KINDS = {
     "nan": "not finite where the true gradient is",
     "shape": "another shape than the argument has",
     "structure": "another number or nesting of gradients than there are arguments",
+    "layout": "another where tensors of PyTorch are not contiguous, or some need no gradient",
     "dtype": "another dtype than the argument has",
     "truth_disputed": "autodiff of the forward pass itself disagrees with numerical differentiation",
     "unknown": "wrong, and the mistake has no name yet",
@@ -52,6 +55,14 @@ class Finding:
         location: ``file.py:57`` of the line at fault; "" where it is not known.
         error: largest error relative to the largest element of the true gradient.
         where: the elements of the gradient that are wrong, in words: ``rows 0 and 6``; "" where all are.
+        example: ``fails at x = [2, 1], dy = [1, 3]: expected [4, 6], got [2, 1]``, at the smallest sizes at
+            which the functions run; "" where these are not small, and of all but the first wrong gradient.
+        code: what to write instead of the line at `location`, or of the formula as text: it was run, and is
+            right; "" where that is not known.
+        given: what arguments must be for `code` to be right, as the given ones are: ``A is symmetric``; ""
+            where they may be anything.
+        also: one more of `KINDS` that is as true, as a residual that lacks a factor is a wrong one; of two
+            mistakes in one gradient that of the second; "" as a rule.
     """
 
     argument: str
@@ -61,10 +72,15 @@ class Finding:
     location: str = ""
     error: float = math.inf
     where: str = ""
+    example: str = ""
+    code: str = ""
+    given: str = ""
+    also: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"Finding: no kind {self.kind!r}: there are {', '.join(KINDS)}.")
+        for kind in (self.kind, *([self.also] if self.also else [])):
+            if kind not in KINDS:
+                raise ValueError(f"Finding: no kind {kind!r}: there are {', '.join(KINDS)}.")
 
     @property
     def is_mistake(self) -> bool:
@@ -73,11 +89,43 @@ class Finding:
 
     def __str__(self) -> str:
         parts = [
-            f"{self.kind}: {self.message}",
+            f"{self.kind}{f' and {self.also}' if self.also else ''}: {self.message}",
             self.suggestion,
             f"wrong at {self.where}" if self.where else "",
+            f"write: `{self.code}`{f', right where {self.given}' if self.given else ''}" if self.code else "",
         ]
         return "; ".join(filter(None, parts)) + (f" ({self.location})" if self.location else "")
+
+
+def together(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings, those that say the same of several arguments as one: ``x, w: transpose: ...``."""
+    alike: dict[tuple[str, ...], list[Finding]] = {}
+    for one in findings:
+        known = (one.kind, one.also, one.message, one.suggestion, one.location, one.code, one.given)
+        alike.setdefault(known, []).append(one)
+    return [
+        dataclasses.replace(
+            many[0],
+            argument=", ".join(dict.fromkeys(one.argument for one in many)),
+            error=max(one.error for one in many),
+            where=many[0].where if len({one.where for one in many}) == 1 else "",
+        )
+        for many in alike.values()
+    ]
+
+
+class Sample(NamedTuple):
+    """One gradient as it was computed, along one cotangent.
+
+    Attributes:
+        got: by the formula, in whatever shape it gives; None where it gives none.
+        want: the true one.
+        at: which arguments these were: ``as given``, ``values near``.
+    """
+
+    got: np.ndarray | None
+    want: np.ndarray
+    at: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +141,11 @@ class Row:
         tolerance: the error that is allowed: how far roundings redone at random move the true gradient.
         ok: whether the formula was judged right here.
         note: what is wrong, or worth knowing, where more is known than a number.
-        errors: the error of every element, relative likewise; None of a model, or where shapes differ.
+        errors: the error of every element, relative likewise; None of a model, where shapes differ, or
+            where a gradient of more than a million elements is right.
         unseen: why it was judged neither right nor wrong: ``undecided: ...``, ``not verified: ...``.
+        location: ``file.py:57``, where the rule is written; "" where that is not known, or nobody's rule.
+        sample: where it is wrong, the gradient and the true one; None of a model, and of large ones.
     """
 
     operation: str
@@ -107,3 +158,5 @@ class Row:
     note: str = ""
     errors: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     unseen: str = ""
+    location: str = ""
+    sample: Sample | None = dataclasses.field(default=None, compare=False, repr=False)

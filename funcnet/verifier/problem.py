@@ -18,18 +18,27 @@ from funcnet.verifier import tape, trace
 from funcnet.verifier.trace import widened
 
 __all__ = [
+    "QUICKLY",
     "SMALL",
     "Problem",
+    "after_forward",
+    "arguments",
+    "as_arrays",
+    "check_values",
     "cotangents",
     "elsewhere",
     "fresh",
+    "in_dtypes",
     "is_float",
+    "names_of",
     "options",
     "pose",
+    "pulled",
     "resized",
     "wide",
 ]
 
+QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of XLA
 SMALL = 50_000  # elements; above, one point is enough, and mistakes are named at other sizes
 
 
@@ -37,7 +46,7 @@ def options(*arrays: Sequence[Any]) -> dict[str, Any] | None:
     """Of XLA, for a function that is run a few times on such arrays: compile it quickly if they are small."""
     if sum(v.size for some in arrays for v in some) > SMALL:
         return None
-    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return QUICKLY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +60,14 @@ class Problem:
         formula: ``formula(args, dy)``: one gradient tree per argument, or None.
         args: where to verify.
         pullback: ``pullback(*args)`` of an operation: a pytree of the residuals that it keeps; else None.
-        values: by name, what else computes the float leaves of the result: ``values(args)``.
+        values: by name, what else computes the `numbers` of the result: ``values(args)``.
         rules: the derivative rules that are verified, if they are those of forward itself.
+        written: by which functions the formula is written.
+        remade: the formula with each of these functions changed, and what gives the values of its forward
+            pass, if anything does: ``remade(change) -> (formula, values)``.
+        still: the numbers of those floats among `arrays` whose gradients are not asked for.
+        primal: of arrays, what is the same on both sides of a kink, where the result, which is a derivative,
+            is not; None: the result.
     """
 
     name: str
@@ -63,6 +78,10 @@ class Problem:
     pullback: Callable[..., Any] | None = None
     values: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     rules: tuple[Any, ...] = ()
+    written: tuple[Any, ...] = ()
+    remade: Callable[[Callable[[Any], Any]], tuple[Any, Any]] | None = None
+    still: frozenset[int] = frozenset()
+    primal: Callable[[Sequence[Any]], list[Any]] | None = None
 
     @functools.cached_property
     def own_rules(self) -> tuple[Any, ...]:
@@ -84,8 +103,8 @@ class Problem:
 
     @functools.cached_property
     def moving(self) -> tuple[int, ...]:
-        """The numbers of the floats among `arrays`."""
-        return tuple(i for i, leaf in enumerate(self.arrays) if is_float(leaf))
+        """The numbers of the floats among `arrays` whose gradients are asked for."""
+        return tuple(i for i, leaf in enumerate(self.arrays) if is_float(leaf) and i not in self.still)
 
     def unflatten(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """The arguments made of other arrays."""
@@ -127,7 +146,7 @@ class Problem:
 
     def y(self, arrays: Sequence[Any]) -> list[Any]:
         """The float leaves of the result."""
-        return [v for v in jax.tree.leaves(self.forward(*self.unflatten(arrays))) if is_float(v)]
+        return [v for v in as_arrays(self.forward(*self.unflatten(arrays))) if is_float(v)]
 
     def shape_of_y(self, arrays: Sequence[Any]) -> list[Any]:
         """The shapes and dtypes of `y`; a forward pass that JAX cannot trace is run for them."""
@@ -139,8 +158,8 @@ class Problem:
         try:
             return jax.eval_shape(lambda *v: self.forward(*self.unflatten(v)), *arrays)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-            if any(isinstance(v, jax.core.Tracer) for v in arrays):
-                arrays = [jnp.ones(v.shape, v.dtype) if isinstance(v, jax.core.Tracer) else v for v in arrays]
+            shaped = jax.core.Tracer | jax.ShapeDtypeStruct
+            arrays = [jnp.ones(v.shape, v.dtype) if isinstance(v, shaped) else v for v in arrays]
             y = self.forward(*self.unflatten(arrays))
             return jax.tree.map(lambda v: jax.ShapeDtypeStruct(np.shape(v), np.asarray(v).dtype), y)
 
@@ -162,15 +181,21 @@ class Problem:
             StructureError: its gradients are of another number or nesting than the arguments.
         """
         args = self.unflatten(arrays)
-        y = self.shape_of_result(arrays)
-        of_floats = iter(dy)
+        matched = self.matched(self.formula(args, self.cotangent(arrays, dy)), args)
+        floats = (i for i, leaf in enumerate(self.arrays) if is_float(leaf))
+        return [grad for i, grad in zip(floats, matched, strict=True) if i not in self.still]
+
+    def cotangent(self, arrays: Sequence[Any], dy: Sequence[Any]) -> Any:
+        """One of the result's structure, given that of its floats."""
+        y, of_floats = self.shape_of_result(arrays), iter(dy)
         filled = [
             jnp.asarray(next(of_floats), v.dtype) if is_float(v) else np.zeros(v.shape, jax.dtypes.float0)
             for v in jax.tree.leaves(y)
         ]
-        return self._matched(self.formula(args, jax.tree.unflatten(jax.tree.structure(y), filled)), args)
+        return jax.tree.unflatten(jax.tree.structure(y), filled)
 
-    def _matched(self, grads: Any, args: Any) -> list[Any]:
+    def matched(self, grads: Any, args: Any) -> list[Any]:
+        """The gradients of the float leaves of the arguments, given one tree for each argument."""
         while isinstance(grads, tuple | list) and len(grads) > len(args) and grads[-1] is None:
             grads = grads[:-1]  # of an argument that was left out: attention's bias
         if not isinstance(grads, tuple | list) or len(grads) != len(args):
@@ -205,6 +230,25 @@ class Problem:
         return matched
 
 
+def arguments(where: str, backward: Any, args: Any) -> tuple[Any, Sequence[Any]]:
+    """The formula, None where args stand in its place, and args.
+
+    Raises:
+        DTypeError: args is not a tuple.
+    """
+    if args is None:
+        args, backward = backward, None
+    if not isinstance(args, tuple | list):
+        raise DTypeError(
+            f"{where}: args is not a tuple of arguments.",
+            path="args",
+            expected="args: (x, w, ...)",
+            actual=f"args: {describe(args)}",
+            hint="one argument is (x,)." if hasattr(args, "dtype") else None,
+        )
+    return backward, args
+
+
 def pose(
     forward: Any, backward: Any, args: Any, *, reference: Any = None, static: Mapping[str, Any] | None = None
 ) -> Problem:
@@ -215,57 +259,74 @@ def pose(
             another library; forward or backward is no function.
     """
     static = dict(static or {})
-    if args is None:
-        args, backward = backward, None
-    if not isinstance(args, tuple | list):
-        raise DTypeError(
-            "verify: args is not a tuple of arguments.",
-            path="args",
-            expected="args: (x, w, ...)",
-            actual=f"args: {describe(args)}",
-            hint="one argument is (x,)." if hasattr(args, "dtype") else None,
-        )
+    backward, args = arguments("verify", backward, args)
     is_operation = hasattr(forward, "vjp") and (hasattr(forward, "reference") or hasattr(forward, "apply"))
     functions = {"backward": backward} if backward is not None else {}
     if not is_operation:
         functions["forward"] = forward
     _check_kinds(functions, args)
     args = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, float | np.ndarray) else v, tuple(args))
-    name = getattr(forward, "__name__", "forward").rpartition(".")[2].replace("<lambda>", "forward")
-    floats = lambda y: [v for v in jax.tree.leaves(y) if is_float(v)]
+    called = tape.function_of(forward) if tape.is_rule(forward) else forward
+    name = getattr(called, "__name__", "forward").rpartition(".")[2].replace("<lambda>", "forward")
     met, values, pullback = (), {}, None
+    plain = functools.partial(tape.plain, token=object())  # one definition, traced and compiled once
     if is_operation:
         definition: Any = getattr(forward, "reference", None) or forward.apply
+        if not tape.brought_by(forward.vjp, "jax", "funcnet") or definition is forward.apply:
+            definition = _without(plain, definition)
         pullback = lambda *a: forward.vjp(*a, **static)[1]
-        values["vjp"] = lambda args: floats(forward.vjp(*args, **static)[0])
-        if hasattr(forward, "apply") and definition is not forward.apply:
-            values["apply"] = lambda args: floats(forward.apply(*args, **static))
+        written = (forward.vjp,)
 
-        def formula(args: Any, dy: Any) -> Any:
-            return forward.vjp(*args, **static)[1](dy)
+        def remade(change: Any) -> Any:
+            vjp = change(forward.vjp)
+            values = lambda args: numbers(vjp(*args, **static)[0])
+            return (lambda args, dy: vjp(*args, **static)[1](dy)), values
+
+        formula, values["vjp"] = remade(_same)
+        if hasattr(forward, "apply") and hasattr(forward, "reference"):
+            values["apply"] = lambda args: numbers(forward.apply(*args, **static))
     elif backward is not None:
         # A function that is itself a rule is verified, not taken at its word.
         definition = (
-            _without(lambda: tape.plain(forward, all_of_them=False), forward)
+            _without(lambda: plain([forward], all_of_them=False), forward)
             if tape.is_rule(forward)
             else forward
         )
 
-        def formula(args: Any, dy: Any) -> Any:
-            grads = backward(*args, dy, **static)
-            return (grads,) if len(args) == 1 and not _is_tuple_of_one(grads, args[0]) else grads
+        written = (backward,)
+
+        def remade(change: Any) -> Any:
+            backward_ = change(backward)
+
+            def formula(args: Any, dy: Any) -> Any:
+                grads = backward_(*args, dy, **static)
+                return (grads,) if len(args) == 1 and not _is_tuple_of_one(grads, args[0]) else grads
+
+            return formula, None
+
+        formula, _ = remade(_same)
     else:
-        definition = _without(lambda: tape.plain(forward), forward) if reference is None else reference
         met = _rules_of(forward, args, static)
-        values["the rule"] = lambda args: floats(_pulled(lambda *a: forward(*a, **static), args)[0])
-        values["the function"] = lambda args: floats(forward(*args, **static))
+        written = tuple(vars(rule).get(part) for rule in met for part in ("bwd", "jvp", "fwd"))
+        # A definition that calls the rule is no definition of it.
+        definition = (
+            _without(lambda: plain([forward] if tape.is_rule(forward) else ()), forward)
+            if reference is None
+            else _without(lambda: plain(met, all_of_them=False), reference)
+        )
 
-        def formula(args: Any, dy: Any) -> Any:
-            return _pulled(lambda *a: forward(*a, **static), args)[1](dy)
+        def remade(change: Any) -> Any:
+            f = lambda *a: forward(*a, **static)
+            f = f if change is _same else _without(lambda: tape.changed(change), f)
+            pull = lambda args: pulled(f, args)
+            return (lambda args, dy: pull(args)[1](dy)), (lambda args: numbers(pull(args)[0]))
 
-    plain = lambda *a: definition(*a, **static)
-    names = _names(forward if reference is None and not is_operation else definition, len(args))
-    problem = Problem(name, names, plain, formula, args, pullback, values, met)
+        formula, values["the rule"] = remade(_same)
+        values["the function"] = lambda args: numbers(forward(*args, **static))
+
+    defined = lambda *a: definition(*a, **static)
+    names = names_of(called if reference is None and not is_operation else definition, len(args))
+    problem = Problem(name, names, defined, formula, args, pullback, values, met, written, remade)
     if not problem.moving:
         given = ", ".join(describe(v) for v in jax.tree.leaves(args))
         raise DTypeError(
@@ -289,6 +350,7 @@ def _check_kinds(functions: Mapping[str, Any], args: Sequence[Any]) -> None:
                 if name == "backward" and isinstance(function, tuple | list)
                 else None,
             )
+    check_values("verify", "args", tuple(args))
     for path, leaf in jax.tree.leaves_with_path(tuple(args)):
         kinds = (np.number, np.bool_, jax.dtypes.prng_key)
         is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array)
@@ -302,6 +364,22 @@ def _check_kinds(functions: Mapping[str, Any], args: Sequence[Any]) -> None:
             )
 
 
+def check_values(of: str, name: str, tree: Any) -> None:
+    """Raise a DTypeError where an array has no values: it is traced, or was given away."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        where, lacks = f"{name}{jax.tree_util.keystr(path)}", ""
+        if isinstance(leaf, jax.core.Tracer):
+            lacks = "is traced and has no values: verify outside of the function that JAX compiles"
+        elif isinstance(leaf, jax.Array) and leaf.is_deleted():
+            lacks = "was given away, as to a step that donates its state: give another"
+        if lacks:
+            raise DTypeError(f"{of}: {where} {lacks}.", path=where, expected="values", actual=str(leaf.aval))
+
+
+def _same(function: Any) -> Any:
+    return function
+
+
 def _is_tuple_of_one(grads: Any, arg: Any) -> bool:
     """Whether `grads` is a tuple of the gradients of one argument, and not itself the gradient of a tuple."""
     if not isinstance(grads, tuple | list) or hasattr(grads, "_fields"):
@@ -312,9 +390,10 @@ def _is_tuple_of_one(grads: Any, arg: Any) -> bool:
     return tree(grads) != tree(arg) or (len(grads) == 1 and tree(grads[0]) == tree(arg))
 
 
-def _without(rules: Callable[[], Any], function: Callable[..., Any]) -> Callable[..., Any]:
+def _without(rules: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that runs within a context."""
 
+    @functools.wraps(function)
     def run(*args: Any, **static: Any) -> Any:
         with rules():
             return function(*args, **static)
@@ -338,7 +417,7 @@ def _rules_of(function: Callable[..., Any], args: Any, static: Any) -> tuple[Any
     return tuple(found) or ((function,) if tape.is_rule(function) else ())
 
 
-def _pulled(f: Callable[..., Any], args: Any) -> tuple[Any, Callable[[Any], Any]]:
+def pulled(f: Callable[..., Any], args: Any) -> tuple[Any, Callable[[Any], Any]]:
     """f(*args), and its pullback to the floats of the arguments, None for the others."""
     leaves, tree = jax.tree.flatten(args)
     moving = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
@@ -356,7 +435,8 @@ def _pulled(f: Callable[..., Any], args: Any) -> tuple[Any, Callable[[Any], Any]
     return y, pullback
 
 
-def _names(function: Any, count: int) -> tuple[str, ...]:
+def names_of(function: Any, count: int) -> tuple[str, ...]:
+    """The names of the first arguments of a function."""
     try:
         names = [
             p.name
@@ -373,19 +453,63 @@ def is_float(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def as_arrays(y: Any) -> list[Any]:
+    """The leaves of a result; numbers of Python's are arrays, as JAX has them."""
+    return [jnp.asarray(v) if isinstance(v, float | complex) else v for v in jax.tree.leaves(y)]
+
+
+def numbers(y: Any) -> list[Any]:
+    """The leaves of a result that are arrays of numbers, floats first."""
+    leaves = [v for v in as_arrays(y) if hasattr(v, "dtype")]
+    whole = [v for v in leaves if any(jnp.issubdtype(v.dtype, kind) for kind in (np.integer, np.bool_))]
+    return [*filter(is_float, leaves), *whole]
+
+
 def wide(tree: Any) -> Any:
     """The floats in float64, complex numbers in complex128; needs `jax.enable_x64`."""
     cast = lambda v: jnp.asarray(np.asarray(v, widened(v.dtype)))
     return jax.tree.map(lambda v: cast(v) if is_float(v) else v, tree)
 
 
+def after_forward(problem: Problem) -> Problem:
+    """The same, whose formula is run after the forward pass, as that of a layer which keeps its values."""
+    formula = lambda args, dy: (problem.forward(*args), problem.formula(args, dy))[1]
+    return dataclasses.replace(problem, formula=formula)
+
+
+def in_dtypes(problem: Problem, own: Sequence[Any], of_y: Sequence[Any], *, forward: bool) -> Problem:
+    """The same, whose arguments are cast where functions are called that know no other dtypes.
+
+    What is traced so is run in float64 nevertheless.
+
+    Args:
+        problem: in float64.
+        own: the dtypes of its floats.
+        of_y: those of the floats in its result.
+        forward: whether it is the forward pass that knows no others, or the formula alone.
+    """
+
+    def cast(tree: Any, dtypes: Sequence[Any] = own) -> Any:
+        each = iter(dtypes)
+        return jax.tree.map(lambda v: v.astype(next(each)) if is_float(v) else v, tree)
+
+    of_args = lambda f: lambda args: f(cast(args))
+    changed: dict[str, Any] = {"formula": lambda args, dy: problem.formula(cast(args), cast(dy, of_y))}
+    if forward:
+        changed["forward"] = lambda *args: problem.forward(*cast(args))
+        changed["values"] = {name: of_args(values) for name, values in problem.values.items()}
+    return dataclasses.replace(problem, **changed)
+
+
 # ---- points -----------------------------------------------------------------------------------------------
 
 
-def cotangents(y: Sequence[Any], dtypes: Sequence[Any], rng: np.random.Generator) -> list[list[np.ndarray]]:
-    """Two random cotangents and a constant one, for the float leaves of y; 0 where y is not finite.
+def cotangents(
+    y: Sequence[Any], dtypes: Sequence[Any], rng: np.random.Generator, most: int = 3
+) -> list[list[np.ndarray]]:
+    """Two random cotangents and a constant one, or as many, for the float leaves of y.
 
-    They are numbers of the `dtypes` that y has for the user, if any are given.
+    They are 0 where y is not finite, and numbers of the `dtypes` that y has for the user, if any are given.
     """
 
     def one(draw: Callable[..., Any], v: np.ndarray, dtype: Any) -> np.ndarray:
@@ -396,7 +520,7 @@ def cotangents(y: Sequence[Any], dtypes: Sequence[Any], rng: np.random.Generator
     each = list(zip(y, dtypes or [v.dtype for v in y], strict=True))
     return [
         [one(draw, v, dtype) for v, dtype in each]
-        for draw in (rng.standard_normal, rng.standard_normal, np.ones)
+        for draw in (rng.standard_normal, rng.standard_normal, np.ones)[:most]
     ]
 
 
@@ -405,7 +529,7 @@ def fresh(leaf: Any, rng: np.random.Generator, by: float = 0.1) -> Any:
     if not is_float(leaf):
         return leaf
     if jnp.iscomplexobj(leaf):
-        return fresh(leaf.real, rng, by) + 1j * fresh(leaf.imag, rng, by)
+        return jax.lax.complex(fresh(leaf.real, rng, by), fresh(leaf.imag, rng, by))
     x = np.asarray(leaf, np.float64)
     finite = np.isfinite(x)
     if _is_binary(x) or not finite.any():
@@ -421,7 +545,7 @@ def _resized(leaf: Any, shape: Sequence[Any], smallest: int, rng: np.random.Gene
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     if jnp.iscomplexobj(leaf):
-        return _resized(leaf.real, shape, smallest, rng) + 1j * _resized(leaf.imag, shape, smallest, rng)
+        return jax.lax.complex(*(_resized(v, shape, smallest, rng) for v in (leaf.real, leaf.imag)))
     x = np.asarray(leaf)
     if x.dtype == bool:
         if x.ndim >= 2 and (x == np.tril(x)).all() and x.any():
@@ -444,7 +568,7 @@ def _is_binary(x: np.ndarray) -> bool:
     return x.size > 1 and bool(np.isin(x, (0.0, 1.0, -np.inf)).all()) and len(np.unique(x)) == 2
 
 
-def _alike(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+def _alike(old: np.ndarray, new: Any) -> Any:
     """`new` with the structure that `old` has exactly: symmetric, or rows that sum to 1."""
     square = old.ndim >= 2 and old.shape[-1] == old.shape[-2] > 1 and new.shape[-1] == new.shape[-2]
     if square and (old == old.swapaxes(-1, -2)).all() and not (old == old.flat[0]).all():
@@ -455,7 +579,8 @@ def _alike(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 _LARGE = 2**20  # elements
-_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
+_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)
+_EVEN = (4, 6, 8, 10, 14, 16, 20, 22, 26, 28)  # what halves an axis is right for odd or even sizes alone
 
 
 def _other_sizes(leaves: Sequence[Any], kind: str) -> dict[Any, int] | None:
@@ -469,11 +594,9 @@ def _other_sizes(leaves: Sequence[Any], kind: str) -> dict[Any, int] | None:
             return None
         new = {d: d for d in old} | {first: int(kind == "one")}
     else:
-        start = 1 if kind == "primes" else 2
-        new = dict(zip(old, _PRIMES[start:], strict=False))
-        while any(a == b for a, b in new.items()) and start < 5:
-            start += 1
-            new = dict(zip(old, _PRIMES[start:], strict=False))
+        sizes = _PRIMES if kind == "primes" else _EVEN
+        starts = (dict(zip(old, sizes[k:], strict=False)) for k in range(4))
+        new = next((sizes for sizes in starts if all(a != b for a, b in sizes.items())), {})
     return None if len(new) < len(old) or all(a == b for a, b in new.items()) else new
 
 

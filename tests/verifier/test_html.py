@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from funcnet.verifier import html as module
-from funcnet.verifier.finding import KINDS, Finding, Row
+from funcnet.verifier.finding import KINDS, Finding, Row, Sample
 from funcnet.verifier.report import Report
 from tests.browser import needs_browser, shown
 
@@ -21,15 +21,19 @@ def row(argument, errors, **changes):
     return dataclasses.replace(given, **changes)
 
 
-def errors_of_x():
-    errors = np.zeros((7, 11))
-    errors[6], errors[2, 3], errors[:, 0] = 0.25, 1e-9, np.nan
-    return errors
+def sample_of_x():
+    want = np.ones((7, 11))
+    got = want.copy()
+    got[6] += -0.25
+    got[2, 3] += 1e-9
+    got[:, 0] = np.nan
+    return Sample(got, want, "values near")
 
 
 REPORT = Report(
     (
-        row("x", errors_of_x(), error=math.inf),
+        row("x", None, error=math.inf, sample=sample_of_x()),
+        row("b", None, sample=Sample(np.ones((7, 3)), np.full(3, 7.0), "as given")),
         row('params["w"]', np.zeros((3, 3, 2, 5)), ok=True),
         row("none", None),
     ),
@@ -38,7 +42,7 @@ REPORT = Report(
         Finding("", "convention", "at ties"),
     ),
     ("linear in dy",),
-    {"forward": "def f(x):\n    return x < 1", "backward": "dy @ w"},
+    {"forward": "def f(x):\n    return x < 1  # 'one'", "backward": "dy @ w"},
 )
 
 
@@ -68,10 +72,23 @@ def test_everything_is_there():
     for text in (
         REPORT.verdict, "affine", 'params["w"]', "w stands for w.T", "write dy @ w.T", "model.py:57", "row 6",
         KINDS["transpose"], KINDS["convention"], "linear in dy", "return x < 1", "dy @ w", "inf", "2.5e-01",
-        "1e-10", "x[6, 4]: 0.25", "x[2, 3]: 1e-09", "x[0, 0]: nan", "wrong: note", "right: note",
+        "1e-10", "x formula − truth, at values near", "x[6, 4]: -0.25", "x[2, 3]: 1e-09", "x[0, 0]: nan",
+        "−0.25", "b[6, 2]: 1", "b[2]: 7", "7×3", "wrong: note", "right: note",
     ):  # fmt: skip
         assert text in read.text, text
-    assert sum(tag == "rect" for tag, _ in read.tags) == 7 * 11 + 3 * 3 * 2 * 5
+    assert sum(tag == "rect" for tag, _ in read.tags) == 3 * 7 * 11 + 7 * 3 + 3, "none of what is right"
+
+
+def test_a_formula_has_colours_and_its_wrong_lines_are_marked(tmp_path):
+    text = 'def backward(x, dy):\n    dx = dy  # "all"\n    return -dx, "a < b"\n'
+    (tmp_path / "mine.py").write_text(text)
+    finding = Finding("x", "sign", "m", location=f"{tmp_path / 'mine.py'}:3")
+    page = Report((row("x", None),), (finding,), (), {"backward": text}).to_html()
+    assert "<b>def</b> backward(x, dy):\n    dx = dy  <em># &quot;all&quot;</em>\n" in page
+    assert "<mark>    <b>return</b> -dx, <s>&quot;a &lt; b&quot;</s></mark>" in page
+    assert page.count("<mark>") == 1
+    of_text = Report((row("x", None),), (Finding("w", "sign", "m"),), (), {"backward": "x = dy\nw = dy"})
+    assert "<pre>x = dy\n<mark>w = dy</mark></pre>" in of_text.to_html()
 
 
 def test_nothing_is_loaded_or_run():
@@ -106,31 +123,38 @@ def test_what_is_empty_has_no_section(report):
 )
 def test_every_shape_becomes_a_grid_that_loses_no_error(shape):
     rng = np.random.default_rng(0)
-    errors = np.asarray(10.0 ** rng.uniform(-12, -1, shape))
+    off = np.asarray(10.0 ** rng.uniform(-12, -1, shape))
     at = tuple(int(rng.integers(size)) for size in shape)
-    errors[at] = 0.875
-    text = Report((row("x", errors),)).to_html()
+    off[at] = -0.875
+    text = Report((row("x", None, sample=Sample(off, 0 * off, "as given")),)).to_html()
     width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', text).groups())
-    assert text.count("<rect ") == width * height <= errors.size
-    assert max(width, height) <= 48
-    assert f"<title>x{list(at) if at else ''}: 0.88</title>" in text
+    assert text.count("<rect ") == 3 * width * height <= 3 * off.size
+    assert max(width, height) <= 32
+    assert f"<title>x{list(at) if at else ''}: -0.88</title>" in text
+    assert Report((row("x", np.abs(off)),)).to_html().count("<rect ") == width * height, "of a model"
 
 
 def test_pooling_keeps_what_is_not_finite():
-    errors = np.zeros((100, 100))
-    errors[50, 50] = -math.inf
-    errors[50, 51] = 0.5
-    assert Report((row("x", errors),)).to_html().count('<rect class="nan"') == 1
+    got = np.zeros((100, 100))
+    got[50, 50] = -math.inf
+    got[50, 51] = 0.5
+    page = Report((row("x", None, sample=Sample(got, np.zeros((100, 100)), "as given")),)).to_html()
+    assert page.count('<rect class="nan"') == 2, "in the difference, and in the gradient"
 
 
 def test_colours():
-    level = lambda error: module._level(error, 1e-7)
-    assert [level(e) for e in (0.0, 1e-7, 2e-7, 2e-4, 0.5, 1 - 1e-16, 1.0, 1e9)] == [
-        "e0", "e0", "e1", "e4", "e7", "e7", "e7", "e7",
+    colour = lambda value: module._colour(value, 1e-7, 2.0)
+    assert [colour(v) for v in (0.0, 1e-7, -1e-7, 2e-7, -2e-7, 0.39, 0.41, -1.99, 2.0, 2.1, -9.0)] == [
+        "z", "z", "z", "p1", "m1", "p1", "p2", "m5", "p5", "p5 over", "m5 over",
     ]  # fmt: skip
-    assert [level(e) for e in (math.nan, math.inf)] == ["nan", "nan"]
-    assert module._level(0.1, 0.0) == "e7"
-    assert module._level(2.0, 1.5) == "e7"
+    assert [colour(v) for v in (math.nan, -math.inf)] == ["nan", "nan"]
+
+
+def test_the_scale_shows_the_many_where_few_are_far_off():
+    assert module._scale(np.array([0.0, 1.0, -3.0, math.nan])) == 3.0
+    few = np.append(np.linspace(0.1, 1.0, 100), 1e6)
+    assert module._scale(few) == np.quantile(few, 0.95) < 1
+    assert module._scale(np.zeros(3)) == 1.0
 
 
 @needs_browser
@@ -142,6 +166,6 @@ def test_a_browser_shows_it(tmp_path):
     assert "dw has the opposite sign" in read.text
     assert HOSTILE in read.text
     assert "return x < 1" in read.text
-    assert "x[6, 4]: 0.25" in read.text
-    assert sum(tag == "rect" for tag, _ in read.tags) == 7 * 11 + 3 * 3 * 2 * 5
+    assert "x[6, 4]: -0.25" in read.text
+    assert sum(tag == "rect" for tag, _ in read.tags) == 3 * 7 * 11 + 7 * 3 + 3
     assert "script" not in {tag for tag, _ in read.tags}

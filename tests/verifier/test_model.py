@@ -13,6 +13,7 @@ from jax.interpreters import ad, mlir
 import funcnet as fn
 from funcnet import rules
 from funcnet.verifier import tape
+from tests.budget import few
 
 RNG = np.random.default_rng(3)
 PARAMS = fn.linear.init(jax.random.key(0), 2, 2)
@@ -68,7 +69,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", few(WAYS, 3))
 def test_a_rule_is_found_wherever_it_is_called(way):
     for factor, right in ((1.0, True), (1.2, False)):
         report = fn.verify_model(loss_of(WAYS[way](ruled(factor))), PARAMS, BATCH)
@@ -183,3 +184,28 @@ def test_other_threads_keep_their_rules():
     assert seen == [pytest.approx(np.cos(0.5))]
     assert met == [s]
     assert jax.custom_vjp.__call__.__qualname__.startswith("custom_vjp")
+
+
+def dropped(factor):
+    """Dropout with a rule, whose key is an argument."""
+
+    @jax.custom_vjp
+    def drop(x, key):
+        return jnp.where(jax.random.bernoulli(key, 0.6, x.shape), x / 0.6, 0)
+
+    def backward(key, dy):
+        return jnp.where(jax.random.bernoulli(key, 0.6, dy.shape), dy / 0.6 * factor, 0), None
+
+    drop.defvjp(lambda x, key: (drop(x, key), key), backward)
+    return drop
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1])
+@pytest.mark.parametrize("traced", few([True, False], 1))
+def test_a_rule_with_a_random_key_is_judged(factor, traced):
+    drop = dropped(factor)
+    draw = jax.jit(jax.vmap(drop)) if traced else drop
+    loss = lambda params, batch, key: draw(batch @ params, jax.random.split(key, 3) if traced else key).sum()
+    report = fn.verify_model(loss, jnp.ones((2, 2), "float32"), BATCH)
+    assert report.ok == (factor == 1.0)
+    assert not report.unseen

@@ -7,6 +7,7 @@ not fit is one error that points at the character.
 
 import ast
 import difflib
+import keyword as python
 import math
 import operator
 import re
@@ -23,7 +24,7 @@ from jax import lax
 
 from funcnet.errors import ValueRangeError, describe
 
-__all__ = ["ExpressionError", "formula"]
+__all__ = ["ExpressionError", "formula", "plain"]
 
 MAX_TEXT = 2000  # characters
 MAX_DEPTH = 50  # expressions within expressions
@@ -76,7 +77,7 @@ def formula(text: str, names: Sequence[str]) -> Callable[..., jax.Array]:
     >>> f(w=jnp.ones((3, 2)), dy=jnp.ones((1, 2)))
     Array([[2., 2., 2.]], dtype=float32)
     """
-    text = re.sub(r"\s", " ", text).strip()
+    text = plain(text)
     try:
         tree = _parse(text)
         compiled = _compile(tree, tuple(names))
@@ -97,6 +98,11 @@ def formula(text: str, names: Sequence[str]) -> Callable[..., jax.Array]:
             raise _located(fault, text) from fault.__cause__
 
     return call
+
+
+def plain(text: str) -> str:
+    """A formula on one line, as an `ExpressionError` holds it."""
+    return re.sub(r"\s", " ", text).strip()
 
 
 # ---- the functions ----------------------------------------------------------------------------------------
@@ -120,6 +126,14 @@ def _log_softmax(x: jax.Array, axis: Any = -1) -> jax.Array:
 
 def _gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1.0 + lax.erf(x / math.sqrt(2)))
+
+
+def _norm(x: jax.Array, axis: Any = None, keepdims: bool = False) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis, keepdims=keepdims))
+
+
+def _logdet(x: jax.Array) -> jax.Array:
+    return jnp.linalg.slogdet(x)[1]
 
 
 def _eye(n: int) -> jax.Array:
@@ -184,7 +198,17 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], str]] = {
     "dot": (jnp.dot, "x1 x2"),
     "matmul": (jnp.matmul, "x1 x2"),
     "outer": (jnp.outer, "x1 x2"),
+    "inv": (jnp.linalg.inv, "x"),
+    "solve": (jnp.linalg.solve, "x1 x2"),
+    "det": (jnp.linalg.det, "x"),
+    "logdet": (_logdet, "x"),  # of the determinant's absolute value
+    "trace": (jnp.trace, "x"),
+    "norm": (_norm, "x axis= keepdims="),  # of all elements, or those along axes
+    "diag": (jnp.diag, "x"),
     "einsum": (_einsum, "subscripts *operands"),
+    "cholesky": (jnp.linalg.cholesky, "x"),
+    "kron": (jnp.kron, "x1 x2"),
+    "take_along_axis": (jnp.take_along_axis, "x ids axis="),
     "zeros_like": (jnp.zeros_like, "x"),
     "ones_like": (jnp.ones_like, "x"),
     "tril": (jnp.tril, "x k="),
@@ -240,6 +264,16 @@ _INSTEAD: dict[type[ast.AST], str] = {
 }
 
 
+# What is written on paper, where the text is no Python, and what to write.
+_AS_ON_PAPER = (
+    (r"[\w)\]]'", "a transpose is A.T, and a product of matrices has its sign: x'Ax is x @ A @ x"),
+    (r"(?<![\w.])(\d+)([A-Za-z_]\w*)", "a product has its sign: {0} * {1}"),
+    (r"\d\(", "a product has its sign: 2 * (x + y)"),
+    (r"\)\s*(\w+)", "a product has its sign: (x + y) * z"),
+    (r"([^\W\d]\w*)\s+([^\W\d]\w*)", "a product has its sign: x * y of elements, A @ B of matrices"),
+)
+
+
 # ---- from text to a function ------------------------------------------------------------------------------
 
 
@@ -257,6 +291,11 @@ def _parse(text: str) -> ast.expr:
     except SyntaxError as error:
         start = min(error.offset - 1, len(text)) if error.offset else len(text)
         problem = "the formula stops too early" if error.offset == 0 else error.msg
+        for pattern, instead in _AS_ON_PAPER:
+            match = re.search(pattern, text)
+            if match and not any(map(python.iskeyword, match.groups())):
+                problem, start = instead.format(*match.groups()), match.end() - 1
+                break
         raise ExpressionError(problem, text, start, start) from None
     except (ValueError, MemoryError, RecursionError):  # a null, half a surrogate, a thousand signs
         raise ExpressionError("this is no expression", text, 0, len(text)) from None
@@ -301,6 +340,8 @@ def _compile(node: ast.expr, names: Collection[str]) -> Run:
             return _call(node, name, [value, *args], keywords, names)
         case ast.Call(func=ast.Attribute() as function):
             return _attribute(function, names)  # which says what is wrong with it
+        case ast.Call(func=ast.Constant()):
+            raise _Fault("a product has its sign: 2 * (x + y)", node)
         case ast.Constant(value=str()):
             raise _Fault("text may stand only in einsum, as its first argument", node)
     instead = _INSTEAD.get(type(getattr(node, "op", node)))
@@ -317,7 +358,19 @@ def _name(node: ast.expr, name: str, names: Collection[str]) -> Run:
     if name in _MODULES:
         raise _Fault(f"functions stand alone: exp(x), not {name}.exp(x)", node)
     there = [*names, *_CONSTANTS]
+    if parts := _product(name, names):
+        raise _Fault(f'there is no "{name}": a product is {" @ ".join(parts)}, or of elements *', node)
     raise _Fault(f'there is no "{name}": there are {", ".join(there)}{_perhaps(name, there)}', node)
+
+
+def _product(text: str, names: Collection[str]) -> list[str]:
+    """The names that a text is made of, side by side; none if it is not."""
+    for name in names:
+        if text == name:
+            return [name]
+        if text.startswith(name) and (rest := _product(text[len(name) :], names)):
+            return [name, *rest]
+    return []
 
 
 def _tuple(elements: Sequence[ast.expr], names: Collection[str]) -> Run:
@@ -352,6 +405,8 @@ def _operation(node: ast.expr, op: ast.AST, operands: Sequence[ast.expr], names:
                 raise _Fault(problem, operand)
             if not _is_array(value):
                 raise _Fault(f"this is {_described(value)}, not an array or a number", operand)
+        if isinstance(op, ast.Div) and not isinstance(given[1], jax.Array) and given[1] == 0:
+            raise _Fault(f"{_shortened(ast.unparse(node))} cannot be computed: division by zero", node)
         if any(isinstance(value, jax.Array) for value in given):
             return _compute(node, dict(zip(operands, given, strict=True)), function, *given)
         value = _compute(node, {}, _power if isinstance(op, ast.Pow) else function, *given)

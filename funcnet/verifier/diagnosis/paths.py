@@ -8,24 +8,32 @@ gates. The formula need not be seen.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.verifier import clock, trace
-from funcnet.verifier.arrays import SAME, is_mask
+from funcnet.verifier import trace
+from funcnet.verifier.diagnosis import unroll, words
+from funcnet.verifier.diagnosis.arrays import SAME, is_mask
+from funcnet.verifier.diagnosis.search import Guess, Named
+from funcnet.verifier.diagnosis.unroll import Unrolled
+from funcnet.verifier.diagnosis.work import Work
 from funcnet.verifier.finding import Finding
-from funcnet.verifier.judge import Point, differs, largest
+from funcnet.verifier.point import Point
 from funcnet.verifier.problem import Problem, is_float
+from funcnet.verifier.wide import differs, largest
 
-__all__ = ["search"]
+__all__ = ["family"]
 
 MANY = 80  # gates; a longer forward pass is not searched
 FACTORS = (0.0, -1.0, 2.0, 0.5)
 _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "dot_general", "argmax", "cumsum")
+
+
+Forward = tuple[trace.Program, Unrolled | None]  # folded, if its loops are written out
 
 
 class Gate(NamedTuple):
@@ -43,37 +51,51 @@ class Setting(NamedTuple):
     factor: float
 
 
-def search(
-    problem: Problem, points: Sequence[Point], wrong: Sequence[int], deadline: float
-) -> dict[int, list[tuple[float, Finding]]]:
-    """For each of the `wrong` gradients the settings that explain it everywhere, and how far-fetched each is.
+def family(problem: Problem, points: Sequence[Point], work: Work) -> Iterator[Guess]:
+    """The settings that may explain wrong gradients.
 
     The points may differ in their sizes, as long as the forward pass has the same equations there.
     """
-    first = points[0]
-    program, _ = trace.trace(lambda *a: problem.y(a), *first.arrays)
-    gates = _gates(program, problem.moving)
+    each = [(_forward(problem, point.arrays), point) for point in points]
+    (program, loops), _ = next(((forward, p) for forward, p in each if forward[1] is not None), each[0])
+    gates = _gates(program, loops, problem.moving)
     if not 0 < len(gates) <= MANY:
-        return {i: [] for i in wrong}
+        return
     checks: list[tuple[trace.Program, Point]] = []
-    for point in points:
-        there, _ = trace.trace(lambda *a: problem.y(a), *point.arrays)
-        if _gates(there, problem.moving) == gates:
-            gated = _gated(problem, there, gates, point.arrays)
-            checks.append((trace.trace(gated, np.ones(len(gates)), point.dys[0])[0], point))
-    found: dict[int, list[tuple[float, Finding]]] = {i: [] for i in wrong}
-    for setting in _settings(program, gates):
-        if clock.is_over(deadline):
-            break
+
+    def names(setting: Setting, left: Sequence[int]) -> Iterator[Named]:
+        if not checks:
+            checks.extend(_checks(problem, each, gates, work))
         factors = np.ones(len(gates))
         factors[list(setting.gates)] = setting.factor
-        for i in _explained(checks, factors, wrong):
-            found[i].append(_finding(problem.paths[i], program, gates, setting))
-    return found
+        for i in _explained(checks, factors, left, work):
+            yield i, *_finding(problem.paths[i], program, loops, gates, setting)
+
+    settings = sorted(_settings(program, gates), key=lambda setting: _effort(program, gates, setting))
+    for setting in settings:
+        yield Guess(_effort(program, gates, setting), functools.partial(names, setting))
+
+
+def _forward(problem: Problem, arrays: Sequence[Any]) -> Forward:
+    """The forward pass, its short loops written out if it has any."""
+    program, _ = trace.trace(lambda *a: problem.y(a), *arrays)
+    loops = unroll.unrolled(program)
+    return (program, None) if loops is None else (loops.folded, loops)
+
+
+def _checks(
+    problem: Problem, each: Sequence[tuple[Forward, Point]], gates: Sequence[Gate], work: Work
+) -> Iterator[tuple[trace.Program, Point]]:
+    """The gated gradient at each point that has the same gates."""
+    for (program, loops), point in each:
+        if _gates(program, loops, problem.moving) == gates:
+            work.pay(trace.TRACED * len((loops.full if loops is not None else program).equations))
+            gated = _gated(problem, program, loops, gates, point.arrays)
+            yield trace.trace(gated, np.ones(len(gates)), point.dys[0])[0], point
 
 
 def _explained(
-    checks: Sequence[tuple[trace.Program, Point]], factors: np.ndarray, wrong: Sequence[int]
+    checks: Sequence[tuple[trace.Program, Point]], factors: np.ndarray, wrong: Sequence[int], work: Work
 ) -> list[int]:
     """Those of the `wrong` gradients that are the true ones with gates at these factors, at every point."""
     left = list(wrong)
@@ -81,9 +103,11 @@ def _explained(
         for dy, formula in zip(point.dys, point.formula, strict=True):
             if not left:
                 return []
+            work.pay(backward.cost)
             found = backward.results(trace.run(backward, [factors, *dy], forget=True))
             scale = {i: max(largest(f[i]) for f in point.formula) for i in left}
-            left = [i for i in left if not differs(found[i], formula[i], SAME, scale[i])]
+            shown = {i: point.shown(i, found[i]) for i in left}
+            left = [i for i in left if not differs(shown[i], formula[i], SAME, scale[i])]
     return left
 
 
@@ -99,13 +123,17 @@ def _active(program: trace.Program, moving: Sequence[int]) -> set[int]:
 _LINEAR = ("neg", "add", "sub", "copy", "convert_element_type")  # their slope says nothing of its own
 
 
-def _gates(program: trace.Program, moving: Sequence[int]) -> list[Gate]:
-    active = _active(program, moving)
+def _gates(program: trace.Program, loops: Unrolled | None, moving: Sequence[int]) -> list[Gate]:
+    active = _active(program, moving) if loops is None else loops.reached(_active(loops.full, moving))
     used = [v for eqn in program.equations for v in eqn.inputs if isinstance(v, int)]
     gates = []
     for k, eqn in enumerate(program.equations):
         through = [j for j, v in enumerate(eqn.inputs) if isinstance(v, int) and v in active]
+        if loops is not None and k in loops.carried and eqn.outputs[0] in active:
+            gates.append(Gate(k, None))
         if eqn.primitive is None or len(eqn.outputs) != 1 or not through or eqn.outputs[0] not in active:
+            continue
+        if loops is not None and loops.is_made(k):
             continue
         gates.append(Gate(k, None))
         gates += [Gate(k, j) for j in through if used.count(eqn.inputs[j]) > 1]
@@ -125,13 +153,26 @@ def _settings(program: trace.Program, gates: Sequence[Gate]) -> list[Setting]:
     ][:8]
     for many in (2, 3):
         settings += [Setting(some, 0.0) for some in itertools.combinations(statistics, many)]
+    uses = dict[Any, list[int]]()
+    for i, gate in enumerate(gates):
+        if gate.operand is not None and not gate.slope:
+            uses.setdefault(program.equations[gate.equation].inputs[gate.operand], []).append(i)
+    for some in uses.values():  # of several uses of a value only one was seen
+        settings += [
+            Setting((*some[:n], *some[n + 1 :]), 0.0) for n in range(len(some) if len(some) > 2 else 0)
+        ]
     return settings
 
 
 def _gated(
-    problem: Problem, program: trace.Program, gates: Sequence[Gate], arrays: Sequence[Any]
+    problem: Problem,
+    program: trace.Program,
+    loops: Unrolled | None,
+    gates: Sequence[Gate],
+    arrays: Sequence[Any],
 ) -> Callable[..., list[Any]]:
     number = {gate: i for i, gate in enumerate(gates)}
+    runs = program if loops is None else loops.full
 
     def gated(x: Any, gate: Gate, factors: Any) -> Any:
         if gate not in number:
@@ -150,21 +191,42 @@ def _gated(
 
     def y(values: Sequence[Any], factors: Any) -> list[Any]:
         through = {k: functools.partial(equation, k, factors) for k in {gate.equation for gate in gates}}
-        return program.results(trace.run(program, values, through, by=trace.bind))
+        through = through if loops is None else loops.changed(through)
+        return runs.results(trace.run(runs, values, through, by=trace.bind))
 
     return lambda factors, dy: problem.autodiff(arrays, dy, lambda values: y(values, factors))
 
 
+def _effort(program: trace.Program, gates: Sequence[Gate], setting: Setting) -> float:
+    """How far-fetched a setting is, at the least."""
+    gate = gates[setting.gates[0]]
+    whole = setting.factor == 0 or gate.slope
+    within = gate.slope and _is_part(program, gate.equation)
+    return 0.5 + 0.5 * len(setting.gates) + (0.0 if whole else 0.3) + (1.6 if within else 0.0)
+
+
+def _is_part(program: trace.Program, k: int) -> bool:
+    """Whether equation k is one of several by which JAX computes what is written as one function."""
+    here = program.equations[k]
+    plain = (*_LINEAR, *trace.RESHAPES)
+    alike = (e for e in program.equations if (e.line, e.text) == (here.line, here.text))
+    return bool(here.text) and sum(e.name not in plain for e in alike) > 1
+
+
 def _finding(
-    argument: str, program: trace.Program, gates: Sequence[Gate], setting: Setting
+    argument: str, program: trace.Program, loops: Unrolled | None, gates: Sequence[Gate], setting: Setting
 ) -> tuple[float, Finding]:
     gate = gates[setting.gates[0]]
     eqn = program.equations[gate.equation]
-    names = " and ".join(dict.fromkeys(program.equations[gates[i].equation].name for i in setting.gates))
-    source = trace.source(eqn.line)
-    where = f"`{names}` of the forward pass" + (f" (`{source}`)" if source else "")
-    operand = where if gate.operand is None else f"operand {gate.operand} of {where}"
-    effort = 0.5 + 0.5 * len(setting.gates)
+    names = dict.fromkeys(words.named(program, gates[i].equation) for i in setting.gates)
+    where = " and ".join(names) + " of the forward pass"
+    if loops is not None and gate.equation in loops.carried:
+        where = "what a step of the forward pass hands on to the next"
+    operand = where
+    if gate.operand is not None:
+        operand = words.operands(f"operand {gate.operand} of {{op}}", program, gate.equation)
+        operand = operand.replace("{op}", where)
+    effort, also = _effort(program, gates, setting), ""
     if gate.slope:
         turned = {"transpose": "transpose", "rev": "flip"}.get(eqn.name)
         fixed = map(program.fixed, eqn.inputs if eqn.name in ("mul", "div") else ())
@@ -172,20 +234,50 @@ def _finding(
         masks = eqn.name in ("max", "min", "select_n", "clamp") or any(is_mask(c) and np.ndim(c) for c in by)
         constant = any(np.size(c) == 1 for c in by)
         kind = turned or ("mask" if masks else "scale" if constant else "missing_term")
-        message, fix = f"the derivative of {where} is left out", f"multiply by the derivative of {eqn.name}"
+        message, fix = f"the derivative of {where} is left out", "multiply by it"
     elif setting.factor == 0 and any(_is_statistic(program, gates[i].equation) for i in setting.gates):
         kind, message = "statistics_constant", f"the statistic computed by {where} is held constant"
         fix = "add the term that flows through it"
     elif setting.factor == 0:
         kind, message = "missing_term", f"the path through {operand} is missing"
+        also = (
+            "statistics_constant" if any(_divides(program, gates[i].equation) for i in setting.gates) else ""
+        )
         fix, effort = "add the term that flows there", effort + 0.2
     elif setting.factor == -1:
         kind, message = "sign", f"the path through {where} has the opposite sign"
-        fix, effort = "negate that term", effort + 0.3
+        fix = "negate that term"
     else:
         kind, message = "scale", f"the path through {where} counts {setting.factor:g} times"
-        fix, effort = f"multiply that term by {1 / setting.factor:g}", effort + 0.3
-    return effort, Finding(argument, kind, message, fix, eqn.line)
+        also = "missing_term" if setting.factor < 1 else "extra_term"
+        fix = f"multiply that term by {1 / setting.factor:g}"
+    return effort, Finding(argument, kind, message, fix, eqn.line, also=also)
+
+
+_ELEMENTWISE = ("sqrt", "square", "integer_pow", "pow", "log", "exp", "abs", "copy")
+
+
+def _divides(program: trace.Program, k: int) -> bool:
+    """Whether equation k is a sum or maximum, or a function of one, by which others are divided."""
+    eqn, fixed = program.equations[k], lambda e: any(program.fixed(v) is not None for v in e.inputs)
+    alone = lambda e: (
+        e.name in (*_ELEMENTWISE, *trace.RESHAPES)
+        or (e.name in ("add", "sub", "mul", "div", "max") and fixed(e))
+    )
+    made: trace.Equation | None = eqn
+    while made is not None and alone(made):
+        made = next((program.makers.get(v) for v in made.inputs if isinstance(v, int)), None)
+    if made is None or made.name not in ("reduce_sum", "reduce_max", "reduce_min"):
+        return False
+    reached = set(eqn.outputs)
+    for e in program.equations[k + 1 :]:
+        if reached.isdisjoint(v for v in e.inputs if isinstance(v, int)):
+            continue
+        if e.name == "rsqrt" or (e.name == "div" and e.inputs[1] in reached):
+            return True
+        if alone(e):
+            reached.update(e.outputs)
+    return eqn.name == "rsqrt" or (eqn.name == "div" and program.fixed(eqn.inputs[0]) is not None)
 
 
 def _is_statistic(program: trace.Program, k: int) -> bool:

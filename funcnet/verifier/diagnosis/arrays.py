@@ -9,7 +9,21 @@ import numpy as np
 
 from funcnet.verifier.finding import Finding
 
-__all__ = ["Sizes", "at_border", "is_mask", "name_constant", "named", "ratio", "scaled", "support"]
+__all__ = [
+    "PARTS",
+    "Sizes",
+    "at_border",
+    "at_one_end",
+    "blocks",
+    "is_mask",
+    "name_constant",
+    "named",
+    "orders",
+    "ratio",
+    "reordered",
+    "scaled",
+    "support",
+]
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # (formula, truth) per cotangent
 Sizes = Mapping[str, int]  # of arguments and result, by name: x.shape[0]
@@ -41,6 +55,9 @@ def named(argument: str, pairs: Pairs, others: Mapping[str, Pairs], batched: int
             return Finding(
                 argument, "swapped", f"this is the gradient of {other}", f"exchange it with that of {other}"
             )
+    if np.iscomplexobj(got) and _all(pairs, np.conj):
+        message = "this is the complex conjugate of the true gradient"
+        return Finding(argument, "sign", message, "append .conj()")
     for axes in itertools.permutations(range(got.ndim)) if got.ndim <= 4 else ():
         if axes != tuple(range(got.ndim)) and _all(pairs, lambda u, axes=axes: u.transpose(axes)):
             fix = ".T" if got.ndim == 2 else f".transpose{axes}"
@@ -72,12 +89,42 @@ def _same(pairs: Pairs) -> bool:
     return all(u.shape == t.shape and np.abs(u - t).max(initial=0) <= SAME * scale for u, t in pairs)
 
 
+PARTS = 4  # of more, two are exchanged, or all reversed or turned
+
+
+def orders(n: int) -> list[tuple[int, ...]]:
+    """The other orders of n parts; of many parts, two exchanged, or all reversed or turned."""
+    if n <= PARTS:
+        return list(itertools.permutations(range(n)))[1:]
+    pairs = itertools.islice(itertools.combinations(range(n), 2), 2 * PARTS**2)
+    swaps = [tuple({a: b, b: a}.get(i, i) for i in range(n)) for a, b in pairs]
+    return [*swaps, *(tuple((i + by) % n for i in range(n)) for by in (1, n - 1)), tuple(range(n))[::-1]]
+
+
+def blocks(argument: str, pairs: Pairs) -> Finding | None:
+    """Whether two, three or four blocks of one gradient are in another order."""
+    got, want = pairs[0]
+    for axis, n in itertools.product(range(got.ndim), (2, 3, 4)) if got.shape == want.shape else ():
+        for order in orders(n) if got.shape[axis] % n == 0 and got.shape[axis] else ():
+            if _all(pairs, lambda u, axis=axis, order=order: reordered(u, axis, order)):
+                message = f"the {n} blocks along axis {axis} are in another order"
+                fix = f"take them in the order {', '.join(map(str, order))}"
+                return Finding(argument, "swapped", message, fix)
+    return None
+
+
+def reordered(x: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
+    """An array with the blocks that an axis is cut into in another order."""
+    parts = np.split(x, len(order), axis)
+    return np.concatenate([parts[i] for i in order], axis)
+
+
 def ratio(pairs: Pairs) -> float | None:
     """c where U = c·T for every cotangent."""
     if not all(np.isfinite(u).all() for u, _ in pairs):
         return None
-    dot = sum(float(np.vdot(u, t)) for u, t in pairs)
-    norm = sum(float(np.vdot(t, t)) for _, t in pairs)
+    dot = sum(float(np.vdot(u, t).real) for u, t in pairs)
+    norm = sum(float(np.vdot(t, t).real) for _, t in pairs)
     c = dot / norm if norm else 0.0
     return c if c and _same([(u, c * t) for u, t in pairs]) else None
 
@@ -237,6 +284,15 @@ def at_border(errors: Any) -> bool:
         rows, reach = np.flatnonzero(bad.any(others)), max(1, min(n // 4, 3))
         ends = len(rows) and (axis > 0 or bad.ndim == 1 or (rows[0] == 0 and rows[-1] == n - 1))
         if n >= 4 and ends and all(r < reach or r >= n - reach for r in rows):
+            return True
+    return False
+
+
+def at_one_end(wrong: np.ndarray) -> bool:
+    """Whether all that is wrong is the first or the last of several rows along one axis."""
+    for axis, n in enumerate(wrong.shape):
+        rows = np.flatnonzero(wrong.any(tuple(a for a in range(wrong.ndim) if a != axis)))
+        if n > 3 and rows.tolist() in ([0], [n - 1]):
             return True
     return False
 

@@ -4,19 +4,27 @@ The true gradient for dy reversed, or at a transposed w, or with two arguments e
 the formula gives. The formula need not be seen for that.
 """
 
+import functools
+import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.verifier import clock, judge
-from funcnet.verifier.arrays import SAME
+from funcnet.verifier.diagnosis.arrays import SAME
+from funcnet.verifier.diagnosis.search import Guess, Named, within
+from funcnet.verifier.diagnosis.work import Work
+from funcnet.verifier.differences import SAMPLE
 from funcnet.verifier.finding import Finding
-from funcnet.verifier.judge import Judge, Point, largest
-from funcnet.verifier.problem import is_float
+from funcnet.verifier.formulas.written import Formulas
+from funcnet.verifier.judge import Judge, judge_of
+from funcnet.verifier.point import Point
+from funcnet.verifier.problem import is_float, pose
+from funcnet.verifier.trace import BY_JAX, CALL
+from funcnet.verifier.wide import Wide, differs, largest
 
-__all__ = ["on_cotangent", "search"]
+__all__ = ["family", "on_cotangent"]
 
 
 class Change(NamedTuple):
@@ -37,43 +45,62 @@ def on_cotangent(ready: Judge, point: Point, i: int) -> Finding | None:
     values = [f[i] for f in point.formula]
     if first.any() and all(np.array_equal(first, u) for u in values) and any(t[i].any() for t in point.truth):
         return Finding(path, "ignores_cotangent", "the gradient is the same for every dy", "multiply by dy")
-    at = lambda c: np.asarray(ready.formula(point.arrays, [c * v for v in point.dys[0]])[i])
+    at = lambda c: point.shown(i, np.asarray(ready.formula(point.arrays, [c * v for v in point.dys[0]])[i]))
     none, twice = at(0.0), at(2.0)
     scale = max(largest(first), largest(twice))
     for c in (2.0, 3.0, -1.0):
-        if judge.differs(at(c) - none, c * (first - none), 1e-6, scale):
+        if differs(at(c) - none, c * (first - none), 1e-6, scale):
             message = f"the gradient of {c:g}·dy is not {c:g} times the gradient of dy"
             return Finding(path, "nonlinear_in_cotangent", message)
-    if not judge.differs(twice, 2 * first, 1e-6, scale):
+    if not differs(twice, 2 * first, 1e-6, scale):
         return None
-    if not judge.differs(first - none, point.truth[0][i], 1e-7, scale):
+    if not differs(first - none, point.truth[0][i], 1e-7, scale):
         return Finding(path, "extra_term", "a term that does not depend on dy is added", "leave it out")
     return Finding(path, "ignores_cotangent", "a term does not depend on dy", "multiply it by dy")
 
 
-def search(ready: Judge, points: Sequence[Point], i: int, deadline: float) -> list[tuple[float, Finding]]:
-    """What, done to the inputs, makes the truth what the formula gives, and how far-fetched each is."""
-    first, path, found = points[0], ready.problem.paths[i], []
+def family(ready: Judge, points: Sequence[Point], i: int, work: Work) -> Iterator[Guess]:
+    """What, done to the inputs, may make the truth what the formula gives for gradient i."""
+    first, path = points[0], ready.problem.paths[i]
     if any(u[i] is None or u[i].shape != t[i].shape for u, t in zip(first.formula, first.truth, strict=True)):
-        return []
-    for change in itertools.chain(_of_dy(first, i), _of_arguments(ready, first)):
-        if clock.is_over(deadline):
-            return found
-        if all(_explains(ready, change, point, i) for point in points):
-            found.append((change.effort, Finding(path, change.kind, change.message, change.suggestion)))
-    return found + _diagonal(ready, points[0], i, deadline)
+        return iter(())
+
+    def names(change: Change, left: Sequence[int]) -> Iterator[Named]:
+        if i in left and all(_explains(ready, change, point, i, work) for point in points):
+            yield i, change.effort, Finding(path, change.kind, change.message, change.suggestion)
+
+    def guesses() -> Iterator[Guess]:
+        yield Guess(1.0, lambda left: _diagonal(ready, first, i, work) if i in left else ())
+        changes = itertools.chain(_of_dy(first, i), _of_arguments(ready, first))
+        for change in sorted(changes, key=lambda change: change.effort):
+            yield Guess(change.effort, functools.partial(names, change))
+
+    def symmetric(left: Sequence[int]) -> Iterator[Named]:
+        if i in left:
+            yield from ((i, *found) for found in _symmetric(ready, points, i, work))
+
+    nearer, symmetries = guesses(), iter([Guess(1.3, symmetric)])
+    return within(work, heapq.merge(nearer, symmetries, key=lambda guess: guess.effort))
 
 
-def _explains(ready: Judge, change: Change, point: Point, i: int) -> bool:
+def _explains(ready: Judge, change: Change, point: Point, i: int, work: Work) -> bool:
     scale = max(largest(f[i]) for f in point.formula)
     for dy, formula in zip(point.dys, point.formula, strict=True):
+        work.pay(cost_of(ready.truth, point))
         try:
             want = ready.truth(*change.make([np.asarray(v) for v in point.arrays], list(dy)))[i]
         except Exception:  # whatever a forward pass may raise where this change does not fit
             return False
-        if judge.differs(formula[i], want, SAME, scale):
+        if differs(formula[i], point.shown(i, want), SAME, scale):
             return False
     return True
+
+
+def cost_of(truth: Any, point: Point) -> float:
+    """Of the truth at one point: its program's, or of differences as many runs as there are elements."""
+    if isinstance(truth, Wide):
+        return truth.program(point.arrays, point.dys[0])[0].cost
+    return 6 * SAMPLE * BY_JAX * CALL
 
 
 def _of_dy(point: Point, i: int) -> Iterator[Change]:
@@ -158,22 +185,59 @@ def _of_arguments(ready: Judge, point: Point) -> Iterator[Change]:
                 )
 
 
-def _diagonal(ready: Judge, point: Point, i: int, deadline: float) -> list[tuple[float, Finding]]:
+def _symmetric(ready: Judge, points: Sequence[Point], i: int, work: Work) -> list[tuple[float, Finding]]:
+    """Is it right where a square argument is symmetric? Then a transpose is missing, as in 2 A for A + Aᵀ."""
+    problem, names = ready.problem, list[str]()
+    work.pay(3 * sum(cost_of(ready.truth, point) for point in points))
+    for k, name in enumerate(problem.all_paths):
+        square = [p for p in points if is_float(p.arrays[k]) and _is_square(np.shape(p.arrays[k]))]
+        if square and all(_right_at_symmetric(ready, point, k, i) for point in square):
+            names.append(name)
+    for written in problem.written:
+        for name, other in written.symmetrised() if isinstance(written, Formulas) else ():
+            there = judge_of(pose(other.forward, other, problem.args))
+            if there.leaf(there.at("", problem.arrays, np.random.default_rng(0)), i).state == "right":
+                names.append(name)
+    found = (Finding(problem.paths[i], "transpose", f"right where {name} is symmetric") for name in names)
+    return [(1.3, one) for one in found]
+
+
+def _is_square(shape: tuple[int, ...]) -> bool:
+    return len(shape) > 1 and shape[-1] == shape[-2] > 1
+
+
+def _right_at_symmetric(ready: Judge, point: Point, k: int, i: int) -> bool:
+    A = np.asarray(point.arrays[k])
+    even = (A + A.swapaxes(-1, -2)) / 2
+    if np.array_equal(A, even):
+        return False  # it is wrong there
+    arrays = [even if j == k else v for j, v in enumerate(point.arrays)]
+    for dy in point.dys:
+        try:
+            got, want = (point.shown(i, of(arrays, dy)[i]) for of in (ready.formula, ready.truth))
+        except Exception:  # whatever a formula may raise
+            return False
+        if got is None or differs(got, want, SAME, largest(want)):
+            return False
+    return True
+
+
+def _diagonal(ready: Judge, point: Point, i: int, work: Work) -> Iterator[Named]:
     """Is it dy times the diagonal of the Jacobian, as if the operation worked element by element?"""
     path, dys, got = ready.problem.paths[i], point.dys, [f[i] for f in point.formula]
     shape = dys[0][0].shape
     if len(dys[0]) != 1 or any(u.shape != shape for u in got) or not 1 < dys[0][0].size <= 256:
-        return []
-    diagonal = np.zeros(shape)
+        return
+    scale = max(largest(u) for u in got)
+    across = [u * w[0] for u, w in zip(got, dys[1:], strict=False)]  # equal if both are dy times the same
+    if any(differs(a, u * v[0], 1e-6, largest(a)) for a, u, v in zip(across, got[1:], dys, strict=False)):
+        return
+    work.pay(dys[0][0].size * cost_of(ready.truth, point))
+    diagonal = np.zeros(shape, got[0].dtype)
     for element in np.ndindex(shape):
-        if clock.is_over(deadline):
-            return []
         basis = np.zeros(shape)
         basis[element] = 1.0
         diagonal[element] = ready.truth(point.arrays, [basis])[i][element]
-    scale = max(largest(u) for u in got)
-    if any(judge.differs(u, diagonal * dy[0], SAME, scale) for u, dy in zip(got, dys, strict=True)):
-        return []
-    message = "only the diagonal of the Jacobian: the terms from one element to the others are missing"
-    fix = "add what the other elements of dy contribute"
-    return [(1.0, Finding(path, "missing_term", message, fix))]
+    if not any(differs(u, diagonal * dy[0], SAME, scale) for u, dy in zip(got, dys, strict=True)):
+        message = "only the diagonal of the Jacobian: the terms from one element to the others are missing"
+        yield i, 1.0, Finding(path, "missing_term", message, "add what the other elements of dy contribute")

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.verifier import clock
-from funcnet.verifier.slips import AXES, Edit, Scope, Term, added
+from funcnet.verifier.diagnosis.slips import AXES, Edit, Scope, Term, added
+from funcnet.verifier.diagnosis.work import Work
+from funcnet.verifier.trace import CALL
 
 __all__ = ["missing"]
 
@@ -45,7 +46,7 @@ def missing(
     output: int,
     known: Sequence[Sequence[Any]],
     differences: Sequence[np.ndarray],
-    deadline: float,
+    work: Work,
 ) -> Iterator[Edit]:
     """The products that a gradient lacks a multiple of, as edits that add them.
 
@@ -54,25 +55,30 @@ def missing(
         output: the gradient's value.
         known: all values, for each cotangent.
         differences: truth minus formula, for each cotangent.
-        deadline: by `clock.now`.
+        work: what it may cost.
     """
     want = np.stack(differences)
     k = next(k for k, eqn in enumerate(scope.program.equations) if output in eqn.outputs)
-    norm = float(np.vdot(want, want))
+    norm = _along(want, want)
+    cost = lambda product: len(known) * (3 * CALL + np.size(known[0][product.m.value]))
     for product in _products(scope, want.shape[1:]):
-        if clock.is_over(deadline):
-            return
+        work.pay(CALL + 3 * want.size + cost(product))
         with np.errstate(all="ignore"):
             term = np.stack([np.broadcast_to(product(values), want.shape[1:]) for values in known])
-        size, along = float(np.vdot(term, term)), float(np.vdot(term, want))
+        size, along = _along(term, term), _along(term, want)
         if size > 0 and along**2 >= (1 - 1e-12) * size * norm:
             add = added(k, product)
             yield Edit("missing_term", f"add {{c}} · {product.words}", k, add, 3.0, solved=True)
 
 
+def _along(a: np.ndarray, b: np.ndarray) -> float:
+    """Re ⟨a, b⟩, not by BLAS, which starts threads for it and waits for them."""
+    return float((a.conj() * b).sum().real)
+
+
 def _products(scope: Scope, shape: tuple[int, ...]) -> Iterator[Product]:
     fits = lambda x: x.ndim == 0 or (x.ndim <= len(shape) and all(_one(x.shape, shape)))
-    floating = [(t, x) for t, x in scope.terms if np.issubdtype(x.dtype, np.floating) and x.ndim]
+    floating = [(t, x) for t, x in scope.terms if np.issubdtype(x.dtype, np.inexact) and x.ndim]
     still = [(t, x) for t, x in floating if t.value not in scope.moved and not t.function]
     of = [(t, x) for t, x in floating if t.value in scope.moved][:MANY]
     outer: list[Any] = [None, *[t for t, x in still if fits(x)][:MANY]]

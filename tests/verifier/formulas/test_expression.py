@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from funcnet.verifier import expression
-from funcnet.verifier.expression import ExpressionError, formula
+from funcnet.verifier.formulas import expression
+from funcnet.verifier.formulas.expression import ExpressionError, formula
 
 
 def normal(*shape, seed=0):
@@ -79,8 +79,21 @@ MEANINGS = {
     "roll(x, 2, axis=1)": lambda: jnp.roll(X, 2, 1),
     "swapaxes(images, 1, -1)": lambda: IMAGES.swapaxes(1, -1),
     "tril(x, k=-1) + triu(x)": lambda: X,
+    "inv(x @ x.T) @ x": lambda: jnp.linalg.inv(X @ X.T) @ X,
+    "solve(x @ x.T, x) + solve(x @ x.T, x[:, 0])[:, None]": lambda: (
+        jnp.linalg.solve(X @ X.T, X) + jnp.linalg.inv(X @ X.T) @ X[:, :1]
+    ),
+    "det(x @ x.T) + trace(x @ x.T)": lambda: jnp.linalg.det(X @ X.T) + (X * X).sum(),
+    "logdet(-x @ x.T)": lambda: jnp.log(jnp.linalg.det(X @ X.T)),
+    "norm(x) + norm(x, axis=1, keepdims=True)": lambda: (
+        jnp.linalg.norm(X) + jnp.linalg.norm(X, axis=1)[:, None]
+    ),
+    "diag(b) @ diag(diag(b))": lambda: B * B,
     "eye(x.shape[0]) @ x": lambda: X,
     "cumsum(x, axis=0) * ones_like(x) + zeros_like(x)": lambda: X.cumsum(0),
+    "cholesky(x @ x.T) @ cholesky(x @ x.T).T": lambda: X @ X.T,
+    "kron(x, b)": lambda: jnp.kron(X, B),
+    "take_along_axis(x, ids[:, None], axis=1)": lambda: jnp.take_along_axis(X, IDS[:, None], 1),
     "exp(pi) * e": lambda: jnp.exp(jnp.pi) * jnp.e,
     "abs(möbius)": lambda: jnp.abs(VALUES["möbius"]),
     "  x\n  + 1": lambda: X + 1,
@@ -93,7 +106,15 @@ def test_meaning(text):
 
 
 def test_every_function_is_computed():
-    one = {"x": "x", "x1": "x", "x2": "x + 1", "condition": "x > 0", "arrays": "(x, x)", "n": "3"}
+    one = {
+        "x": "x",
+        "x1": "x",
+        "x2": "x + 1",
+        "condition": "x > 0",
+        "arrays": "(x, x)",
+        "n": "3",
+        "ids": "ids",
+    }
     one |= {"shift": "1", "axis1": "0", "axis2": "1", "*shape": "77", "*axes": "1, 0"}
     for name, (_, parameters) in expression._FUNCTIONS.items():
         args = (
@@ -103,6 +124,9 @@ def test_every_function_is_computed():
         )
         args = ["ids", "3"] if name == "one_hot" else ["b", "b"] if name == "dot" else args
         args = ["x", "x.T"] if name == "matmul" else args
+        args = ["x @ x.T"] if name in ("inv", "det", "logdet", "cholesky") else args
+        args = ["x @ x.T", "x"] if name == "solve" else args
+        args = ["x", "ids[:, None]"] if name == "take_along_axis" else args
         assert jnp.isfinite(value(f"{name}({', '.join(args)})")).sum() > 0, name
 
 
@@ -183,6 +207,16 @@ REFUSED = {
     "f'{x}'": (0, "this is not allowed here"),
     "x // 2": (0, "this is not allowed here"),
     "x ^ 2": (0, "a power is x ** 2"),
+    "2x": (1, "a product has its sign: 2 * x"),
+    "w'": (1, "a transpose is A.T"),
+    "b'wb": (1, "x'Ax is x @ A @ x"),
+    "2(x)": (0, "a product has its sign: 2 * (x + y)"),
+    "(x + b) w": (8, "a product has its sign: (x + y) * z"),
+    "x w": (2, "a product has its sign: x * y of elements, A @ B of matrices"),
+    "wb": (0, 'there is no "wb": a product is w @ b, or of elements *'),
+    "x / 0": (0, "x / 0 cannot be computed: division by zero"),
+    "take_along_axis(x, x, axis=1)": (0, "cannot be computed where x is float64[7, 11]"),
+    "inv(x)": (0, "inv(x) cannot be computed where x is float64[7, 11]"),
     "x if x else w": (0, "write where(condition, a, b)"),
     "x and w": (0, "write & for `and`"),
     "not x": (0, "write ~ for `not`"),

@@ -3,24 +3,31 @@
 A program is a list of equations (`trace.Program`): the forward pass, then the formula. An edit replaces what
 some of the formula's equations compute: an operand transposed or exchanged for another value in scope, a sum
 over another axis, an operation left out, a factor put in. `edits` tries them.
+
+A family of edits is a generator of a `Scope`, listed in `FAMILIES` with the effort of its first. It yields in
+rising effort, since all families are merged by effort as they are drawn, and lists nothing: who would try
+subsets, or all pairs of values, draws them lazily, the likeliest first. What it looks at without yielding
+it, it pays for (`scope.work.pay()`); `scope.candidates` does.
 """
 
 import dataclasses
 import functools
+import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from funcnet.verifier import clock, trace
-from funcnet.verifier.arrays import at_border, is_mask
+from funcnet.verifier import trace
+from funcnet.verifier.diagnosis.arrays import at_border, is_mask
+from funcnet.verifier.diagnosis.work import Work
 
-__all__ = ["Changed", "Edit", "Scope", "Term", "added", "is_float", "slips"]
+__all__ = ["Changed", "Edit", "Scope", "Term", "added", "is_float", "slips", "whole"]
 
 AXES = 255  # sets of axes that are tried in place of one set: all that 8 axes have
-USES = 5  # of a value; of more, only one and all together are exchanged for another
+USES = 12  # of a value; of more, only one, all, and a first or last part are exchanged for another
 MADE = 2**24  # elements of all functions of values
 Changed = Mapping[int, Callable[..., Sequence[Any]]]
 Known = Sequence[Any]  # all values of the program
@@ -36,6 +43,8 @@ class Edit(NamedTuple):
         build: what computes the changed equations' outputs instead.
         effort: how far-fetched it is: 1 a slip of the pen.
         solved: whether `build` leaves a factor c open, to be solved for.
+        residual: whether what it replaces does not follow dy, but is kept from the forward pass.
+        also: a kind that is as true.
     """
 
     kind: str | Callable[[], str]
@@ -44,6 +53,8 @@ class Edit(NamedTuple):
     build: Callable[[trace.Program], Changed]
     effort: float = 1.0
     solved: bool = False
+    residual: bool = False
+    also: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +67,9 @@ class Scope:
         first: the formula's first equation.
         behind: the formula's equations that the wrong gradients need.
         moved: the values that depend on dy.
-        deadline: after it no candidates are found.
+        work: what may be spent on looking for candidates.
+        carried: what the step before hands on, in the body of a loop.
+        ends: the equations of that body that give what a step gives.
     """
 
     program: trace.Program
@@ -64,7 +77,9 @@ class Scope:
     first: int
     behind: Sequence[int]
     moved: set[int]
-    deadline: float
+    work: Work
+    carried: Sequence[int] = ()
+    ends: Sequence[int] = ()
 
     def of(self, v: Any) -> Any:
         """The value of an equation's input: of the program, or a constant."""
@@ -90,12 +105,14 @@ class Scope:
         """The values, and functions of those that do not follow dy; each once if several are equal."""
         plain = [Term(v, "") for v, x in enumerate(self.values) if isinstance(x, np.ndarray | np.generic)]
         of = [t.value for t in plain if t.value not in self.moved and np.ndim(self.values[t.value])]
-        made = (Term(v, name) for v in of if is_float(self.values[v]) for name in DERIVED)
+        made = (Term(v, name) for v in of for name in _functions_of(self.values[v]))
         seen, out, room = set[Any](), [], MADE
         for term in itertools.chain(plain, made):
-            room -= np.size(self.values[term.value]) if term.function else 0
-            if room < 0 or clock.is_over(self.deadline):
+            size = np.size(self.values[term.value])
+            room -= size if term.function else 0
+            if room < 0:
                 break
+            self.work.pay(trace.CALL + 4 * size)
             x = np.asarray(term(self.values))
             mark = (x.shape, str(x.dtype), hash(x.tobytes()))
             if mark not in seen and (not term.function or np.isfinite(x).all()):
@@ -116,6 +133,11 @@ class Scope:
         forward = self.program.equations[self.first].outputs[0]
         return any(v < forward for v in self.equal(x))
 
+    def is_result(self, x: Any) -> bool:
+        """Whether an array is the result of the forward pass."""
+        still = (self.values[v] for v in self.program.outputs if v not in self.moved)
+        return any(y is not None and np.array_equal(x, y) for y in still)
+
     def is_term(self, x: Any) -> bool:
         """Whether an array is one of the terms of its size, but for rounding."""
         if not np.isfinite(x).all():
@@ -124,13 +146,20 @@ class Scope:
         same = lambda t: t.shape == x.shape and np.allclose(t, x, rtol=1e-9, atol=1e-12)
         return any(same(np.squeeze(t)) for _, t in self.terms if t.size == x.size and is_float(t))
 
-    def candidates(self, wanted: Callable[[Any], bool], before: int) -> Iterator["Term"]:
-        """The terms of the right kind that are known before a value."""
+    def candidates(
+        self, wanted: Callable[[Any], bool], before: int, made: bool | None = None
+    ) -> Iterator[tuple["Term", np.ndarray]]:
+        """The terms of the right kind that are known before a value, each with what it is.
+
+        Args:
+            wanted: of what they are.
+            before: the value.
+            made: functions of values only; False: values only; None: both.
+        """
         for term, x in self.terms:
-            if clock.is_over(self.deadline):
-                return
-            if term.value < before and wanted(x):
-                yield term
+            self.work.pay()
+            if term.value < before and made in (None, bool(term.function)) and wanted(x):
+                yield term, x
 
 
 def _collapsed(x: np.ndarray) -> np.ndarray:
@@ -175,23 +204,26 @@ DERIVED: dict[str, Callable[[Any], Any]] = {
     "softmax({})": _softmax, "1 - ({})": lambda x: 1 - x, "1 - square({})": lambda x: 1 - x * x,
     "sin({})": np.sin, "cos({})": np.cos, "sign({})": np.sign, "({} > 0)": lambda x: (x > 0).astype(x.dtype),
 }  # fmt: skip
+INVERSE = "argsort({})"  # of a permutation
+DERIVED[INVERSE] = lambda x: np.argsort(x, -1).astype(x.dtype)
 
 
-def slips(scope: Scope) -> Iterator[Edit]:
-    """All edits, the likeliest first."""
-    yield from _signs(scope)
-    yield from _axes(scope)
-    yield from _transposes(scope)
-    yield from _left_out(scope)
-    yield from _turned(scope)
-    yield from _cut(scope)
-    yield from _exchanged(scope)
-    yield from _powers(scope)
-    yield from _scaled(scope)
-    yield from _swapped(scope)
-    yield from _others(scope)
-    yield from _factors(scope)
-    yield from _terms(scope)
+def _functions_of(x: Any) -> Iterable[str]:
+    """The functions of a value that may be needed in its place."""
+    if is_float(x):
+        return (name for name in DERIVED if name != INVERSE) if x.size else ()
+    orders = x.dtype.kind == "i" and x.size and (np.sort(x, -1) == np.arange(x.shape[-1])).all()
+    return (INVERSE,) if orders else ()
+
+
+def slips(scope: Scope, most: float = math.inf) -> list[tuple[float, Iterator[Edit]]]:
+    """All edits, by family, the likeliest family first; with the effort that each begins with.
+
+    Args:
+        scope: where they are looked for.
+        most: families that begin with more are left out.
+    """
+    return [(effort, family(scope)) for effort, family in FAMILIES if effort <= most]
 
 
 # ---- how an equation is changed ---------------------------------------------------------------------------
@@ -251,6 +283,18 @@ def _signs(scope: Scope) -> Iterator[Edit]:
         yield Edit("sign", "negate the result of {op}", k, _result(k, lambda x, _: -x))
 
 
+def _conjugates(scope: Scope) -> Iterator[Edit]:
+    """The imaginary part of a value has the other sign."""
+    conjugate = lambda x, *_: np.conj(x)
+    for k in scope.behind:
+        eqn = scope.program.equations[k]
+        if np.iscomplexobj(scope.values[eqn.outputs[0]]):
+            yield Edit("sign", "conjugate the result of {op}", k, _result(k, conjugate))
+        for j, v in enumerate(eqn.inputs):
+            if np.iscomplexobj(scope.of(v)):
+                yield Edit("sign", f"conjugate operand {j} of {{op}}", k, _operands([(k, j)], conjugate))
+
+
 def _transposes(scope: Scope) -> Iterator[Edit]:
     for k in scope.behind:
         eqn = scope.program.equations[k]
@@ -277,7 +321,7 @@ def _square_axes(shape: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _axes(scope: Scope) -> Iterator[Edit]:
-    """A reduction over other axes: of one equation, of all that follow dy, or of all that do not."""
+    """A reduction over other axes: of one equation; then of all that follow dy, or of all that do not."""
     program, groups = scope.program, dict[Any, list[int]]()
     for k in scope.behind:
         eqn = program.equations[k]
@@ -285,19 +329,16 @@ def _axes(scope: Scope) -> Iterator[Edit]:
             old, ndim = tuple(sorted(eqn.params["axes"])), len(program.avals[eqn.inputs[0]].shape)
             for group in (k, "all", eqn.inputs[0] in scope.moved):
                 groups.setdefault((old, ndim, str(group)), []).append(k)
-    for (old, ndim, group), many in groups.items():
-        alone = len(many) == 1
-        if alone and not group.isdigit():
-            continue
-        for axes in _other_axes(old, ndim):
-            for mean, keep in itertools.product((False, True), repeat=2):
-                words = ("run {op}" if alone else "take all sums and means") + f" over axis {_plain(axes)}"
-                build = _over(tuple(many), axes, ndim, mean, keep)
-                yield Edit("wrong_axis", words, many[0], build, 1.0 if alone else 1.2)
+    alone = {key: many for key, many in groups.items() if key[2].isdigit()}
+    together = {key: many for key, many in groups.items() if not key[2].isdigit() and len(many) > 1}
+    yield from _reduced(alone, "run {op}", 1.0)
     for k in scope.behind:
         eqn = program.equations[k]
         if not isinstance(eqn.inputs[0] if eqn.inputs else None, int):
             continue
+        if eqn.name == "scan":
+            turned = _params(k, {"reverse": not eqn.params["reverse"]})
+            yield Edit("flip", "run {op} from the other end", k, turned)
         if eqn.name in ("cumsum", "cumprod", "cummax"):
             for axis in range(len(program.avals[eqn.inputs[0]].shape)):
                 if axis != eqn.params["axis"]:
@@ -311,6 +352,16 @@ def _axes(scope: Scope) -> Iterator[Edit]:
                 if axes != old:
                     words = f"let {{op}} repeat along other axes: {_plain(axes)} stay"
                     yield Edit("wrong_axis", words, k, _params(k, {"broadcast_dimensions": axes}))
+    yield from _reduced(together, "take all sums and means", 1.2)
+
+
+def _reduced(groups: Mapping[Any, list[int]], what: str, effort: float) -> Iterator[Edit]:
+    """Reductions over other axes, each group by its old axes and the number of all."""
+    for (old, ndim, _), many in groups.items():
+        for axes in _other_axes(old, ndim):
+            for mean, keep in itertools.product((False, True), repeat=2):
+                build = _over(tuple(many), axes, ndim, mean, keep)
+                yield Edit("wrong_axis", f"{what} over axis {_plain(axes)}", many[0], build, effort)
 
 
 def _other_axes(old: Sequence[int], ndim: int) -> Iterator[tuple[int, ...]]:
@@ -376,8 +427,8 @@ def _left_out(scope: Scope) -> Iterator[Edit]:
         shape = scope.program.avals[eqn.outputs[0]].shape
         for j, v in enumerate(eqn.inputs):
             x = scope.of(v)
-            if not isinstance(v, int) or not is_float(x) or np.ndim(x) != len(shape):
-                continue
+            if not isinstance(v, int) or not is_float(x) or np.ndim(x) != len(shape) or not np.any(x):
+                continue  # to keep only zeros is to leave out a term
             if not _broadcasts(np.shape(x), shape):
                 continue
             kind = functools.partial(_superfluous, scope, eqn, j)
@@ -397,7 +448,8 @@ def _superfluous(scope: Scope, eqn: trace.Equation, j: int) -> str:
     others = [scope.of(u) for i, u in enumerate(eqn.inputs) if i != j]
     forward = not scope.follows(v) and scope.is_forward(result)
     if eqn.name in ("mul", "div") and all(np.size(o) == 1 or (o == o.flat[0]).all() for o in others):
-        return "scale"
+        nothing = eqn.name == "mul" and not any(map(np.any, others))
+        return "missing_term" if nothing else "scale"
     if all(map(is_mask, others if eqn.name == "mul" else [result, scope.of(v)])):
         return "mask"
     if eqn.name in _LEFT_OUT and not (forward and eqn.name == "select_n"):
@@ -489,11 +541,9 @@ _ORDERED = ("concatenate", "sub", "div", "dot_general", "pow", "select_n")  # op
 
 
 def _exchanged(scope: Scope) -> Iterator[Edit]:
+    """Operands exchanged."""
     for k in scope.behind:
         eqn = scope.program.equations[k]
-        for name, kind in _SWAPS.get(eqn.name, ()):
-            instead = _instead(k, lambda operands, f=trace.NUMPY[name]: f(*operands))
-            yield Edit(kind, f"{name} instead of {{op}}", k, instead, 1.5)
         order = (0, 2, 1) if eqn.name == "select_n" else (1, 0)
         if eqn.name in _ORDERED and len(eqn.inputs) == len(order):
             kind = {"select_n": "mask", "sub": "sign"}.get(eqn.name, "swapped")
@@ -501,6 +551,15 @@ def _exchanged(scope: Scope) -> Iterator[Edit]:
                 k: lambda operands, _, e=p.equations[k]: trace.apply(e, [operands[i] for i in order])
             }
             yield Edit(kind, "exchange the operands of {op}", k, turned)
+
+
+def _replaced(scope: Scope) -> Iterator[Edit]:
+    """Another operation, or another number in a sum."""
+    for k in scope.behind:
+        eqn = scope.program.equations[k]
+        for name, kind in _SWAPS.get(eqn.name, ()):
+            instead = _instead(k, lambda operands, f=trace.NUMPY[name]: f(*operands))
+            yield Edit(kind, f"{name} instead of {{op}}", k, instead, 1.5)
         if eqn.name in ("add", "sub") and any(not isinstance(v, int) for v in eqn.inputs):
             j = next(j for j, v in enumerate(eqn.inputs) if not isinstance(v, int))
             old = np.asarray(eqn.inputs[j])
@@ -512,25 +571,47 @@ def _exchanged(scope: Scope) -> Iterator[Edit]:
                     yield Edit(kind, words, k, _operands([(k, j)], change), 1.5)
 
 
+_CURVED = ("exp", "logistic", "pow", "rsqrt", "sqrt", "square", "tanh")
+
+
 def _powers(scope: Scope) -> Iterator[Edit]:
-    """Another power: a factor too many or too few."""
+    """Another power: a factor too many or too few; of a value, or of one of its uses."""
     for k in scope.behind:
         eqn = scope.program.equations[k]
         if eqn.name == "integer_pow":
             old = eqn.params["y"]
             for new in sorted({1, 2, 3, -1, -2, -3, old + 1, old - 1} - {old, 0}):
                 kind = _power(old, new)
-                yield Edit(kind, f"the power {new} instead of that of {{op}}", k, _params(k, {"y": new}), 1.2)
-        if eqn.name in ("exp", "sqrt", "rsqrt", "tanh", "logistic", "square"):
+                words, other = f"the power {new} instead of that of {{op}}", _params(k, {"y": new})
+                yield Edit(kind, words, k, other, 1.2, residual=eqn.outputs[0] not in scope.moved)
+    for k in scope.behind:
+        eqn = scope.program.equations[k]
+        if eqn.name in _CURVED:
             for new in (2, 3, -1):
                 raised = _result(k, lambda x, _, new=new: x ** float(new))
-                yield Edit(_power(1, new), f"the power {new} of the result of {{op}}", k, raised, 1.5)
+                words, still = f"the power {new} of the result of {{op}}", eqn.outputs[0] not in scope.moved
+                yield Edit(_power(1, new), words, k, raised, 1.5, residual=still)
+    for v, places in scope.uses.items():
+        maker = scope.program.makers.get(v)
+        if v in scope.moved or len(places) < 2 or maker is None or maker.name not in _CURVED:
+            continue
+        for (k, j), new in itertools.product(places, (2, 3, -1)):
+            raised = _operands([(k, j)], lambda x, _, new=new: x ** float(new))
+            yield Edit(
+                _power(1, new), f"the power {new} of operand {j} of {{op}}", k, raised, 1.6, residual=True
+            )
 
 
 def _power(old: int, new: int) -> str:
     if old * new < 0:
         return "wrong_residual"
     return "missing_term" if abs(new) > abs(old) else "extra_term"
+
+
+def whole(program: trace.Program, v: int) -> Edit:
+    """A value that is a result, times a factor."""
+    k = next(k for k, eqn in enumerate(program.equations) if v in eqn.outputs)
+    return Edit("scale", "multiply {op} by {c}", k, _result(k, lambda x, _, c: c * x), solved=True)
 
 
 def _scaled(scope: Scope) -> Iterator[Edit]:
@@ -547,20 +628,47 @@ def _scaled(scope: Scope) -> Iterator[Edit]:
 # ---- another value ----------------------------------------------------------------------------------------
 
 
+def _for_numbers(scope: Scope) -> Iterator[Edit]:
+    """A value in place of a number, as the count of a window at the border."""
+    for k in scope.floats:
+        eqn = scope.program.equations[k]
+        shape = scope.program.avals[eqn.outputs[0]].shape
+        fits = lambda x, shape=shape: is_float(x) and 0 < x.ndim <= len(shape) and _broadcasts(x.shape, shape)
+        for j, v in enumerate(eqn.inputs if eqn.name in ("mul", "div", "sub", "add") else ()):
+            old = scope.program.fixed(v)
+            if old is None or np.size(old) != 1:
+                continue
+            for term, new in scope.candidates(fits, eqn.outputs[0], made=False):
+                if term.value not in scope.moved and new.size > 1:
+                    kind = "border" if at_border(np.abs(new - old)) else "wrong_residual"
+                    put = _operands([(k, j)], lambda _, known, term=term: term(known))
+                    yield Edit(kind, f"{term.words} as operand {j} of {{op}}", k, put, 2.0, residual=True)
+
+
 def _swapped(scope: Scope) -> Iterator[Edit]:
     """Two values of the forward pass exchanged in all their uses."""
-    still = [v for v, x in scope.uses.items() if v not in scope.moved] if len(scope.uses) < 40 else []
+    still = [v for v in scope.uses if v not in scope.moved]
     for a, b in itertools.combinations(still, 2):
+        scope.work.pay()
         x, y = scope.values[a], scope.values[b]
         if is_float(x) and np.ndim(x) and _fits(x)(np.asarray(y)) and not np.array_equal(x, y):
             takes = {v: lambda _, known, u=u: known[u] for v, u in ((a, b), (b, a))}
             build = _each_operand({place: takes[v] for v in (a, b) for place in scope.uses[v]})
-            yield Edit("swapped", f"exchange {{v{a}}} and {{v{b}}}", scope.uses[a][0][0], build, 2.3)
+            yield Edit("swapped", f"exchange {{v{a}}} and {{v{b}}}", scope.uses[a][0][0], build, 1.9)
 
 
 def _others(scope: Scope) -> Iterator[Edit]:
-    """Another value in place of an operand, or of several uses of a value."""
-    program, values, moved = scope.program, scope.values, scope.moved
+    """Another value in place of an operand, or of several uses of a value; then functions of values."""
+    return heapq.merge(
+        _other_operands(scope, False),
+        _other_uses(scope),
+        _other_operands(scope, True),
+        key=lambda edit: edit.effort,
+    )
+
+
+def _other_operands(scope: Scope, made: bool) -> Iterator[Edit]:
+    program, moved = scope.program, scope.moved
     for k in scope.behind:
         eqn = program.equations[k]
         if eqn.primitive is None:
@@ -569,25 +677,45 @@ def _others(scope: Scope) -> Iterator[Edit]:
             old = scope.of(v)
             if not hasattr(old, "dtype") or np.ndim(old) == 0:
                 continue
-            for term in scope.candidates(_fits(old), min(eqn.outputs)):
-                new, u = term(values), term.value
-                if np.array_equal(new, old) or (scope.follows(v) and u not in moved):
+            for term, new in scope.candidates(_fits(old), min(eqn.outputs), made):
+                if np.array_equal(new, old) or (scope.follows(v) and term.value not in moved):
                     continue  # the last would no longer follow dy
                 kind = functools.partial(_relation, scope, v, term)
                 put = _operands([(k, j)], lambda _, known, term=term: term(known))
-                effort = 2.5 if term.function else 2.0
-                yield Edit(kind, f"{term.words} as operand {j} of {{op}}", k, put, effort)
+                words, effort = f"{term.words} as operand {j} of {{op}}", 2.5 if made else 2.0
+                yield Edit(kind, words, k, put, effort, residual=not scope.follows(v))
+
+
+def _other_uses(scope: Scope) -> Iterator[Edit]:
+    values, moved = scope.values, scope.moved
     for v, places in scope.uses.items():
         if len(places) < 2 or not hasattr(values[v], "dtype") or np.ndim(values[v]) == 0:
             continue
-        counts = range(2, len(places) + 1) if len(places) <= USES else [len(places)]
-        for at in (c for n in counts for c in itertools.combinations(places, n)):
-            for term in scope.candidates(_fits(values[v]), program.equations[at[0][0]].outputs[0]):
-                if np.array_equal(term(values), values[v]) or (v in moved) != (term.value in moved):
+        for at in _some(places):
+            before = scope.program.equations[at[0][0]].outputs[0]
+            for term, new in scope.candidates(_fits(values[v]), before):
+                if np.array_equal(new, values[v]) or (v in moved) != (term.value in moved):
                     continue
                 put = _operands(at, lambda _, known, term=term: term(known))
                 words = f"{term.words} instead of {{v{v}}}"
-                yield Edit(functools.partial(_relation, scope, v, term), words, at[0][0], put, 2.2)
+                kind = functools.partial(_relation, scope, v, term)
+                yield Edit(kind, words, at[0][0], put, 2.2, residual=v not in moved)
+
+
+def _some(places: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """Subsets of more than one place, the likeliest first: of many places few of all there are."""
+    n = len(places)
+    sets: list[Iterable[Any]] = [
+        iter([places]),
+        (places[:i] + places[i + 1 :] for i in range(n)),
+        (part for i in range(2, n - 1) for part in (places[:i], places[i:])),
+        itertools.combinations(places if n <= USES else (), 2),
+    ]
+    seen = set[Any]()
+    for at in map(tuple, itertools.chain.from_iterable(sets)):
+        if len(at) > 1 and at not in seen:
+            seen.add(at)
+            yield at
 
 
 def _fits(old: Any) -> Callable[[Any], bool]:
@@ -640,7 +768,10 @@ def _relation(scope: Scope, v: Any, term: Term) -> str:
 
 
 def _factors(scope: Scope) -> Iterator[Edit]:
-    """A factor or divisor put in: at a result, at one use of a value that has several, at all uses of dy."""
+    """A factor put in, then a divisor, or a function of a value.
+
+    At a result, at one use of a value that has several, at all uses of dy.
+    """
     program, values, moved = scope.program, scope.values, scope.moved
     first = program.equations[scope.behind[0]].outputs[0] if scope.behind else 0
     places: list[tuple[str, int, int, Callable[..., Any]]] = []  # words, equation, value there, how to change
@@ -653,26 +784,39 @@ def _factors(scope: Scope) -> Iterator[Edit]:
                 put = lambda change, k=k, j=j: _operands([(k, j)], change)
                 places.append((f"operand {j} of {{op}}", k, v, put))
     for v, at in scope.uses.items():
-        if v in moved and len(at) > 1:
+        if (v in moved or v < first) and len(at) > 1:
             places.append((f"{{v{v}}}", at[0][0], v, lambda change, at=at: _operands(at, change)))
-    for what, k, v, put in places:
-        shape = np.shape(values[v])
-        fits = lambda x, shape=shape: x.ndim <= len(shape) and _broadcasts(x.shape, shape)
-        for term in scope.candidates(fits, program.equations[k].outputs[0]):
-            u, x = term.value, term(values)
-            if (u in moved and v in moved) or (not x.ndim and u >= program.inputs):
-                continue  # of numbers only the arguments themselves
+    for by, made in ((False, False), (True, False), (False, True)):
+        for what, k, v, put in places:
+            yield from _by_terms(scope, what, k, v, put, by, made)
+
+
+def _by_terms(
+    scope: Scope, what: str, k: int, v: int, put: Callable[..., Any], by: bool, made: bool
+) -> Iterator[Edit]:
+    """What is at one place times every term, or divided by it."""
+    program, moved = scope.program, scope.moved
+    shape, effort = np.shape(scope.values[v]), 3.0 if made or by else 2.5
+    fits = lambda x: x.ndim <= len(shape) and _broadcasts(x.shape, shape)
+    for term, x in scope.candidates(fits, program.equations[k].outputs[0], made):
+        u = term.value
+        if (u in moved and v in moved) or (not x.ndim and u >= program.inputs and not scope.is_result(x)):
+            continue  # of numbers only the arguments themselves, and the result
+        if not by:
             kind = "ignores_cotangent" if u in moved else "mask" if is_mask(x) else "missing_term"
             times = put(lambda a, known, term=term: a * term(known))
-            effort = 3.0 if term.function else 2.5
-            yield Edit(kind, f"multiply {what} by {term.words}", k, times, effort)
+            yield Edit(kind, f"multiply {what} by {term.words}", k, times, effort, residual=v not in moved)
             if is_mask(x):
                 without = put(lambda a, known, term=term: a * (1 - np.asarray(term(known), float)))
                 yield Edit(kind, f"multiply {what} by not {term.words}", k, without, effort)
-            elif u not in moved and not term.function:
-                over = put(lambda a, known, term=term: a / term(known))
-                kind = "extra_term" if _multiplies(scope, x) else "missing_term"
-                yield Edit(kind, f"divide {what} by {term.words}", k, over, effort + 0.5)
+        elif u not in moved and not is_mask(x):
+            over = put(lambda a, known, term=term: a / term(known))
+            kind = functools.partial(_divided, scope, x)
+            yield Edit(kind, f"divide {what} by {term.words}", k, over, effort, residual=v not in moved)
+
+
+def _divided(scope: Scope, x: Any) -> str:
+    return "extra_term" if _multiplies(scope, x) else "missing_term"
 
 
 def _multiplies(scope: Scope, x: Any) -> bool:
@@ -680,6 +824,39 @@ def _multiplies(scope: Scope, x: Any) -> bool:
     eqns = [scope.program.equations[k] for k in scope.behind]
     factors = [scope.of(v) for eqn in eqns if eqn.name == "mul" for v in eqn.inputs]
     return any(_same(_collapsed(np.asarray(f)), _collapsed(np.asarray(x))) for f in factors)
+
+
+def _handed_on(scope: Scope) -> Iterator[Edit]:
+    """What the step before hands on is added, as to a gradient through time."""
+    for k in scope.floats:
+        for (j, v), state in itertools.product(enumerate(scope.program.equations[k].inputs), scope.carried):
+            if state in scope.moved and scope.follows(v) and _fits(scope.of(v))(scope.values[state]):
+                put = _operands([(k, j)], lambda x, known, state=state: x + known[state])
+                yield Edit("missing_term", f"add {{v{state}}} to operand {j} of {{op}}", k, put, 1.2)
+
+
+def _of_steps(scope: Scope) -> Iterator[Edit]:
+    """What a step of a loop gives lacks a factor, or a multiple of a product of two values."""
+    for k in scope.ends:
+        out = scope.program.equations[k].outputs[0]
+        put = lambda change, k=k: _result(k, change)
+        for edit in (
+            _by_terms(scope, "what a step gives", k, out, put, False, False) if out in scope.moved else ()
+        ):
+            yield edit._replace(effort=2.0)
+    for k in scope.ends:
+        out = scope.program.equations[k].outputs[0]
+        shape = np.shape(scope.values[out])
+        fits = lambda x, shape=shape: is_float(x) and x.ndim <= len(shape) and _broadcasts(x.shape, shape)
+        every = [term for term, x in scope.candidates(fits, out, made=False) if np.ndim(x)]
+        still = [term for term in every if term.value not in scope.moved]
+        moving = [term for term in every if term.value in scope.moved]
+        for p, m in itertools.product(still, moving):
+            scope.work.pay()
+            if np.broadcast_shapes(*(np.shape(scope.values[t.value]) for t in (p, m))) == shape:
+                term = lambda known, p=p, m=m: p(known) * m(known)
+                words = f"add {{c}} · {p.words} · {m.words} to what a step gives"
+                yield Edit("missing_term", words, k, added(k, term), 2.6, solved=True)
 
 
 def _terms(scope: Scope) -> Iterator[Edit]:
@@ -690,7 +867,7 @@ def _terms(scope: Scope) -> Iterator[Edit]:
             continue
         shape = np.shape(scope.values[out])
         fits = lambda x, shape=shape: is_float(x) and 0 < x.ndim <= len(shape) and _broadcasts(x.shape, shape)
-        for term in scope.candidates(fits, out):
+        for term, _ in scope.candidates(fits, out):
             if term.value in scope.moved:
                 words = f"add {{c}} · {term.words} to the result of {{op}}"
                 yield Edit("missing_term", words, k, added(k, term), 2.5, solved=True)
@@ -702,5 +879,13 @@ def added(k: int, term: Callable[[Known], Any]) -> Callable[[trace.Program], Cha
 
 
 def is_float(x: Any) -> bool:
-    """Whether a value is a floating-point array or scalar."""
-    return isinstance(x, np.ndarray | np.floating) and np.issubdtype(x.dtype, np.floating)
+    """Whether a value is an array or scalar of floating-point or complex numbers."""
+    return isinstance(x, np.ndarray | np.inexact) and np.issubdtype(x.dtype, np.inexact)
+
+
+FAMILIES: tuple[tuple[float, Callable[[Scope], Iterator[Edit]]], ...] = (
+    (1.0, _signs), (1.0, _axes), (1.0, _transposes), (1.0, _left_out), (1.0, _turned), (1.0, _cut),
+    (1.0, _exchanged), (1.0, _conjugates), (2.0, _for_numbers),
+    (1.5, _replaced), (1.2, _powers), (1.0, _scaled), (1.2, _handed_on), (1.9, _swapped),
+    (2.0, _others), (2.5, _factors), (2.5, _terms), (2.0, _of_steps),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The search for a name: in little memory, and at an end when its time is over."""
+"""The search for a name: in little memory, the likeliest first, and at an end when its work is spent."""
 
 import contextlib
 import itertools
@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from funcnet.verifier import arrays, clock, edits, inputs, paths, slips, terms, trace
+from funcnet.verifier import trace
+from funcnet.verifier.diagnosis import arrays, edits, inputs, paths, slips, terms
+from funcnet.verifier.diagnosis.search import Guess, search, within
+from funcnet.verifier.diagnosis.work import RATE, SpentError, Work
+from funcnet.verifier.finding import Finding
 from funcnet.verifier.judge import judge_of
 from funcnet.verifier.problem import elsewhere, pose
 
@@ -33,12 +37,6 @@ def in_a_gigabyte():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-@pytest.fixture
-def ticks(monkeypatch):
-    """The verifier's clock moves on by 1 each time somebody looks at it, and is at 0."""
-    monkeypatch.setattr(clock, "now", itertools.count(0.0).__next__)
-
-
 def posed(forward, backward, *args):
     """Judge and one point of a wrong formula, nothing compiled."""
     problem = pose(forward, backward, args)
@@ -49,8 +47,9 @@ def posed(forward, backward, *args):
 def scope_of(forward, backward, *args):
     """What the slips in a formula are looked for in."""
     ready, points = posed(forward, backward, *args)
-    scene = edits._scene(ready.problem, points[0])
-    return edits._scope(scene, ready.problem, list(scene.outputs), math.inf)
+    work = Work(math.inf)
+    scene = edits._scene(ready.problem, points[0], work)
+    return edits._scope(scene, ready.problem, list(scene.outputs), work)
 
 
 def x(*shape):
@@ -84,7 +83,8 @@ def test_subsets_of_the_uses_of_a_value_are_not_all_listed():
     assert max(map(len, scope.uses.values())) == 40
     with in_a_gigabyte():
         drawn = sum(1 for _ in slips._others(scope))
-    assert 40 < drawn < 2000
+    assert 40 < drawn < 4000
+    assert [len(list(slips._some(list(range(n))))) for n in (2, 3, 5, 40)] == [1, 4, 18, 115]
 
 
 def test_sets_of_axes_are_bounded():
@@ -101,23 +101,89 @@ def test_the_sets_of_axes_whose_sums_fit():
     assert list(terms._sums(to, shape)) == []
 
 
+def families(ready, points, work):
+    return {
+        "inputs": inputs.family(ready, points, 0, work),
+        "paths": within(work, paths.family(ready.problem, points, work)),
+        **{str(n): each for n, each in enumerate(edits.families(ready.problem, points, [0], work))},
+    }
+
+
 @pytest.mark.parametrize("name", FORMULAS)
-def test_nothing_is_tried_after_the_deadline(name, monkeypatch, ticks):
+def test_nothing_is_tried_that_is_not_paid_for(name, monkeypatch):
     formula, u = FORMULAS[name]
     ready, points = posed(jnp.sin, formula, u)
-    tried = []
-    count = lambda f: lambda *args, **options: tried.append(f.__name__) or f(*args, **options)
-    monkeypatch.setattr(trace, "rerun", count(trace.rerun))
-    monkeypatch.setattr(paths, "_explained", count(paths._explained))
-    monkeypatch.setattr(inputs, "_explains", count(inputs._explains))
-    for search, late in ((inputs.search, (0,)), (paths.search, ([0],)), (edits.search, ([0],))):
-        problem = ready if search is inputs.search else ready.problem
-        search(problem, points, *late, -1.0)
-        assert not tried
+    run, rerun, spent = trace.run, trace.rerun, []
+    priced = lambda program, costs: spent.append(sum(costs))
+
+    def all_of(program, *args, **options):
+        priced(program, program.costs)
+        return run(program, *args, **options)
+
+    def some_of(program, values, changed, wanted):
+        priced(program, [program.costs[k] for k in program.again(changed, wanted)])
+        return rerun(program, values, changed, wanted)
+
+    monkeypatch.setattr(trace, "run", all_of)
+    monkeypatch.setattr(trace, "rerun", some_of)
+    for left in (0.0, 3e6):
+        spent.clear()
         with in_a_gigabyte():
-            search(problem, points, *late, clock.now() + 200.0)
-        assert 0 < len(tried) < 1000, "it looks at the clock before each try"
-        tried.clear()
+            search(families(ready, points, Work(left)).values(), [0], [])
+        assert sum(spent) <= left
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_every_family_yields_in_rising_effort(name):
+    formula, u = FORMULAS[name]
+    ready, points = posed(jnp.sin, formula, u)
+    for family in families(ready, points, Work(2e6)).values():
+        efforts = [guess.effort for guess in family]
+        assert efforts == sorted(efforts)
+
+
+def guess(effort, name="sign", real=None):
+    """A guess that explains gradient 0."""
+    return Guess(effort, lambda left: [(0, real or effort, Finding("x", name, ""))] if 0 in left else [])
+
+
+def test_the_search_ends_when_nothing_nearer_can_come():
+    drawn = []
+    drawing = lambda *some: (drawn.append(one) or one for one in some)
+    silent = Guess(1.5, lambda left: [])
+    near, far = drawing(guess(2.0, "mask", 2.4), guess(2.3), silent._replace(effort=9.0)), drawing(silent)
+    assert search([near, far], [0], [])[0][1].kind == "sign", "what a name costs in the end counts"
+    assert len(drawn) == 4
+    drawn.clear()
+    search([drawing(guess(1.0), silent, silent)], [0, 1], [])
+    assert len(drawn) == 3, "the other gradient has no name"
+
+
+def test_a_family_without_work_ends_and_the_others_go_on():
+    work = Work(100.0)
+
+    def dear(left):
+        work.share(0.5).pay(60.0)
+        raise AssertionError
+
+    families = [iter([Guess(1.0, dear), Guess(1.0, dear)]), iter([guess(1.2)])]
+    assert search(families, [0], [])[0][0] == 1.2
+    purse = work.share(0.5)
+    assert len(list(within(purse, (purse.pay(20.0) or guess(1.0) for _ in range(9))))) == 2
+    assert work.left == 60.0
+
+
+def test_a_name_does_not_depend_on_the_clock_until_it_strikes(monkeypatch):
+    now = iter([0.0, 39.0, 41.0])
+    monkeypatch.setattr("time.thread_time", lambda: next(now))
+    work = Work.of(10.0)
+    assert work.left == 10 * RATE
+    work.pay(1e8)
+    assert not work.late
+    with pytest.raises(SpentError):
+        work.share(0.5).pay(1e8)
+    assert work.late
+    assert work.is_spent
 
 
 def test_many_axes_are_few_elements_until_they_are_resized():
@@ -166,12 +232,23 @@ def rotated_gradient(p, q, dy):
     return dy @ rotation(u), jnp.stack([dw, di, dj, dk]) / n
 
 
-def test_a_quaternion_without_the_projection_of_its_norm_is_named(monkeypatch, ticks):
-    """Hundreds of equations and more slips than there is time for: what it lacks is searched for as well."""
+def test_a_quaternion_without_the_projection_of_its_norm_is_named(monkeypatch):
+    """Hundreds of equations and more slips than there is work for: what it lacks is searched for as well."""
     nothing = lambda program: {len(program.equations) - 1: lambda operands, values: operands}
     useless = slips.Edit("sign", "", 0, nothing, 2.0)
-    monkeypatch.setattr(edits, "slips", lambda scope: itertools.repeat(useless))
+    monkeypatch.setattr(slips, "FAMILIES", ((2.0, lambda scope: itertools.repeat(useless)),))
     ready, points = posed(rotated, rotated_gradient, x(5, 3), jnp.asarray(QUATERNION))
     with in_a_gigabyte():
-        found = edits.search(ready.problem, points, [1], 6000.0)[1]
-    assert {finding.kind for _, finding in found} == {"missing_term"}
+        found = search(edits.families(ready.problem, points, [1], Work(2e8)), [1], [])
+    assert found[1][1].kind == "missing_term"
+
+
+@pytest.mark.slow
+def test_a_quaternion_is_named_among_all_its_slips():
+    """Values are used thirty times: no list of subsets is made."""
+    work = Work(10 * RATE)
+    with in_a_gigabyte():
+        ready, points = posed(rotated, rotated_gradient, x(5, 3), jnp.asarray(QUATERNION))
+        found = search(edits.families(ready.problem, points, [1], work), [1], [])
+    assert found[1][1].kind == "missing_term"
+    assert work.left > 0
