@@ -1,6 +1,7 @@
 """Training: a state, a jitted step, batches and a loop; each works without the others."""
 
 from funcnet.mean import Mean
+from funcnet.train.agreement import PeersError
 from funcnet.train.checkpoints import Checkpoints
 from funcnet.train.cursor import RecordError
 from funcnet.train.data import batches, in_order
@@ -20,6 +21,7 @@ __all__ = [
     "LossScale",
     "Mean",
     "NonFiniteError",
+    "PeersError",
     "RecordError",
     "State",
     "batches",

@@ -2,6 +2,9 @@
 
 Every byte is under a SHA-256: those of the tensors are in their piece's header, the header's in the index,
 and the index has its own. `docs/store.md` states the format.
+
+What is copied, written and read are boxes of leaves: of an array that is split over devices, what one device
+holds. So no process ever needs more of an array than its own devices do.
 """
 
 import math
@@ -9,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from io import BufferedReader
 from platform import python_version
@@ -21,7 +24,6 @@ import numpy as np
 
 from funcnet._safetensors import (
     CODE_OF,
-    MAX_HEADER,
     is_text,
     json_bytes,
     open_file,
@@ -52,6 +54,7 @@ from funcnet.errors import DTypeError, StructureError, ValueRangeError
 PIECE = 64 * 2**20  # bytes of a file, at most
 INDEX = "index.json"
 _MOST_TENSORS = 10_000  # in a piece: its header has a limit, too
+_MOST_INDEX = 2**28  # bytes; two million boxes: 500 leaves, each split over 4,000 devices
 _MAX_DEPTH = 100  # containers within containers
 _VERSION = 1
 _THREADS = 4  # that read pieces, at most; hashing is what takes the time
@@ -78,17 +81,41 @@ class Leaf(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A tensor of a piece: the box of a leaf that begins at `start`."""
+    """A box of a leaf, which begins at `start`: what a tensor of a piece is."""
 
     leaf: str
     start: tuple[int, ...]
     shape: tuple[int, ...]
+
+    @classmethod
+    def at(cls, leaf: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> "Part":
+        """The box that `index` takes of a leaf of `shape`; of axes that it does not name, all.
+
+        >>> Part.at("w", (slice(2, 4),), (4, 3))
+        Part(leaf='w', start=(2, 0), shape=(2, 3))
+        """
+        slices = (*index, *[slice(None)] * (len(shape) - len(index)))
+        bounds = [at.indices(size)[:2] for at, size in zip(slices, shape, strict=True)]
+        return cls(leaf, tuple(begin for begin, _ in bounds), tuple(end - begin for begin, end in bounds))
 
     @property
     def slices(self) -> tuple[Any, ...]:
         """The box as an index; never without an axis, so that it gives a view."""
         pairs = zip(self.start, self.shape, strict=True)
         return (*(slice(begin, begin + length) for begin, length in pairs), ...)
+
+    def within(self, other: "Part") -> "Part":
+        """The box as one of `other`, which holds it."""
+        start = tuple(mine - theirs for mine, theirs in zip(self.start, other.start, strict=True))
+        return self._replace(start=start)
+
+    def meet(self, other: "Part") -> "Part | None":
+        """What it has in common with another box of the leaf; None: no element."""
+        axes = [*zip(self.start, self.shape, other.start, other.shape, strict=True)]
+        begins = tuple(max(mine, theirs) for mine, _, theirs, _ in axes)
+        ends = (min(mine + length, theirs + other) for mine, length, theirs, other in axes)
+        shape = tuple(end - begin for begin, end in zip(begins, ends, strict=True))
+        return Part(self.leaf, begins, shape) if all(length > 0 for length in shape) else None
 
 
 class Piece(NamedTuple):
@@ -125,6 +152,10 @@ class Index(NamedTuple):
     nodes: dict[str, str]
     leaves: dict[str, Leaf]
     pieces: list[Piece]
+
+
+# What is kept of a leaf: what it is, and copies of the boxes that this process writes.
+Kept = tuple[Leaf, dict[Part, np.ndarray]]
 
 
 @cache
@@ -178,44 +209,53 @@ def survey(where: str, tree: Any, *, stored: bool = True) -> tuple[dict[str, Any
 def _unfit(leaf: Any) -> str | None:
     """Why a leaf cannot be stored."""
     try:
-        array, _ = array_and_note(leaf)
+        array_and_note(leaf)
     except DTypeError as error:
         return str(error)
-    elsewhere = isinstance(array, jax.Array) and not array.is_fully_addressable
-    return "a part of this array is on another process" if elsewhere else None
+    return None
 
 
-def to_host(
-    leaves: Mapping[str, Any], kept: Mapping[str, tuple[np.ndarray, Leaf]]
-) -> dict[str, tuple[np.ndarray, Leaf]]:
-    """Copies of the leaves in host memory, in that of `kept` where they fit, and what they are."""
+def to_host(leaves: Mapping[str, Any], kept: Mapping[str, Kept], *, first: bool = True) -> dict[str, Kept]:
+    """Copies in host memory of what this process writes of the leaves, in that of `kept` where they fit.
+
+    Args:
+        leaves: of the state, by name.
+        kept: what it gave the last time.
+        first: whether this is the first process, which writes what each process has for itself.
+    """
     copies = {}
     for name, leaf in leaves.items():
-        buffer, known = kept.get(name, (None, None))
+        known, buffers = kept.get(name, (None, {}))
         array, weak = leaf, getattr(leaf, "weak_type", False)
         if (
-            buffer is None
-            or known is None
+            known is None
             or not isinstance(leaf, jax.Array)
-            or (buffer.shape, buffer.dtype, known.weak) != (leaf.shape, leaf.dtype, weak)
+            or (known.array.shape, known.array.dtype, known.weak) != (leaf.shape, leaf.dtype, weak)
         ):
             array, note = array_and_note(leaf)
             known = Leaf(jax.ShapeDtypeStruct(array.shape, array.dtype), note, weak)
-            if buffer is None or (buffer.shape, buffer.dtype) != (array.shape, array.dtype):
-                buffer = np.empty(array.shape, array.dtype)
-        _copy(buffer, array)
-        copies[name] = buffer, known
+        boxes = held(name, array, first)
+        copies[name] = known, {part: _copy(box, buffers.get(part)) for part, box in boxes.items()}
     return copies
 
 
-def _copy(buffer: np.ndarray, array: Any) -> None:
+def held(name: str, array: Any, first: bool) -> dict[Part, Any]:
+    """The boxes of an array that are this process's to write: over all processes each element is in one."""
+    alone = not isinstance(array, jax.Array) or array.is_fully_addressable
+    if alone and not first:
+        return {}
+    if not alone or (isinstance(array, jax.Array) and len(array.sharding.device_set) > 1):
+        shards = (shard for shard in array.addressable_shards if shard.replica_id == 0)
+        return {Part.at(name, shard.index, array.shape): shard.data for shard in shards}
+    return {Part.at(name, (), array.shape): array}
+
+
+def _copy(array: Any, buffer: np.ndarray | None) -> np.ndarray:
     """Copy an array; a view is not enough, since the next step reuses the memory of its state."""
-    if isinstance(array, jax.Array) and len(array.sharding.device_set) > 1:
-        for shard in array.addressable_shards:
-            if shard.replica_id == 0:
-                np.copyto(_bits(buffer[(*shard.index, ...)]), _bits(np.asarray(shard.data)))
-    else:
-        np.copyto(_bits(buffer), _bits(np.asarray(array)))
+    fits = buffer is not None and (buffer.shape, buffer.dtype) == (array.shape, array.dtype)
+    copy = buffer if buffer is not None and fits else np.empty(array.shape, array.dtype)
+    np.copyto(_bits(copy), _bits(np.asarray(array)))
+    return copy
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
@@ -223,30 +263,77 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
+# The boxes of a leaf that this process needs, by the device for which; None: for none in particular.
+Needed = dict[jax.Device | None, Part]
+
+
+def needed(name: str, leaf: Leaf, wanted: Any) -> Needed:
+    """What this process needs of a leaf to have it where `wanted` is.
+
+    Raises:
+        ValueRangeError: `wanted` is split over a mesh that is only described, and no such one is set.
+    """
+    sharding = _sharding(name, leaf, wanted)
+    if sharding is None or leaf.weak:
+        return {None: Part.at(name, (), leaf.array.shape)}
+    places = sharding.addressable_devices_indices_map(wanted.shape)
+    return {device: Part.at(name, index or (), leaf.array.shape) for device, index in places.items()}
+
+
+def _sharding(name: str, leaf: Leaf, wanted: Any) -> jax.sharding.Sharding | None:
+    """Where a leaf shall lie; None: in the memory of the host, or on the default device."""
+    if isinstance(wanted, np.ndarray | np.generic) or "python" in leaf.note:
+        return None
+    sharding = wanted.sharding if getattr(wanted, "committed", True) else None
+    if not isinstance(sharding, jax.NamedSharding) or isinstance(sharding.mesh, jax.sharding.Mesh):
+        return sharding
+    mesh = jax.sharding.get_mesh()  # what eval_shape gives knows the mesh's axes alone
+    if mesh.axis_sizes != sharding.mesh.axis_sizes or mesh.axis_names != sharding.mesh.axis_names:
+        raise ValueRangeError(
+            f"train.Checkpoints.restore: {name!r} is split over a mesh without devices.",
+            path=name,
+            expected=f"jax.set_mesh of {dict(sharding.mesh.shape)}, or arrays of a mesh",
+            actual="no mesh is set" if mesh.empty else f"set is {dict(mesh.shape)}",
+        )
+    return jax.NamedSharding(mesh, sharding.spec)
+
+
 def placed(
-    arrays: Mapping[str, np.ndarray], leaves: Mapping[str, Leaf], like: Mapping[str, Any]
+    arrays: Mapping[Part, np.ndarray], leaves: Mapping[str, Leaf], like: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The leaves that `arrays` stand for, each where and what it is in `like`."""
+    """The leaves of `like`, each where and what it is there, of the boxes that it needs of them."""
     placed: dict[str, Any] = {}
     anywhere: dict[str, Any] = {}
-    somewhere: dict[str, tuple[Any, jax.sharding.Sharding]] = {}
+    shards: dict[str, list[np.ndarray]] = {}
+    devices: dict[str, list[jax.sharding.Sharding]] = {}  # of the shards
+    shardings: dict[str, jax.sharding.Sharding] = {}
     for name, wanted in like.items():
-        array, leaf = arrays[name], leaves[name]
+        leaf, sharding = leaves[name], _sharding(name, leaves[name], wanted)
+        boxes = {device: arrays[part] for device, part in needed(name, leaf, wanted).items()}
         if isinstance(wanted, np.ndarray | np.generic) or "python" in leaf.note:
-            array = leaf_of(array, leaf.note, as_numpy=True)
+            array = leaf_of(boxes[None], leaf.note, as_numpy=True)
             placed[name] = array[()] if isinstance(wanted, np.generic) else array
-            continue
-        value = _weak(array) if leaf.weak else leaf_of(array, leaf.note, False) if leaf.note else array
-        sharding = wanted.sharding if getattr(wanted, "committed", True) else None
-        if sharding is None:
-            anywhere[name] = value
+        elif sharding is None:
+            anywhere[name] = (
+                _weak(boxes[None]) if leaf.weak else leaf_of(boxes[None], leaf.note, not leaf.note)
+            )
+        elif leaf.weak:
+            if sharding.is_fully_addressable:
+                placed[name] = jax.device_put(_weak(boxes[None]), sharding)
+            else:  # device_put knows only devices of this process
+                placed[name] = jax.jit(_weak, out_shardings=sharding)(boxes[None])
         else:
-            somewhere[name] = value, sharding
-    values, shardings = ({name: pair[i] for name, pair in somewhere.items()} for i in (0, 1))
-    return {**placed, **jax.device_put(anywhere), **jax.device_put(values, shardings)}
+            kind = sharding.memory_kind
+            shards[name], shardings[name] = [*boxes.values()], sharding
+            devices[name] = [jax.sharding.SingleDeviceSharding(device, memory_kind=kind) for device in boxes]
+    for name, arrays_of in jax.device_put(shards, devices).items():
+        note = leaves[name].note
+        parts = [leaf_of(array, note, as_numpy=False) for array in arrays_of] if note else arrays_of
+        placed[name] = jax.make_array_from_single_device_arrays(like[name].shape, shardings[name], parts)
+    return {**placed, **jax.device_put(anywhere)}
 
 
-def _weak(array: np.ndarray) -> jax.Array:
+def _weak(array: np.ndarray | jax.Array) -> jax.Array:
     """`array` of the weak type that Python's numbers have; to set elements keeps it."""
     return jnp.broadcast_to(jnp.asarray(array.dtype.type(0).item()), array.shape).at[...].set(array)
 
@@ -254,42 +341,97 @@ def _weak(array: np.ndarray) -> jax.Array:
 # --- write ------------------------------------------------------------------------------------------------
 
 
-def write(folder: str, index: Index, arrays: Mapping[str, np.ndarray]) -> None:
-    """Fill the empty `folder` with the pieces of `arrays`, then the index; all synced to the disk."""
+def write(
+    folder: str, leaves: Mapping[str, Leaf], boxes: Mapping[Part, np.ndarray], name: str
+) -> list[Piece]:
+    """Write boxes of leaves to new files of `folder`, pieces ``name-00000`` and so on, and read them back.
+
+    Raises:
+        FileFormatError: what is read is not what was written.
+        OSError: it cannot be written.
+    """
     pieces = []
-    for number, tensors in enumerate(_pieces(arrays)):
-        file = f"piece-{number:05}.safetensors"
-        notes: dict[str, dict[str, str]] = {name: {} for name in tensors}
-        parts = {name: stored(arrays[part.leaf][part.slices], notes[name]) for name, part in tensors.items()}
+    for number, tensors in enumerate(_cut(leaves, boxes)):
+        file, notes = f"{name}-{number:05}.safetensors", {tensor: {} for tensor in tensors}
+        parts = {tensor: stored(array, notes[tensor]) for tensor, (_, array) in tensors.items()}
         target = os.path.join(folder, file)
         digest, chunks = file_chunks(target, parts, _tree(tensors), notes)
         write_file(target, chunks)
-        pieces.append(Piece(file, digest, tensors))
-    _, text = seal(json_bytes({"sha256": "0" * 64, "version": _VERSION, **_to_json(index, pieces)}))
-    if len(text) > MAX_HEADER:
-        raise ValueRangeError(
-            "train.Checkpoints: the index is too long.",
-            path="state",
-            expected=f"at most {MAX_HEADER} bytes",
-            actual=f"{len(text)} bytes",
-        )
-    write_file(os.path.join(folder, INDEX), [text])
+        pieces.append(Piece(file, digest, {tensor: part for tensor, (part, _) in tensors.items()}))
+    check(folder, leaves, pieces, cached=False)
+    return pieces
+
+
+def write_index(folder: str, index: Index) -> None:
+    """Write the index of `folder`, whose pieces are there, and read it back; all synced to the disk.
+
+    Raises:
+        ValueRangeError: it is too long.
+        FileFormatError: its pieces do not make up the leaves, or what is read is not what was written.
+        OSError: it cannot be written.
+    """
+    _write_sealed(os.path.join(folder, INDEX), _to_json(index))
+    sync_folder(folder)
+    read_index(folder, index.step)
+
+
+def write_share(folder: str, name: str, step: int, pieces: list[Piece]) -> None:
+    """Write down, for the process that writes the index, which pieces this one has written; synced."""
+    _write_sealed(os.path.join(folder, f"{name}.json"), {"step": step, "pieces": _pieces_to_json(pieces)})
     sync_folder(folder)
 
 
-def _pieces(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Part]]:
-    """The tensors of each piece, in the order of the leaves."""
-    piece: dict[str, Part] = {}
+def read_share(folder: str, name: str, step: int, leaves: Mapping[str, Leaf]) -> list[Piece]:
+    """What `write_share` wrote, once the headers of its pieces are known to be there.
+
+    Raises:
+        FileFormatError: that, or a piece, is damaged, or of another step.
+        OSError: it is missing.
+    """
+    source = os.path.join(folder, f"{name}.json")
+    content = _read_sealed(source)
+    try:
+        pieces = [_piece(row, leaves) for row in content["pieces"]]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise refusal(source, f"it is malformed: {error!r:.200}.") from error
+    if content["step"] != step:
+        raise refusal(source, "it is of another step.", expected=f"step {step}", actual=f"{content['step']}")
+    for piece in pieces:
+        _read_piece(folder, piece, leaves, {})
+    return pieces
+
+
+def _write_sealed(target: str, content: dict[str, Any]) -> None:
+    """Write JSON that begins with its own SHA-256."""
+    _, text = seal(json_bytes({"sha256": "0" * 64, "version": _VERSION, **content}))
+    if len(text) > _MOST_INDEX:
+        raise ValueRangeError(
+            "train.Checkpoints: the index is too long.",
+            path="state",
+            expected=f"at most {_MOST_INDEX} bytes",
+            actual=f"{len(text)} bytes",
+        )
+    write_file(target, [text])
+
+
+def _cut(
+    leaves: Mapping[str, Leaf], boxes: Mapping[Part, np.ndarray]
+) -> Iterator[dict[str, tuple[Part, np.ndarray]]]:
+    """The tensors of each piece, in the order of the boxes."""
+    piece: dict[str, tuple[Part, np.ndarray]] = {}
     left = PIECE
-    for leaf, array in arrays.items():
-        header = 1024 + 8 * len(leaf)  # what a tensor takes in it, at most
+    for box, array in boxes.items():
+        header = 1024 + 8 * len(box.leaf)  # what a tensor takes in it, at most
         for start, shape in _boxes(array.shape, array.dtype.itemsize, PIECE - header):
             size = math.prod(shape) * array.dtype.itemsize + header
             if piece and (size > left or len(piece) == _MOST_TENSORS):
                 yield piece
                 piece, left = {}, PIECE
-            name = leaf if shape == array.shape else f"{leaf}.@{','.join(map(str, start))}"
-            piece[name] = Part(leaf, start, shape)
+            within = Part(box.leaf, start, shape)
+            part = within._replace(start=tuple(map(sum, zip(box.start, start, strict=True))))
+            whole = shape == leaves[box.leaf].array.shape
+            name = box.leaf if whole else f"{box.leaf}.@{','.join(map(str, part.start))}"
+            piece[name] = part, array[within.slices]
             left -= size
     if piece:
         yield piece
@@ -328,7 +470,7 @@ def _tree(names: Collection[str]) -> dict[str, Any]:
     return tree
 
 
-def _to_json(index: Index, pieces: list[Piece]) -> dict[str, Any]:
+def _to_json(index: Index) -> dict[str, Any]:
     leaves = {
         name: {
             "dtype": leaf.array.dtype.name,
@@ -338,11 +480,14 @@ def _to_json(index: Index, pieces: list[Piece]) -> dict[str, Any]:
         }
         for name, leaf in index.leaves.items()
     }
-    files = [
+    return {**index._asdict(), "leaves": leaves, "pieces": _pieces_to_json(index.pieces)}
+
+
+def _pieces_to_json(pieces: list[Piece]) -> list[dict[str, Any]]:
+    return [
         {**piece._asdict(), "tensors": {name: part._asdict() for name, part in piece.tensors.items()}}
         for piece in pieces
     ]
-    return {**index._asdict(), "leaves": leaves, "pieces": files}
 
 
 # --- read -------------------------------------------------------------------------------------------------
@@ -358,22 +503,7 @@ def read_index(folder: str, step: int) -> Index:
     if os.path.islink(folder) or not os.path.isdir(folder):
         raise refusal(folder, "this is not a folder." if os.path.lexists(folder) else "it is gone.")
     source = os.path.join(folder, INDEX)
-    with _open(source) as file:
-        text = file.read(MAX_HEADER + 1)
-    stated = re.match(rb'{"sha256":"([0-9a-f]{64})",', text)
-    if stated is None or len(text) > MAX_HEADER:
-        raise refusal(source, "this is no index of a checkpoint, or too long.", actual=f"{len(text)} bytes")
-    digest = stated[1].decode()
-    if (computed := sealed(text, digest)) != digest:
-        expected, actual = f"SHA-256 {digest}", f"SHA-256 {computed}"
-        raise refusal(source, "the index is damaged.", expected=expected, actual=actual)
-    content = parse_json(text, "the index", source)
-    version = content.get("version")
-    if type(version) is not int or version > _VERSION:
-        hint = "upgrade funcnet" if type(version) is int else None
-        raise refusal(
-            source, "another version.", expected=f"version {_VERSION}", actual=f"{version!r:.60}", hint=hint
-        )
+    content = _read_sealed(source)
     try:
         index = _from_json(content)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -384,9 +514,31 @@ def read_index(folder: str, step: int) -> Index:
     return index
 
 
+def _read_sealed(source: str) -> dict[str, Any]:
+    """What `_write_sealed` wrote, without its checksum and version."""
+    with _open(source) as file:
+        size = os.fstat(file.fileno()).st_size
+        text = file.read() if size <= _MOST_INDEX else b""
+    stated = re.match(rb'{"sha256":"([0-9a-f]{64})",', text)
+    if stated is None:
+        raise refusal(source, "this is no index of a checkpoint, or too long.", actual=f"{size} bytes")
+    digest = stated[1].decode()
+    if (computed := sealed(text, digest)) != digest:
+        expected, actual = f"SHA-256 {digest}", f"SHA-256 {computed}"
+        raise refusal(source, "the index is damaged.", expected=expected, actual=actual)
+    content = parse_json(text, "the index", source)
+    version = content.pop("version", None)
+    if type(version) is not int or version > _VERSION:
+        hint = "upgrade funcnet" if type(version) is int else None
+        raise refusal(
+            source, "another version.", expected=f"version {_VERSION}", actual=f"{version!r:.60}", hint=hint
+        )
+    del content["sha256"]
+    return content
+
+
 def _from_json(content: dict[str, Any]) -> Index:
     """The index in `content`. TypeError, ValueError, KeyError or AttributeError: it is none."""
-    content = {name: value for name, value in content.items() if name not in ("sha256", "version")}
     leaves = {name: _leaf(dict(row)) for name, row in content.pop("leaves").items()}
     pieces = [_piece(row, leaves) for row in content.pop("pieces")]
     index = Index(**content, leaves=leaves, pieces=pieces)
@@ -456,38 +608,61 @@ def _check_cover(leaves: Mapping[str, Leaf], pieces: list[Piece]) -> None:
 
 
 def _overlap(parts: list[Part]) -> bool:
+    """Whether two boxes do; those that begin before another ends along one axis are compared with it."""
     begins = np.array([part.start for part in parts])
     ends = begins + np.array([part.shape for part in parts])
-    pairs = zip(begins, ends, strict=True)
-    return any(np.all((begins < end) & (begin < ends), axis=1).sum() > 1 for begin, end in pairs)
+    axis = max(range(begins.shape[1]), key=lambda axis: len(np.unique(begins[:, axis])))
+    order = np.argsort(begins[:, axis], kind="stable")
+    begins, ends = begins[order], ends[order]
+    upto = np.searchsorted(begins[:, axis], ends[:, axis])
+    return any(
+        np.all((begins[i + 1 : upto[i]] < ends[i]) & (begins[i] < ends[i + 1 : upto[i]]), axis=1).any()
+        for i in range(len(parts))
+    )
 
 
-def read(folder: str, index: Index, wanted: Collection[str] = (), *, cached: bool = True) -> dict[str, Any]:
-    """The arrays of the leaves `wanted`, once every byte of the checkpoint is known to be right.
-
-    Args:
-        folder: the checkpoint.
-        index: its index.
-        wanted: leaves by name; of the others no bytes are kept. If there are any, several threads read.
-        cached: False: read from the disk itself what the system still has in memory, where it can.
+def read(folder: str, index: Index, wanted: Collection[Part]) -> dict[Part, np.ndarray]:
+    """The boxes `wanted`, of the pieces in which there is something of them; every byte of them is checked.
 
     Raises:
         FileFormatError: a piece is damaged, or no file, or not the one that the index names.
         OSError: it is missing, or cannot be read.
     """
-    arrays = {name: _empty(leaf.array) for name, leaf in index.leaves.items() if name in wanted}
-    if not arrays:  # no threads: a program that ends starts none, and its last write is still to be checked
-        for piece in index.pieces:
-            _read_piece(folder, piece, index, arrays, cached)
-        return arrays
+    boxes: dict[str, dict[Part, np.ndarray]] = {}
+    for part in wanted:
+        array = _empty(jax.ShapeDtypeStruct(part.shape, index.leaves[part.leaf].array.dtype))
+        boxes.setdefault(part.leaf, {})[part] = array
+    pieces = [piece for piece in index.pieces if any(map(partial(_meeting, boxes), piece.tensors.values()))]
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        reads = [pool.submit(_read_piece, folder, piece, index, arrays, cached) for piece in index.pieces]
+        reads = [pool.submit(_read_piece, folder, piece, index.leaves, boxes) for piece in pieces]
         try:
             for done in reads:
                 done.result()
         finally:
             pool.shutdown(cancel_futures=True)
-    return arrays
+    return {part: array for found in boxes.values() for part, array in found.items()}
+
+
+def check(folder: str, leaves: Mapping[str, Leaf], pieces: list[Piece], *, cached: bool = True) -> None:
+    """Read every byte of some pieces, and keep nothing.
+
+    Args:
+        folder: the checkpoint.
+        leaves: those of its index.
+        pieces: of its index.
+        cached: False: read from the disk itself what the system still has in memory, where it can.
+
+    Raises:
+        FileFormatError, OSError: as `read`.
+    """
+    for piece in pieces:
+        _read_piece(folder, piece, leaves, None, cached)
+
+
+def _meeting(boxes: Mapping[str, Mapping[Part, np.ndarray]], part: Part) -> list[tuple[Part, Part]]:
+    """The boxes that have something in common with a part, and what."""
+    pairs = ((box, box.meet(part)) for box in boxes.get(part.leaf, ()))
+    return [(box, common) for box, common in pairs if common is not None]
 
 
 def _empty(like: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -499,26 +674,44 @@ def _empty(like: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def _read_piece(
-    folder: str, piece: Piece, index: Index, arrays: Mapping[str, np.ndarray], cached: bool
+    folder: str,
+    piece: Piece,
+    leaves: Mapping[str, Leaf],
+    boxes: Mapping[str, Mapping[Part, np.ndarray]] | None,
+    cached: bool = True,
 ) -> None:
-    """Check a piece, and put its tensors into those of the arrays that are there."""
+    """Check a piece, and put its tensors into the boxes; what is in none is not read.
+
+    Args:
+        folder: the checkpoint.
+        piece: what the index says of it.
+        leaves: those of the index.
+        boxes: by leaf; None: read everything, and keep nothing.
+        cached: False: read from the disk itself what the system still has in memory, where it can.
+    """
     source = os.path.join(folder, piece.file)
     with _open(source) as file:
         if not cached and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        for name, tensor in _tensors(file, source, piece, index).items():
-            part = piece.tensors[name]
-            if part.leaf not in arrays:
+        for name, tensor in _tensors(file, source, piece, leaves).items():
+            if boxes is None:
                 read_bytes(file, name, tensor, source)
                 continue
-            box = arrays[part.leaf][part.slices]
-            whole = box if box.flags.c_contiguous else np.empty(box.shape, box.dtype)
+            part = piece.tensors[name]
+            meeting = _meeting(boxes, part)
+            if not meeting:
+                continue
+            into = [boxes[part.leaf][box][common.within(box).slices] for box, common in meeting]
+            direct = len(into) == 1 and into[0].shape == part.shape and into[0].flags.c_contiguous
+            whole = into[0] if direct else np.empty(part.shape, into[0].dtype)
             read_bytes(file, name, tensor, source, whole.reshape(-1).view(np.uint8))
-            if whole is not box:
-                box[...] = whole
+            for array, (_, common) in () if direct else zip(into, meeting, strict=True):
+                np.copyto(_bits(array), _bits(whole[common.within(part).slices]))
 
 
-def _tensors(file: BufferedReader, source: str, piece: Piece, index: Index) -> dict[str, Tensor]:
+def _tensors(
+    file: BufferedReader, source: str, piece: Piece, leaves: Mapping[str, Leaf]
+) -> dict[str, Tensor]:
     """The tensors of a piece, which are those that the index says."""
     tensors, info = read_tensors(file, source)
     stated = None if info is None else info["sha256"]
@@ -530,7 +723,7 @@ def _tensors(file: BufferedReader, source: str, piece: Piece, index: Index) -> d
         raise refusal(source, f"tensor {name!r}: {where}.", name)
     for name, tensor in tensors.items():
         part = piece.tensors[name]
-        wanted = jax.ShapeDtypeStruct(part.shape, index.leaves[part.leaf].array.dtype)
+        wanted = jax.ShapeDtypeStruct(part.shape, leaves[part.leaf].array.dtype)
         if tensor.leaf != wanted:
             raise refusal(source, f"tensor {name!r} is not what the index says.", name)
     return tensors

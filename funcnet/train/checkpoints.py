@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -22,7 +22,8 @@ from funcnet._safetensors import path_text, sync_folder
 from funcnet._tensors import differences, listing, type_of
 from funcnet.errors import DTypeError, FileFormatError, StructureError, ValueRangeError, describe, shorten
 from funcnet.train import _check, _pieces
-from funcnet.train._pieces import Index
+from funcnet.train._pieces import Index, Part, Piece
+from funcnet.train.agreement import Peers, Said, gathered
 from funcnet.train.history import History, Record
 from funcnet.train.state import State
 
@@ -57,6 +58,9 @@ class Checkpoints:
     run needs to go on as if nothing had happened. It is there whole or not at all; every byte of it is under
     a SHA-256, and what is written is read back before an older one is deleted. The steps wait only for a copy
     of the state to host memory, which is kept for the next one; a thread writes it.
+
+    Of several processes (`jax.distributed`) each copies and writes the shards that are its own, to one folder
+    that all of them see; when all have, the first one writes the index and gives the checkpoint its name.
 
     Args:
         folder: made if need be. One run writes to it at a time.
@@ -101,8 +105,11 @@ class Checkpoints:
         self._config = _json(where, "config", config)
         self._clock = time.monotonic()
         # The copy in host memory, which the thread reads.
-        self._kept: dict[str, tuple[np.ndarray, _pieces.Leaf]] = {}
+        self._kept: dict[str, _pieces.Kept] = {}
         self._layout: tuple[Any, list[str], dict[str, str]] | None = None  # of the state
+        self._peers, self._token = Peers(), secrets.token_hex(4)
+        # By several processes, of which not all are known to be done.
+        self._saving: tuple[Index, tuple[Any, ...]] | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None  # of the last write
         self._unread: str | None = None  # its text, until it was asked for
@@ -113,6 +120,11 @@ class Checkpoints:
 
     def __repr__(self) -> str:
         return f"<Checkpoints in {self.folder}>"
+
+    def settings(self) -> dict[str, Any]:
+        """What was said of when one is due, which stay, and what the run is."""
+        names = ("every", "minutes", "keep", "keep_every", "best", "config")
+        return {name: getattr(self, f"_{name}") for name in names}
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints on the disk, ascending. Their tensors are not read."""
@@ -130,12 +142,14 @@ class Checkpoints:
     ) -> tuple[State, History]:
         """The newest checkpoint that is whole; `state` and no records if there is none at all.
 
-        Every byte is checked. One that is damaged is named in a warning, and the one before it is taken.
+        What `state` asks for, on the devices of this process, is read, and every byte of that is checked. A
+        checkpoint that is damaged is named in a warning, and the one before it is taken.
 
         Args:
             state: from `init`, for the same params and optimizer. It says what the checkpoint must have: the
                 same leaves, of the same shapes and types, and nodes of the same classes. Its arrays also say
-                where the restored ones are put: on the same devices, in the same shardings.
+                where the restored ones are put: on the same devices, in the same shardings, whatever those
+                were when it was written. Each may be a `jax.ShapeDtypeStruct`, with a sharding or without.
             batches: if it has `seek`, it is put where the run was. One without begins anew, with a warning.
             step: the checkpoint of this step, and no other. Going on from it sets later ones aside.
             params_only: begin a new run from the weights: only `params` (and the average, if `state` has one,
@@ -151,10 +165,11 @@ class Checkpoints:
                 lists all differences.
             FileFormatError: there are checkpoints, and each is damaged; the text lists why.
             ValueRangeError: there is none of `step`; or none at all, with `params_only`; or its position is
-                one of other data than `batches`.
+                one of other data than `batches`; or a leaf is split over a mesh without devices (that of
+                `jax.eval_shape`), and no such mesh is set.
             DTypeError: an argument is not what it should be.
         """
-        self.wait()
+        self._join()
         where = "train.Checkpoints.restore"
         if not isinstance(state, State):
             raise DTypeError(
@@ -164,26 +179,27 @@ class Checkpoints:
                 actual=describe(state),
             )
         number = None if step is None else _check.whole(where, "step", step, 0)
-        found = self._found()
-        if number is not None and number not in found:
-            raise ValueRangeError(
-                f"{where}: there is no checkpoint of step {number} in {self.folder}.",
-                path="step",
-                expected=f"one of {', '.join(map(str, found))}" if found else "a folder with checkpoints",
-                actual=str(number),
-            )
-        if not found:
-            if params_only:
+        with gathered(where) as peers:
+            found: list[int] = peers.of_first([*self._found()])
+            if number is not None and number not in found:
                 raise ValueRangeError(
-                    f"{where}: there is no checkpoint in {self.folder}.",
-                    path="params_only",
-                    expected="a folder with checkpoints",
-                    actual="none",
+                    f"{where}: there is no checkpoint of step {number} in {self.folder}.",
+                    path="step",
+                    expected=f"one of {', '.join(map(str, found))}" if found else "a folder with checkpoints",
+                    actual=str(number),
                 )
-            self._resumed = None
-            return state, History()
-        newest_first = [number] if number is not None else sorted(found, reverse=True)
-        index, restored = self._first_whole(state, newest_first, params_only)
+            if not found:
+                if params_only:
+                    raise ValueRangeError(
+                        f"{where}: there is no checkpoint in {self.folder}.",
+                        path="params_only",
+                        expected="a folder with checkpoints",
+                        actual="none",
+                    )
+                self._resumed = None
+                return state, History()
+            newest_first = [number] if number is not None else sorted(found, reverse=True)
+            index, restored = self._first_whole(peers, state, newest_first, params_only)
         if params_only:
             self._resumed = None
             return restored, History()
@@ -191,34 +207,44 @@ class Checkpoints:
         self._resumed = self._went_so_far(index)
         return restored, self._resumed.history
 
-    def _first_whole(self, state: State, steps: list[int], params_only: bool) -> tuple[Index, State]:
-        """The first of the checkpoints that is not damaged, and its state."""
+    def _first_whole(
+        self, peers: Peers, state: State, steps: list[int], params_only: bool
+    ) -> tuple[Index, State]:
+        """The first of the checkpoints that no process finds damaged, and its state."""
         damaged = []
         for step in steps:
+            failure, read = None, None
             try:
                 index = _pieces.read_index(self._path(step), step)
-                restored = self._read(state, index, params_only)
+                read = index, *self._read(state, index, params_only)
             except (FileFormatError, OSError) as error:
-                damaged.append(f"step {step}: {error}")
-            else:
-                if damaged:
-                    problem = f"train.Checkpoints.restore: the checkpoint of step {step} is taken, damaged is"
-                    warnings.warn(listing(problem, damaged), stacklevel=3)
-                return index, restored
+                failure = error
+            said = peers.agree(failed=0 if failure is None else peers.index + 1)
+            if read is None or said.failed:
+                damaged.append(f"step {step}: {failure or f'process {said.failed - 1} cannot read it'}")
+                continue
+            if damaged:
+                problem = f"train.Checkpoints.restore: the checkpoint of step {step} is taken, damaged is"
+                warnings.warn(listing(problem, damaged), stacklevel=3)
+            index, arrays, like = read
+            leaves = _pieces.placed(arrays, index.leaves, like)
+            return index, _filled(state, [leaves[name] for name in like], params_only)
         problem = f"train.Checkpoints.restore: no checkpoint in {self.folder} can be read"
         raise FileFormatError(listing(problem, damaged), path=self.folder)
 
-    def _read(self, state: State, index: Index, params_only: bool) -> State:
-        """The state in a checkpoint, which must be one like `state`."""
+    def _read(
+        self, state: State, index: Index, params_only: bool
+    ) -> tuple[dict[Part, np.ndarray], dict[str, Any]]:
+        """What this process needs of a checkpoint, which must be one like `state`; and the leaves of that."""
         like, nodes = _pieces.survey("train.Checkpoints.restore", state, stored=False)
         found, found_nodes = {name: leaf.type for name, leaf in index.leaves.items()}, index.nodes
         config = None if params_only else self._config
         if params_only:
             like, nodes, found, found_nodes = map(_weights, (like, nodes, found, found_nodes))
         _refuse_other(self._path(index.step), like, nodes, found, found_nodes, config, index)
-        arrays = _pieces.read(self._path(index.step), index, like.keys())
-        leaves = _pieces.placed(arrays, index.leaves, like)
-        return _filled(state, [leaves[name] for name in like], params_only)
+        boxes = [_pieces.needed(name, index.leaves[name], wanted) for name, wanted in like.items()]
+        parts = {part for places in boxes for part in places.values()}
+        return _pieces.read(self._path(index.step), index, parts), like
 
     def _went_so_far(self, index: Index) -> Resumed:
         """What the checkpoint says of the run, and the records in its log."""
@@ -239,22 +265,29 @@ class Checkpoints:
 
     # --- for loops ----------------------------------------------------------------------------------------
 
-    def begin(self, state: State) -> Resumed | None:
+    def begin(self, state: State, peers: Peers | None = None) -> Resumed | None:
         """For loops: say that a run begins at `state`. What `restore` has found, if that is its step.
+
+        Args:
+            state: to begin at.
+            peers: the processes of the run, all of which call this; None: this one is alone.
 
         Raises:
             StructureError: the state has parts that cannot be stored; the text lists them.
             ValueRangeError: the folder has checkpoints of later steps, which a run that does not go on from
                 one of them would delete.
         """
+        self._join()
         self._named(state)
+        self._peers = Peers() if peers is None else peers
+        self._token = self._peers.of_first(self._token)
         step, resumed = int(state.step), self._resumed
-        self._resumed = None
+        self._resumed = self._saving = None
         self._clock = time.monotonic()
         if resumed is not None and resumed.step == step:
             self._drop_later = True
             return resumed
-        if (found := self._found()) and max(found) > step:
+        if (found := self._peers.of_first([*self._found()])) and max(found) > step:
             raise ValueRangeError(
                 f"train.Checkpoints: {self.folder} has checkpoints of later steps than this run begins at.",
                 path="folder",
@@ -264,11 +297,17 @@ class Checkpoints:
             )
         return None
 
+    def due_at(self, step: int) -> bool:
+        """For loops: whether one is due after this step, whatever the clock says."""
+        return self._every is not None and step % self._every == 0
+
+    def overdue(self) -> bool:
+        """For loops: whether one is due by the clock."""
+        return self._minutes is not None and time.monotonic() - self._clock >= 60 * self._minutes
+
     def due(self, step: int, record: Mapping[str, Any] | None = None) -> bool:
         """For loops: whether it is time for one, or `record` is better than the best on the disk."""
-        if self._every is not None and step % self._every == 0:
-            return True
-        if self._minutes is not None and time.monotonic() - self._clock >= 60 * self._minutes:
+        if self.due_at(step) or self.overdue():
             return True
         if self._best is None or record is None or (value := _number(record.get(self._best[0]))) is None:
             return False
@@ -290,41 +329,74 @@ class Checkpoints:
     ) -> None:
         """For loops: copy the state to the host, and write it while the run goes on.
 
-        A write that is under way is waited for. An error of it, or of this one, is kept for `error`.
+        A write that is under way is waited for. An error of it, or of this one, is kept for `error`. Of
+        several processes all call it after the same step; each copies what is its own.
 
         Args:
             state: after the last step.
             position: of the batch that comes next, a JSON value.
-            log: the path of metrics.jsonl, and its length in bytes after the line of that step.
+            log: the path of metrics.jsonl, and its length in bytes after the line of that step; of several
+                processes the first has it.
             seconds: that the run has taken.
             record: the step's.
         """
         self.wait()
         self._clock, self._failure = time.monotonic(), None
         key = _key(state, position, log, record)
+        index = Index(
+            step=int(state.step),
+            seconds=float(seconds),
+            position=None,
+            log=None if log is None else (os.path.relpath(log[0], self.folder), int(log[1])),
+            record=_finite(dict(record)),
+            config=self._config,
+            versions=_pieces.versions(),
+            nodes={},
+            leaves={},
+            pieces=[],
+        )
         try:
             leaves, nodes = self._named(state)
-            self._kept = _pieces.to_host(leaves, self._kept)
-            index = Index(
-                step=int(state.step),
-                seconds=float(seconds),
+            self._kept = _pieces.to_host(leaves, self._kept, first=self._peers.index == 0)
+            index = index._replace(
                 position=_json("train.Checkpoints", "position", position),
-                log=None if log is None else (os.path.relpath(log[0], self.folder), int(log[1])),
-                record=_finite(dict(record)),
-                config=self._config,
-                versions=_pieces.versions(),
                 nodes=nodes,
-                leaves={name: leaf for name, (_, leaf) in self._kept.items()},
-                pieces=[],
+                leaves={name: leaf for name, (leaf, _) in self._kept.items()},
             )
-            self._writing = index.step, index.record
-            # No daemon: at the end of the program Python waits for it, so that no write is left half way.
-            thread = threading.Thread(target=self._write, args=(index, key), name="funcnet checkpoint")
-            thread.start()
-            self._thread = thread
+            self._peers.say(written=0, unwritable=0)  # a step can be saved anew
+            self._start(self._write, index, key)
         except Exception as error:
             self._writing = None
-            self._failed(key[0], error)
+            self._failed(index.step, error)
+            self._peers.say(written=index.step + 1)
+        if self._peers.count > 1:
+            self._saving = index, key
+
+    def _start(self, write: Any, index: Index, key: tuple[Any, ...]) -> None:
+        """Start the thread that writes."""
+        self._writing = index.step, index.record
+        # No daemon: at the end of the program Python waits for it, so that no write is left half way.
+        thread = threading.Thread(target=write, args=(index, key), name="funcnet checkpoint")
+        thread.start()
+        self._thread = thread
+
+    def heard(self, said: Said) -> None:
+        """For loops of several processes: what all of them say, at the same step on each.
+
+        Once all have written their pieces, the first process writes the index, in its thread.
+        """
+        if self._saving is None or said.written <= self._saving[0].step:
+            return
+        (index, key), self._saving = self._saving, None
+        self._join()
+        if said.unwritable > index.step:
+            self._writing = None
+            if self._failure is None and self._peers.index == 0:
+                self._failed(index.step, OSError("another process could not write its pieces"))
+        elif self._peers.index == 0:
+            self._start(self._gather, index, key)
+        else:
+            self._writing = None
 
     def _named(self, state: State) -> tuple[dict[str, Any], dict[str, str]]:
         """`survey`, which a state of the same structure as the last one need not be asked."""
@@ -351,61 +423,110 @@ class Checkpoints:
         """For loops: `save`, unless just that was written last, and wait until it is on the disk.
 
         Raises:
-            OSError: it could not be written. Its attribute `state` is the state.
+            OSError: it could not be written; of several processes, on all. Its attribute `state` is the
+                state.
         """
         self.wait()
         key = _key(state, position, log, record)
-        if self._written == key:
+        if self._peers.of_first(self._written == key):
             return
         self.save(state, position=position, log=log, seconds=seconds, record=record)
         self.wait()
-        if self._written != key:
-            cause, self._unread = self._failure, None
-            problem = f"train.Checkpoints: the last checkpoint, of step {key[0]}, is not written: {cause}"
-            code = getattr(cause, "errno", None)
+        cause = self._failure
+        failed = self._peers.of_first(
+            None if self._written == key else [str(cause), getattr(cause, "errno", None)]
+        )
+        if failed is not None:
+            self._unread, (text, code) = None, failed
+            problem = f"train.Checkpoints: the last checkpoint, of step {key[0]}, is not written: {text}"
             error = OSError(problem) if code is None else OSError(code, problem)
             error.add_note(f"the state after step {key[0]} is this error's attribute `state`")
             vars(error)["state"] = state
             raise error from cause
 
     def wait(self) -> None:
-        """For loops: until no write is under way."""
+        """For loops: until no write is under way; of several processes all come here."""
+        self._join()
+        if self._saving is not None:
+            self.heard(self._peers.agree())
+            self._join()
+
+    def _join(self) -> None:
+        """Wait for the thread."""
         if self._thread is not None:
-            self._thread.join()
+            with self._peers.doing("writing a checkpoint"):
+                self._thread.join()
             self._thread = None
 
     def _failed(self, step: int, error: Exception) -> None:
         self._failure = error
         self._unread = f"the checkpoint of step {step} is not written: {error}"
+        self._peers.say(unwritable=step + 1)
 
     # --- the thread ---------------------------------------------------------------------------------------
 
     def _write(self, index: Index, key: tuple[Any, ...]) -> None:
+        """Write the pieces of this process; if there is no other, all that a checkpoint is."""
+        alone, first = self._peers.count == 1, self._peers.index == 0
         try:
             _make(self.folder)
             if index.log is not None:  # a power cut must not leave it shorter than the checkpoint says
                 with suppress(OSError):
                     _sync(os.path.join(self.folder, index.log[0]))
+            with _locked(self.folder) if first else nullcontext():
+                if first:
+                    self._clean(self._temporary(index.step))
+                pieces = self._write_pieces(index)
+                if alone:
+                    self._commit(index._replace(pieces=pieces), key)
+        except Exception as error:
+            self._failed(index.step, error)
+        finally:
+            if alone:
+                self._writing = None
+            self._peers.say(written=index.step + 1)
+
+    def _write_pieces(self, index: Index) -> list[Piece]:
+        temporary, name = self._temporary(index.step), self._name(self._peers.index)
+        os.makedirs(temporary, exist_ok=True)
+        try:
+            for file in os.listdir(temporary):
+                if file.startswith(name):  # of an attempt that failed
+                    os.remove(os.path.join(temporary, file))
+            boxes = {part: array for _, copies in self._kept.values() for part, array in copies.items()}
+            pieces = _pieces.write(temporary, index.leaves, boxes, name)
+            if self._peers.count > 1:
+                _pieces.write_share(temporary, name, index.step, pieces)
+        except BaseException:
+            if self._peers.count == 1:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return pieces
+
+    def _gather(self, index: Index, key: tuple[Any, ...]) -> None:
+        """Of the first of several processes: make a checkpoint of the pieces that all have written."""
+        temporary, pieces = self._temporary(index.step), []
+        try:
             with _locked(self.folder):
-                self._commit(index)
-                self._written = key
-                try:
-                    self._tidy(index.step)
-                except OSError as error:
-                    self._unread = f"older checkpoints than step {index.step} cannot be deleted: {error}"
+                for process in range(self._peers.count):
+                    try:
+                        pieces += _pieces.read_share(temporary, self._name(process), index.step, index.leaves)
+                    except FileNotFoundError as error:
+                        problem = f"process {process} wrote nothing there: all processes must see one folder"
+                        raise FileNotFoundError(error.errno, problem, temporary) from error
+                self._commit(index._replace(pieces=pieces), key)
         except Exception as error:
             self._failed(index.step, error)
         finally:
             self._writing = None
 
-    def _commit(self, index: Index) -> None:
-        """Write a checkpoint under another name, read it back, and give it its own."""
-        self._clean()
+    def _commit(self, index: Index, key: tuple[Any, ...]) -> None:
+        """Write the index, read it back, and give the checkpoint its name; then delete what is not kept."""
         temporary = self._temporary(index.step)
-        os.mkdir(temporary)
         try:
-            _pieces.write(temporary, index, {name: array for name, (array, _) in self._kept.items()})
-            _pieces.read(temporary, _pieces.read_index(temporary, index.step), cached=False)
+            for file in {*os.listdir(temporary)} - {piece.file for piece in index.pieces}:
+                os.remove(os.path.join(temporary, file))
+            _pieces.write_index(temporary, index)
             final = os.path.join(self.folder, f"step-{index.step}")
             if os.path.lexists(final):  # of before; until the next line `_found` knows its new name
                 os.replace(final, os.path.join(self.folder, f".step-{index.step}.old"))
@@ -414,6 +535,11 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(self.folder)
+        self._written = key
+        try:
+            self._tidy(index.step)
+        except OSError as error:
+            self._unread = f"older checkpoints than step {index.step} cannot be deleted: {error}"
 
     def _tidy(self, step: int) -> None:
         """Set aside what is later than the step that is on the disk now, and delete what is not kept."""
@@ -424,8 +550,8 @@ class Checkpoints:
             self._drop_later = False
         records = {number: index.record for number, index in self._complete().items()}
         for number in set(records) - self._kept_of(records):
-            doomed = self._temporary(number)  # renamed first: it should not be there in parts
-            os.replace(self._path(number), doomed)
+            doomed = os.path.join(self.folder, f".step-{number}.tmp-{secrets.token_hex(4)}")
+            os.replace(self._path(number), doomed)  # it should not be there in parts
             shutil.rmtree(doomed)
         self._clean()
 
@@ -482,15 +608,20 @@ class Checkpoints:
         return os.path.join(self.folder, self._found().get(step, f"step-{step}"))
 
     def _temporary(self, step: int) -> str:
-        return os.path.join(self.folder, f".step-{step}.tmp-{secrets.token_hex(4)}")
+        """Where a checkpoint is written; the same on all processes."""
+        return os.path.join(self.folder, f".step-{step}.tmp-{self._token}")
 
-    def _clean(self) -> None:
+    def _name(self, process: int) -> str:
+        """How the files of a process begin."""
+        return "piece" if self._peers.count == 1 else f"piece-{process:05}"
+
+    def _clean(self, but: str = "") -> None:
         """Remove what dead writers have left; the lock is held, so none of it is a live one's."""
         names = set(os.listdir(self.folder))
         for name in names:
             match = re.fullmatch(r"\.(step-[0-9]+)\.(tmp-[0-9a-f]{8}|old)", name)
-            if match and (match[2] != "old" or match[1] in names):
-                path = os.path.join(self.folder, name)
+            path = os.path.join(self.folder, name)
+            if match and path != but and (match[2] != "old" or match[1] in names):
                 if os.path.isdir(path) and not os.path.islink(path):
                     shutil.rmtree(path)
                 else:

@@ -20,6 +20,7 @@ from funcnet.train._check import flag, function, whole
 
 Position = dict[str, Any]
 Transform = Callable[[PyTree, np.random.Generator], PyTree]
+Rows = Callable[[int], list[tuple[int, int]]]
 
 _PLACE = ("epoch", "batch", "skipped")
 
@@ -54,20 +55,37 @@ class Cursor(Iterator[PyTree]):
         identity: Callable[[], Position],
         epochs: int | None,
         skip_bad: int,
+        part: Callable[[Rows, int, int], tuple[int, list[PyTree]]] | None = None,
     ):
-        self._where, self._read, self._per_epoch = where, read, per_epoch
+        self._where, self._read, self._per_epoch, self._part = where, read, per_epoch, part
         self._identity, self._epochs, self._skip_bad = cache(identity), epochs, skip_bad
         self._at = self.skipped = 0
         self._lock = threading.Lock()
 
     def __next__(self) -> PyTree:
+        return self._advance(self._read)
+
+    @property
+    def part(self) -> Callable[[Rows], tuple[int, list[PyTree]]] | None:
+        """`part(rows)`, in place of `next`: of the next batch its size, and some of its rows.
+
+        `rows(size)` says which, as pairs of the first one and the one after the last. Where more than the
+        rows must be looked at, by a transform or to leave out what is bad, this is None.
+        """
+        return None if self._part is None else self._of_parts
+
+    def _of_parts(self, rows: Rows) -> tuple[int, list[PyTree]]:
+        assert self._part is not None
+        return self._advance(partial(self._part, rows))
+
+    def _advance(self, read: Callable[[int, int], Any]) -> Any:
         with self._lock:
             while True:
                 epoch, number = divmod(self._at, self._per_epoch)
                 if self._epochs is not None and epoch >= self._epochs:
                     raise StopIteration
                 try:
-                    batch = self._read(epoch, number)
+                    batch = read(epoch, number)
                 except MemoryError:
                     raise
                 except Exception as error:
@@ -164,7 +182,16 @@ def over(
     read = partial(_read, take, transform, n, size, seed)
     whose = partial(_identity, identity, n=n, size=size, seed=seed, drop_remainder=drop_remainder)
     per_epoch = n // size if drop_remainder else -(-n // size)
-    return Cursor(where, read, per_epoch, whose, epochs, skip_bad)
+    part = None if transform is not None or skip_bad else partial(_parts, take, n, size)
+    return Cursor(where, read, per_epoch, whose, epochs, skip_bad, part)
+
+
+def _parts(
+    take: Callable[[int, int, int], PyTree], n: int, size: int, rows: Rows, epoch: int, number: int
+) -> tuple[int, list[PyTree]]:
+    """Of the batch of a place its size, and the rows that are asked for."""
+    first, last = number * size, min((number + 1) * size, n)
+    return last - first, [take(epoch, first + start, first + stop) for start, stop in rows(last - first)]
 
 
 def _read(

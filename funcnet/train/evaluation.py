@@ -12,6 +12,7 @@ from funcnet import signature
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.mean import Mean
 from funcnet.train import _check
+from funcnet.train.agreement import everywhere
 from funcnet.train.metric import checked
 
 
@@ -101,7 +102,7 @@ def _measure(compiled: Callable[..., Any], *args: Any) -> dict[str, Any]:
             expected="a dict of arrays",
             actual=str(error),
         ) from error
-    return checked("train.evaluate", "metrics", result)
+    return everywhere(checked("train.evaluate", "metrics", result))
 
 
 def _mean(name: str, values: list[Any], sizes: list[int]) -> float:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from funcnet._held import held
 from funcnet.errors import FuncnetError, ValueRangeError
 from funcnet.train import gradient
+from funcnet.train.agreement import Peers
 from funcnet.train.history import History
 from funcnet.train.state import State, step_key
 
@@ -60,21 +62,30 @@ def thawed(step: Any, state: State) -> State:
     return state._replace(faults=jnp.zeros_like(state.faults))
 
 
-def spoilt(state: State) -> tuple[str, str] | None:
-    """The first leaf with a NaN or an infinity, and which of the two it has.
+def spoilt(state: State, peers: Peers) -> tuple[str, str] | None:
+    """The first leaf with a NaN or an infinity, and which of the two it has; on all processes the same.
 
     Some begin with an infinity, and that is right: of the model state, such as a running minimum, only a NaN
     counts; and of the optimizer's, a number by itself does not, such as the best loss so far.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        name = f"state{jax.tree_util.keystr(path)}"
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or np.isfinite(np.asarray(leaf)).all():
-            continue
-        kind = "nan" if np.isnan(np.asarray(leaf)).any() else "inf"
-        at_will = name.startswith("state.opt_state") and not leaf.shape
-        if not at_will and (kind == "nan" or not name.startswith("state.model_state")):
-            return name, kind
-    return None
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    found = next((mark for mark in enumerate(map(_fault, *zip(*leaves, strict=True))) if mark[1]), None)
+    # The earliest leaf is the largest number: each process looks at what it holds.
+    mine = 0 if found is None else 2 * (len(leaves) - found[0]) + (found[1] == "nan")
+    said = peers.agree(spoilt=mine).spoilt
+    if not said:
+        return None
+    path, _ = leaves[len(leaves) - said // 2]
+    return f"state{jax.tree_util.keystr(path)}", "nan" if said % 2 else "inf"
+
+
+def _fault(path: Any, leaf: Any) -> str | None:
+    """What a leaf of the state has that it must not have, of the numbers that this process holds."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact) or np.isfinite(values := held(leaf)).all():
+        return None
+    name, kind = f"state{jax.tree_util.keystr(path)}", "nan" if np.isnan(values).any() else "inf"
+    at_will = name.startswith("state.opt_state") and not leaf.shape
+    return kind if not at_will and (kind == "nan" or not name.startswith("state.model_state")) else None
 
 
 def refused(path: str, kind: str) -> ValueRangeError:

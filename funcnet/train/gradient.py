@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from funcnet import signature
+from funcnet._letters import Axes, devices
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.mean import Mean, of_loss, quotient, wide
+from funcnet.train import _mesh
 from funcnet.train.log import RESERVED
 from funcnet.train.metric import checked
 from funcnet.train.state import State
@@ -67,10 +69,16 @@ def in_parts(
     key: Any,
     k: int,
     same: Callable[[PyTree], PyTree],
+    gather: bool,
 ) -> Gradient:
     """The gradient over a batch in k parts, one after the other, in the memory of one of them.
 
     Totals, weights and the gradients of totals are added up, and divided once: in float32 or wider.
+
+    On a mesh with Explicit axes, over which the examples are split, each group of them that lies in one place
+    adds up its own gradients, and the groups are added up at the end: the parts, and their numbers, are those
+    of k times as many parts as there are groups. Not where parameters are split over those axes, too: then a
+    part has as many examples from each group, and its gradient is added up over the groups at once.
 
     Args:
         loss: as in `make_step`.
@@ -79,53 +87,78 @@ def in_parts(
         key: of the step; part i, from 0, has `fold_in(key, i)`.
         k: how many parts.
         same: makes sure that a model state is like the one before.
+        gather: parameters whole over the axes that examples are split over, once, before the first part.
 
     Raises:
         ShapeError: k does not divide the batch, or a metric has axes.
     """
-    rows, shared = _cut(batch, k)
+    axes = _mesh.rows_over(batch)
+    params = _mesh.gathered(state.params, axes) if gather else state.params
+    apart = bool(axes) and not _mesh.touches(params, axes)
+    groups = devices(axes) if apart else 1
+    rows, shared = _cut(batch, k, axes, apart)
 
-    def part(carry: Any, entry: Any) -> tuple[Any, Any]:
-        (sums, model_state), (rows, number) = carry, entry
+    def gradient(model_state: PyTree, rows: PyTree, number: Array) -> tuple[PyTree, tuple[PyTree, Mean, Any]]:
         batch = jax.tree.map(lambda own, all: all if own is None else own, rows, shared, is_leaf=_none)
 
         def objective(params: PyTree) -> tuple[Float[Array, ""], Any]:
             part_key = jax.random.fold_in(key, number)
             value, after, metrics = _call(loss, params, model_state, batch, part_key)
             total, weight = value if isinstance(value, Mean) else (value, None)
-            return _scaled(total, state), (Mean(wide(total), weight), after, _scalars(metrics))
+            return _scaled(total, state), (same(after), Mean(wide(total), weight), _scalars(metrics))
 
-        grads, (mean, after, metrics) = jax.grad(objective, has_aux=True)(state.params)
-        sums = jax.tree.map(lambda sum, grad: sum + grad.astype(sum.dtype), sums, grads)
-        return (sums, same(after)), (mean, metrics)
+        return jax.grad(objective, has_aux=True)(params)
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=wide(leaf).dtype), state.params)
-    (sums, model_state), (mean, metrics) = jax.lax.scan(
-        part, (zeros, state.model_state), (rows, jnp.arange(k, dtype=jnp.int32))
-    )
+    def part(carry: Any, entry: Any) -> tuple[Any, Any]:
+        (sums, model_state), (rows, number) = carry, entry
+        each = jax.vmap(gradient) if apart else gradient
+        grads, (after, mean, metrics) = each(model_state, rows, number)
+        add = lambda sum, grad: sum + _mesh.retyped(sum, grad.astype(sum.dtype))
+        return (jax.tree.map(add, sums, grads), after), (mean, metrics)
+
+    numbers = jnp.arange(groups * k, dtype=jnp.int32)
+    sums = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=wide(leaf).dtype), params)
+    carry = sums, state.model_state
+    if apart:
+        numbers = _mesh.cut(numbers, k, axes, apart)[..., 0]
+        carry = jax.tree.map(lambda leaf: _mesh.stacked(leaf, axes), carry)
+    (sums, model_state), (mean, metrics) = jax.lax.scan(part, carry, (rows, numbers))
+    if apart:  # the one time that a device hears of the others
+        sums = jax.tree.map(lambda sum: sum.sum(0), sums)
+        model_state = jax.tree.map(_of_groups, model_state)
     weight = None if mean.weight is None else mean.weight.sum()
-    count = jnp.asarray(k, jnp.int32) if weight is None else weight
+    count = jnp.asarray(groups * k, jnp.int32) if weight is None else weight
     grads = _divided(sums, state, jnp.where(count == 0, 1, count))
+    grads = jax.tree.map(_mesh.retyped, state.params, grads)
     return Gradient(quotient(Mean(mean.total.sum(), count)), weight, grads, model_state, _joined(metrics))
+
+
+def _of_groups(leaf: Array) -> Array:
+    """A model's state from those of the groups: their mean, of what is no float the first."""
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf.mean(0)
+    return jax.reshard(leaf, jax.P())[0]
 
 
 def _none(node: Any) -> bool:
     return node is None
 
 
-def _cut(batch: PyTree, k: int) -> tuple[PyTree, PyTree]:
+def _cut(batch: PyTree, k: int, axes: Axes, apart: bool) -> tuple[PyTree, PyTree]:
     """The batch with a first axis of k parts; and its leaves without axes, which go to each."""
     first: tuple[str, int] | None = None
+    n = k * devices(axes)
+    where = "" if n == k else f"     ({k} parts × {n // k} groups over {', '.join(axes)})"
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         name, shape = f"batch{jax.tree_util.keystr(path)}", np.shape(leaf)
         if not shape:
             continue
         first = first or (name, shape[0])
-        if shape[0] != first[1] or shape[0] % k:
+        if shape[0] != first[1] or shape[0] % n:
             raise ShapeError(
                 f"train.make_step: {name} cannot be cut into {k} equal parts (accumulate={k}).",
                 path=name,
-                expected=f"a first axis that {k} divides"
+                expected=f"a first axis that {n} divides{where}"
                 if shape[0] == first[1]
                 else f"a first axis of {first[1]}, that of {first[0]}",
                 actual=describe(leaf),
@@ -142,8 +175,7 @@ def _cut(batch: PyTree, k: int) -> tuple[PyTree, PyTree]:
         )
 
     def cut(leaf: Any) -> Any:
-        shape = np.shape(leaf)
-        return jnp.reshape(leaf, (k, shape[0] // k, *shape[1:])) if shape else None
+        return _mesh.cut(leaf, k, axes, apart) if np.shape(leaf) else None
 
     return jax.tree.map(cut, batch), jax.tree.map(lambda leaf: None if np.shape(leaf) else leaf, batch)
 

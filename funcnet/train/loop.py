@@ -1,10 +1,10 @@
 """The loop: training over batches."""
 
-import itertools
+import hashlib
 import os
+import re
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import Signals
@@ -14,20 +14,22 @@ import jax
 from jaxtyping import PyTree
 
 from funcnet import signature
-from funcnet._signals import Stop, signals
+from funcnet._signals import signals
 from funcnet.errors import DTypeError, StructureError, ValueRangeError, describe
 from funcnet.mean import scalar
-from funcnet.train import _check
+from funcnet.train import _check, agreement
+from funcnet.train._pieces import versions
+from funcnet.train.agreement import gathered
 from funcnet.train.checkpoints import Checkpoints
 from funcnet.train.cursor import place
+from funcnet.train.ends import Ends
 from funcnet.train.faults import NonFiniteError, non_finite, refused, spoilt, thawed
 from funcnet.train.history import History, Record
 from funcnet.train.log import RESERVED, Log, evaluated, logs, metrics_path, terminal
 from funcnet.train.metric import reading
 from funcnet.train.records import Records
 from funcnet.train.state import State, step_key
-
-_END = object()
+from funcnet.train.wrap import Looked
 
 
 def fit(
@@ -45,6 +47,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     stop: Callable[[History], bool] | None = None,
     progress: bool = True,
+    timeout: int | float = agreement.TIMEOUT,
 ) -> tuple[State, History]:
     """Train: one step per batch, with progress shown and metrics written down.
 
@@ -61,6 +64,13 @@ def fit(
     `max_skipped` of them in a row end the training.
 
     A log or a checkpoint that cannot be written does not end the training: one warning says so.
+
+    In several processes (`jax.distributed`) each calls it with the same program, and with batches of global
+    arrays (`shard.place`). Whatever one of them alone knows, a signal, its clock, the end of its data, an
+    error of its batches, all hear a step later: they take the same steps. Process 0 writes the log, calls its
+    functions, prints, and has the clock; `history` is on all, and all call `evaluate` and `stop`. A process
+    that is lost or stuck, or leaves by an error, ends the others: by PeersError, or, where they are held
+    within JAX, by the exit code 75 with its text on standard error.
 
     Args:
         step: from `make_step`, or any function like it; its metrics contain "loss".
@@ -83,6 +93,8 @@ def fit(
         stop: `stop(history)` says whether to end: after each evaluation; without `evaluate` after each step,
             for which the host then waits.
         progress: whether to print anything.
+        timeout: seconds that a process waits for the others: a step, the compilation of the first one and an
+            evaluation must take less. One process waits for nobody.
 
     Returns:
         The state, and one record per step, as written to metrics.jsonl, those before a restored checkpoint
@@ -97,11 +109,14 @@ def fit(
             step, `max_skipped` in a row were. It holds the step, the batch and the state.
         ShapeError: a batch is empty.
         DTypeError: an argument, a leaf of a batch, or a metric is not what it should be.
-        StructureError: the step or `evaluate` returns anything else.
+        StructureError: the step or `evaluate` returns anything else; several processes differ in the state,
+            an option, the batch or the program of the step.
         ValueRangeError: there was no batch, `state` has a NaN or an infinity or was given to a step before,
             which deleted it, two things are recorded under one name, or `steps`, `until`, `minutes`, `every`
             or the name of a rate makes no sense.
         OSError: the last checkpoint cannot be written.
+        PeersError: of several processes one is lost, does not come within `timeout`, or has ended the run by
+            an error of its own. It names them.
 
     Whatever is raised once it has begun, by batches, by `evaluate`, by a closed standard output,
     KeyboardInterrupt and SystemExit too, carries in its attributes `state` and `history` what the training
@@ -124,126 +139,177 @@ def fit(
     every = None if every is None else _check.whole("train.fit", "every", every, 1)
     rates, limit = _rates(rates), _seconds(minutes)
     state = thawed(step, state)
-    if found := spoilt(state):
-        raise refused(*found)
-    resumed = None if checkpoints is None else checkpoints.begin(state)
-    history = History() if resumed is None else resumed.history
-    earlier, size = (0.0, None) if resumed is None else (resumed.seconds, resumed.log_bytes)
-    iterator = iter(batches)
-    metrics_at = next((metrics_path(sink) for sink in sinks if not callable(sink)), None)
-    records: Records | None = None
-    whole = True  # no step is under way: the state and the position in the data are of one moment
+    with gathered("train.fit", agreement.seconds("train.fit", timeout)) as peers:
+        alone, sinks = peers.count == 1, sinks if peers.index == 0 else ()
+        if not alone:
+            peers.same("state", _types("state", state))
+            peers.same("option", _options(first, count, every, limit, evaluate, checkpoints, stop))
+        if found := spoilt(state, peers):
+            raise refused(*found)
+        resumed = None if checkpoints is None else checkpoints.begin(state, peers)
+        history = History() if resumed is None else resumed.history
+        earlier, size = (0.0, None) if resumed is None else (resumed.seconds, resumed.log_bytes)
+        iterator = iter(batches) if alone else Looked(iter(batches))
+        metrics_at = next((metrics_path(sink) for sink in sinks if not callable(sink)), None)
+        records: Records | None = None
+        whole = True  # no step is under way: the state and the position in the data are of one moment
 
-    def kept() -> dict[str, Any]:
-        """What a checkpoint holds beside the state."""
-        assert records is not None
-        return {
-            "position": place(iterator),
-            "log": _size_of(metrics_at),
-            "seconds": records.seconds(),
-            "record": history[-1] if len(history) else {},
-        }
+        def kept() -> dict[str, Any]:
+            """What a checkpoint holds beside the state."""
+            assert records is not None
+            return {
+                "position": place(iterator),
+                "log": _size_of(metrics_at),
+                "seconds": records.seconds(),
+                "record": history[-1] if len(history) else {},
+            }
 
-    try:
-        with (
-            logs(sinks, size) as write,
-            terminal(count, progress) as (show, say),
-            signals() as signal,
-            signal.held(),
-        ):
-            records = Records(step, history, write, show, rates, first, earlier)
+        try:
+            with (
+                logs(sinks, size) as write,
+                terminal(count, progress and peers.index == 0) as (show, say),
+                signals() as signal,
+                signal.held(),
+            ):
+                records = Records(step, history, write, show, rates, first, earlier, peers)
+                ends = Ends(peers, signal, records, limit, checkpoints)
 
-            def measured() -> Record:
-                """The evaluation, as it is recorded; nothing, if a signal ends it."""
-                assert evaluate is not None
-                values = {} if signal.number else signal.attempt(evaluate, state, otherwise={})
-                return {f"eval_{name}": v for name, v in reading("train.fit", "evaluate", values).items()}
+                def measured() -> Record:
+                    """The evaluation, as it is recorded; nothing, if a signal ends it."""
+                    assert evaluate is not None
+                    with peers.doing("evaluating"):
+                        values = ends.attempt(evaluate, state, otherwise={})
+                    return {f"eval_{name}": v for name, v in reading("train.fit", "evaluate", values).items()}
 
-            ended, batch = None, None
-            owed = evaluate is not None and _owed(history, first, every, count)
-            if owed:
-                records.amend(measured())
-                records.restart(first)
-                ended = "stop" if stop is not None and stop(history) else None
-            for batch in () if ended else _next(iterator, count, limit, records, signal):
-                whole = False
-                batch = _check.own("train.fit", batch, done + 1)
-                if done == first:
-                    signal.attempt(_check_values, step, state, batch)
-                    if signal.number:
+                ended, batch = None, None
+                owed = evaluate is not None and _owed(history, first, every, count)
+                if owed:
+                    records.amend(measured())
+                    records.restart(first)
+                    ended = "stop" if ends.asked(stop, history) else None
+                for batch in () if ended else ends.batches(iterator, count, done):
+                    whole = False
+                    batch = _check.own("train.fit", batch, done + 1)
+                    if done == first:
+                        if not alone:
+                            peers.same("batch", _types("batch", batch))
+                            peers.same("step", _program(step, state, batch))
+                        ends.attempt(_check_values, step, state, batch)
+                        if ends.signal:
+                            break
+                    state, metrics = _pair(step(state, batch))
+                    metrics = peers.whole(metrics)
+                    done, whole = done + 1, True
+                    records.add(done, batch, metrics, getattr(iterator, "skipped", 0))
+                    if done == first + 1:
+                        peers.wait(metrics)
+                        say(f"first step after {records.restart(done):.1f} s: values checked, step compiled")
+                    at = evaluate is not None and every is not None and done % every == 0
+                    if at:
+                        records.read(evaluation=measured)
+                        records.restart(done)
+                    elif stop is not None and evaluate is None:
+                        records.read()
+                    if (at or evaluate is None) and ends.asked(stop, history):
+                        ended = "stop"
+                    if checkpoints is not None and ends.due(done, history[-1] if at else None):
+                        records.read()
+                        checkpoints.save(state, **kept())
+                    if checkpoints is not None:
+                        records.note(checkpoints.error())
+                    if ended or (alone and signal.number):
                         break
-                state, metrics = _pair(step(state, batch))
-                done, whole = done + 1, True
-                records.add(done, batch, metrics, getattr(iterator, "skipped", 0))
-                if done == first + 1:
-                    jax.block_until_ready(metrics)
-                    say(f"first step after {records.restart(done):.1f} s: values checked, step compiled")
-                at = evaluate is not None and every is not None and done % every == 0
-                if at:
-                    records.read(evaluation=measured)
-                    records.restart(done)
-                elif stop is not None and evaluate is None:
+                # A NaN in the last gradient: no loss came of it that would show it.
+                found = spoilt(state, peers)
+                over = ends.last().over
+                if ended is None:
+                    over = over and done - first != count
+                    ended = "minutes" if over else "steps" if done - first == count else "data"
+                last = evaluate is not None and not found and not ends.signal and ended != "minutes"
+                records.read(evaluation=measured if last and records.waiting else None)
+                if found:
+                    raise non_finite(done, *found, batch)
+                if last and done > first and not evaluated(history[-1]):
+                    records.amend(measured())
+                if ends.signal:
+                    ended = Signals(ends.signal).name
+                    signal.number = ends.signal  # for the program, if another process has got it
+                    say(f"interrupted: the state after step {done} is returned")
+                elif done == first and ended == "data":
+                    raise ValueRangeError(
+                        "train.fit: there was no batch.",
+                        path="batches",
+                        expected="one batch or more",
+                        actual="none",
+                        hint="an iterator can be used once: make it anew"
+                        if iter(batches) is batches
+                        else None,
+                    )
+                if checkpoints is not None and whole and (done > first or owed):
+                    whole = False  # if this fails it is not tried again
+                    checkpoints.finish(state, **kept())
+                history.ended = ended
+        except BaseException as raised:
+            if isinstance(raised, NonFiniteError):
+                raised.loss = getattr(step, "loss", None)
+                peers.parted = True  # all read the same numbers
+            error = peers.explained(raised)
+            if records is not None and not isinstance(error, NonFiniteError):
+                with suppress(Exception):
                     records.read()
-                if stop is not None and (at or evaluate is None) and stop(history):
-                    ended = "stop"
-                if checkpoints is not None and checkpoints.due(done, history[-1] if at else None):
-                    records.read()
-                    checkpoints.save(state, **kept())
-                if checkpoints is not None:
-                    records.note(checkpoints.error())
-                if ended or signal.number:
-                    break
-            found = spoilt(state)  # a NaN in the last gradient: no loss came of it that would show it
-            if ended is None:
-                over = limit is not None and records.seconds() >= limit and done - first != count
-                ended = "minutes" if over else "steps" if done - first == count else "data"
-            last = evaluate is not None and not found and not signal.number and ended != "minutes"
-            records.read(evaluation=measured if last and records.waiting else None)
-            if found:
-                raise non_finite(done, *found, batch)
-            if last and done > first and not evaluated(history[-1]):
-                records.amend(measured())
-            if signal.number:
-                ended = Signals(signal.number).name
-                say(f"interrupted: the state after step {done} is returned")
-            elif done == first and ended == "data":
-                raise ValueRangeError(
-                    "train.fit: there was no batch.",
-                    path="batches",
-                    expected="one batch or more",
-                    actual="none",
-                    hint="an iterator can be used once: make it anew" if iter(batches) is batches else None,
-                )
-            if checkpoints is not None and whole and (done > first or owed):
-                whole = False  # if this fails it is not tried again
-                checkpoints.finish(state, **kept())
-            history.ended = ended
-    except BaseException as error:
-        if isinstance(error, NonFiniteError):
-            error.loss = getattr(step, "loss", None)
-        elif records is not None:
-            with suppress(Exception):
-                records.read()
-        _carry(error, state, history)
-        if checkpoints is not None and records is not None and whole and done > first:
-            _save_at_last(error, checkpoints, state, kept)
-        raise
+            _carry(error, state, history)
+            together = alone or peers.parted
+            if checkpoints is not None and records is not None and whole and done > first and together:
+                _save_at_last(error, checkpoints, state, kept)
+            if error is not raised:
+                raise error from raised
+            raise
+        finally:
+            if isinstance(iterator, Looked):
+                iterator.close()
     return state, history
 
 
-def _next(
-    iterator: Iterator[PyTree], count: int | None, limit: float | None, records: Records, signal: Stop
-) -> Iterator[PyTree]:
-    """The batches, up to a signal, the limit of seconds or the count; how long they let wait is noted."""
-    for _ in itertools.count() if count is None else range(count):
-        if signal.number or (limit is not None and records.seconds() >= limit):
-            return
-        asked = time.perf_counter()
-        batch = signal.attempt(next, iterator, _END, otherwise=_END)
-        if batch is _END:
-            return
-        records.waited += time.perf_counter() - asked
-        yield batch
+def _options(
+    first: int,
+    count: int | None,
+    every: int | None,
+    limit: float | None,
+    evaluate: Any,
+    checkpoints: Any,
+    stop: Any,
+) -> dict[str, str]:
+    """What several processes must have been told alike."""
+    settings = {} if checkpoints is None else checkpoints.settings()
+    return {
+        "the step to begin at": str(first),
+        "steps": str(count),
+        "every": str(every),
+        "seconds": str(limit),
+        "evaluate": "no" if evaluate is None else "yes",
+        "stop": "no" if stop is None else "yes",
+        "checkpoints": "no" if checkpoints is None else "yes",
+        **{f"checkpoints.{name}": repr(value) for name, value in settings.items()},
+        **versions(),
+    }
+
+
+def _types(path: str, tree: PyTree) -> dict[str, str]:
+    """What each leaf is, and how it is split."""
+    split = lambda leaf: getattr(getattr(leaf, "sharding", None), "spec", "")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{path}{jax.tree_util.keystr(at)}": f"{describe(leaf)} {split(leaf)}" for at, leaf in leaves}
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def _program(step: Any, state: State, batch: PyTree) -> dict[str, str]:
+    """The program of a step as a hash of its words, in an order that no process chooses."""
+    if not hasattr(step, "trace"):
+        return {}
+    words = sorted(_ADDRESS.sub("", str(step.trace(state, batch).jaxpr)).split())
+    return {"program": hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]}
 
 
 def _owed(history: History, first: int, every: int | None, count: int | None) -> bool:
@@ -256,9 +322,11 @@ def _carry(error: BaseException, state: State, history: History) -> None:
     """Give an error what the training had come to."""
     vars(error)["history"] = history
     leaves = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
-    if not any(leaf.is_deleted() for leaf in leaves):
+    if any(leaf.is_deleted() for leaf in leaves):
+        return
+    with suppress(jax.errors.JaxRuntimeError):  # of a step that broke off
+        error.add_note(f"train.fit: the state after step {int(state.step)} is this error's attribute `state`")
         vars(error)["state"] = state
-        error.add_note(f"train.fit: the state after step {state.step} is this error's attribute `state`")
 
 
 def _save_at_last(

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import PyTree
 
 from funcnet.errors import StructureError, ValueRangeError, describe
+from funcnet.train.agreement import Peers
 from funcnet.train.faults import non_finite, too_many
 from funcnet.train.history import History, Record
 from funcnet.train.metric import reading
@@ -19,6 +19,7 @@ __all__ = ["Records"]
 
 # Metrics are read so many steps behind, and at most so many seconds: the device never waits for the host.
 _BEHIND, _SECONDS_BEHIND = 64, 0.5
+_BEHIND_TOGETHER = 2  # of several processes, which have agreed by then that the earlier steps are over
 
 
 class _Step(NamedTuple):
@@ -48,8 +49,10 @@ class Records:
         rates: Mapping[str, float],
         first: int,
         earlier: float,
+        peers: Peers,
     ) -> None:
         self._history, self._write, self._show, self._rates = history, write, show, rates
+        self._peers = peers
         self._most = getattr(step, "max_skipped", None) or math.inf
         self._pending: deque[_Step] = deque()
         self._began = time.perf_counter()
@@ -76,6 +79,9 @@ class Records:
     def add(self, number: int, batch: PyTree, metrics: Any, bad: int) -> None:
         """A step was started. Those that are over by now are read: none but the newest is under way."""
         self._pending.append(_Step(number, batch, metrics, bad, self._mark, self.waited))
+        if self._peers.count > 1:  # what is raised here must be raised by all after the same step: no clock
+            self.read(keep=_BEHIND_TOGETHER)
+            return
         if len(self._pending) >= _BEHIND:
             self.read(keep=_BEHIND // 2)
         elif time.perf_counter() - self._read_at > _SECONDS_BEHIND:
@@ -93,10 +99,10 @@ class Records:
         Raises:
             NonFiniteError: one of them was not finite, or once too often.
         """
-        read = [self._pending.popleft() for _ in range(len(self._pending) - keep)]
+        read = [self._pending.popleft() for _ in range(max(len(self._pending) - keep, 0))]
         if not read:
             return
-        jax.block_until_ready(read[-1].metrics)
+        self._peers.wait(read[-1].metrics)
         before, now = self._read_at, time.perf_counter()
         records: list[Record] = []
         try:

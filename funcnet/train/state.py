@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe, shorten
 from funcnet.mean import scalar, wide
-from funcnet.train import _check
+from funcnet.train import _check, _mesh
 from funcnet.train import optimizer as optimizers
 
 # What a loss scale can be: below it, float16 has room for no gradient; above, a run that needs no scale would
@@ -70,7 +70,8 @@ def init(
     """The state before the first step.
 
     Every leaf is copied: a step from `make_step` reuses the memory of the state that it is given, which
-    deletes those arrays, and the caller's `params` should outlive the training. Shardings are kept.
+    deletes those arrays, and the caller's `params` should outlive the training. Shardings are kept. Where
+    params lie on a mesh, what lies on one device (the count of steps, the key) is put on all of its devices.
 
     Args:
         params: a pytree of floating-point arrays.
@@ -131,7 +132,7 @@ def init(
     opt_state = jax.tree.map(_copy, opt_state)
     params, key_data, model_state = jax.tree.map(_copy, (params, jax.random.key_data(key), model_state))
     none = lambda: jnp.zeros((), jnp.int32)
-    return State(
+    state = State(
         none(),
         params,
         opt_state,
@@ -142,6 +143,7 @@ def init(
         None if decay is None else jnp.float32(decay),
         None if loss_scale is None else LossScale(jnp.float32(loss_scale), none()),
     )
+    return _mesh.placed(state, params)
 
 
 def step_key(state: State) -> Key[Array, ""]:

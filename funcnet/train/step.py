@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe
 from funcnet.mean import wide
-from funcnet.train import _check, gradient
+from funcnet.train import _check, _mesh, gradient
 from funcnet.train import optimizer as optimizers
 from funcnet.train.gradient import Gradient
 from funcnet.train.state import LEAST_SCALE, MOST_SCALE, LossScale, State, step_key
@@ -28,6 +28,7 @@ def make_step(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     accumulate: SupportsIndex = 1,
+    gather: bool = False,
     watch: bool = False,
     guard: bool = True,
     max_skipped: SupportsIndex = 5,
@@ -36,8 +37,8 @@ def make_step(
 
     What comes back is the `jax.jit` function itself, so `step.lower`, `step.trace` and the like are there,
     `step.loss` is the loss that it was made of, and `step.max_skipped` the limit of its guard, or None. The
-    state is donated: its memory becomes that of the new state, and the old one is deleted. `metrics` is the
-    loss's own, its value under "loss", and what the options below add.
+    state is donated: its memory becomes that of the new state, and the old one is deleted. On a mesh it stays
+    where it is. `metrics` is the loss's own, its value under "loss", and what the options below add.
 
     A step does what it finds in the state: it goes on with an average of the params, and adapts a loss scale
     (metrics "loss_scale", the one used, and "rescaled": gradients were not finite, so the scale was halved,
@@ -57,7 +58,18 @@ def make_step(
             other, in the memory of one. Totals and weights are added up and divided once, so it is that of
             the whole batch, up to rounding, if the loss is a mean over the examples, or a `Mean`. Metrics
             are joined by their weights, those that are numbers evenly; a model state goes from part to part,
-            and part i has the key `fold_in(key, i)`.
+            and part i has the key `fold_in(key, i)`. Where the type of a batch says that its examples are
+            split over devices (a mesh with Explicit axes), each group that lies in one place is cut into so
+            many parts and adds up its own, and the groups are added up once, at the end: all in all they are
+            the parts of an accumulation of `accumulate` times as many as there are groups. What couples
+            examples, as batch statistics and contrastive losses do, so sees one part of one group; a model
+            state goes from part to part of its group, and is averaged in the end (what is no float is that of
+            the first). Where parameters, too, are split over those devices (FSDP), a part takes as many
+            examples from every group, and its gradient is added up at once: in the memory of one device's
+            share. On Auto axes no split is seen: the same, whatever the parameters are.
+        gather: before an accumulation, make parameters whole that are split over the devices of the examples,
+            so that these are gathered once a step rather than in every part, and gradients added up once: in
+            the memory of all parameters, and of their gradients, on every device.
         watch: metrics "gradient_norm", "param_norm" (before the update) and "update_norm", for all params
             and, as "gradient_norm.block", for each entry of their outermost container; "learning_rate" if
             the optimizer's state shows it, as that of `optax.inject_hyperparams` does.
@@ -72,8 +84,9 @@ def make_step(
         ValueRangeError: `accumulate` or `max_skipped` is less than 1.
         ShapeError, DTypeError, StructureError: when the step is traced, if the loss takes or returns anything
             else, if the optimizer asks for anything else or is not the state's, if a leaf of the state
-            would change its shape or its type, if `accumulate` does not divide the batch, or a metric then
-            has axes, or if the state lacks what the guard counts with, or has a loss scale without it.
+            would change its shape or its type, if `accumulate`, times the groups, does not divide the batch,
+            or a metric then has axes, or if the state lacks what the guard counts with, or has a loss scale
+            without it.
 
     >>> def loss(params, batch, key):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -91,6 +104,7 @@ def make_step(
     transformation = optimizers.transformation("train.make_step", optimizer)
     _check.function("train.make_step", "loss", loss, "loss(params, batch, key)")
     k = _check.whole("train.make_step", "accumulate", accumulate, 1)
+    gather = _check.flag("train.make_step", "gather", gather)
     watch = _check.flag("train.make_step", "watch", watch)
     guard = _check.flag("train.make_step", "guard", guard)
     limit = _check.whole("train.make_step", "max_skipped", max_skipped, 1)
@@ -109,7 +123,7 @@ def make_step(
             result = gradient.whole(loss, state, batch, key)
         else:
             same = lambda after: _like(state, state._replace(model_state=after)).model_state
-            result = gradient.in_parts(loss, state, batch, key, k, same)
+            result = gradient.in_parts(loss, state, batch, key, k, same, gather)
         elsewhere = None
         if k == 1 and state.loss_scale is None:
             elsewhere = lambda params: gradient.value(loss, params, state.model_state, batch, key)
@@ -128,6 +142,7 @@ def make_step(
             new = new._replace(step=state.step + 1)
             if result.weight is not None:
                 new = _unless(result.weight == 0, new, state)
+        new = jax.tree.map(_mesh.kept, state, new)
         return new, _joined(metrics, _watched(state, new, result, norms)) if watch else metrics
 
     step.loss = loss  # pyright: ignore[reportFunctionMemberAccess]  (jax.jit hands attributes on)
@@ -370,4 +385,5 @@ def _like(old: State, new: State) -> State:
             actual=describe(leaf),
         )
     # The explicit dtype makes weak types strong, as in train.init.
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=jnp.result_type(leaf)), new)
+    strong = lambda leaf: jnp.asarray(leaf, dtype=jnp.result_type(leaf))
+    return jax.tree.map(lambda was, leaf: _mesh.retyped(was, strong(leaf)), old, new)

@@ -70,13 +70,13 @@ class Mapped(Iterator[PyTree]):
     @property
     def position(self) -> Callable[[], Position]:
         """`position()`: the place of the batch that comes next."""
-        _refuse_placeless("mapped", self._source)
+        refuse_placeless("train.mapped", self._source)
         return self._position
 
     @property
     def seek(self) -> Callable[[Mapping[str, Any]], None]:
         """`seek(position)`: go there."""
-        _refuse_placeless("mapped", self._source)
+        refuse_placeless("train.mapped", self._source)
         return self._seek
 
     def _position(self) -> Position:
@@ -89,6 +89,60 @@ class Mapped(Iterator[PyTree]):
             number = whole("train.mapped", 'position["number"]', where["number"], 0)
             self._source.seek(where["batches"])  # pyright: ignore[reportAttributeAccessIssue]
             self._number = number
+
+
+class Looked(Iterator[PyTree]):
+    """Batches that can be read before they are asked for; their position is that of whoever asks.
+
+    Attributes:
+        skipped: batches left out up to the one that was asked for last.
+    """
+
+    def __init__(self, source: Iterator[PyTree]):
+        self._source, self.skipped = source, getattr(source, "skipped", 0)
+        self._ready: deque[_Read] = deque()
+        self._before: deque[Position | None] = deque()
+
+    def look(self) -> bool:
+        """Read one more; False: there is none."""
+        before = place(self._source)
+        try:
+            batch = next(self._source)
+        except StopIteration:
+            return False
+        self._before.append(before)
+        self._ready.append(_Read(batch, None, None, getattr(self._source, "skipped", 0)))
+        return True
+
+    def __next__(self) -> PyTree:
+        if not self._ready and not self.look():
+            raise StopIteration
+        self._before.popleft()
+        read = self._ready.popleft()
+        self.skipped = read.skipped
+        return read.batch
+
+    def close(self) -> None:
+        """Give the batches back where whoever asks stands; without positions, what was read is lost."""
+        if self._before and self._before[0] is not None:
+            self._source.seek(self._before[0])  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def position(self) -> Callable[[], Position]:
+        """`position()`: the place of the batch that comes next."""
+        refuse_placeless("train.fit", self._source)
+        return self._position
+
+    @property
+    def seek(self) -> Callable[[Mapping[str, Any]], None]:
+        """`seek(position)`: go there."""
+        refuse_placeless("train.fit", self._source)
+        return self._source.seek  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _position(self) -> Position:
+        found = self._before[0] if self._before else place(self._source)
+        assert found is not None
+        return found
 
 
 def prefetch(batches: Iterable[PyTree], ahead: SupportsIndex = 2, *, put: bool = True) -> "Prefetched":
@@ -208,13 +262,13 @@ class Prefetched(Iterator[PyTree]):
     @property
     def position(self) -> Callable[[], Position]:
         """`position()`: the place of the batch that comes next."""
-        _refuse_placeless("prefetch", self._source)
+        refuse_placeless("train.prefetch", self._source)
         return self._position
 
     @property
     def seek(self) -> Callable[[Mapping[str, Any]], None]:
         """`seek(position)`: go there, and forget what was read ahead."""
-        _refuse_placeless("prefetch", self._source)
+        refuse_placeless("train.prefetch", self._source)
         return self._seek
 
     def _position(self) -> Position:
@@ -255,9 +309,10 @@ def _owned(batch: PyTree, put: bool, x64: bool, device: Any) -> PyTree:
         )
 
 
-def _refuse_placeless(name: str, source: Any) -> None:
+def refuse_placeless(where: str, source: Any) -> None:
+    """Refuse to say where `source` is, or to send it elsewhere, if it has no position."""
     if not has_place(source):
         raise AttributeError(
-            f"train.{name}: the batches have no position: {describe(source)} has no position() and seek(); "
+            f"{where}: the batches have no position: {describe(source)} has no position() and seek(); "
             "see train.batches, train.tokens and train.stateful"
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import funcnet as fn
-from funcnet.train import Checkpoints, _pieces, loop, records
+from funcnet.train import Checkpoints, _pieces, ends, records
 from tests.train.test_loop import OPTIMIZER, STEP, X, Y, data, interrupting, loss, same, start
 
 
@@ -156,7 +156,7 @@ def test_time_goes_on_counting(tmp_path, monkeypatch):
         now += 20.0
         return STEP(state, batch)
 
-    for module in (loop, records):
+    for module in (ends, records):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     _, history = fit(tmp_path, step, until=2)
     assert history[-1]["seconds"] == 40.0

@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
-from funcnet.train import loop, records
+from funcnet.train import ends, loop, records
 from funcnet.train.history import History
 from funcnet.train.log import RESERVED
 
@@ -128,7 +128,7 @@ def test_metrics_are_read_late(monkeypatch, seconds):
         events.append(f"step {number}")
         return state._replace(step=state.step + 1), {"loss": Metric(number)}
 
-    for module in (loop, records):
+    for module in (ends, records):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     monkeypatch.setattr(records, "_BEHIND", 4)
     fit(step=step, steps=6)
@@ -170,7 +170,7 @@ def test_the_speed_is_that_since_the_last_evaluation(monkeypatch):
         now += 100.0
         return {}
 
-    for module in (loop, records):
+    for module in (ends, records):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     _, history = fit(step, steps=8, evaluate=evaluate, every=3)
     # The speed counts from the end of step 1, which compiles, and then from each evaluation.
@@ -837,7 +837,7 @@ def test_minutes_end_a_run_without_an_evaluation(monkeypatch):
         now += 20.0
         return state._replace(step=state.step + 1), {"loss": 1.0}
 
-    for module in (loop, records):
+    for module in (ends, records):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     state, history = fit(step, minutes=1, evaluate=lambda state: {"x": 1.0})
     assert (int(state.step), history.ended) == (3, "minutes")
@@ -895,7 +895,7 @@ def test_the_share_of_time_without_a_batch(monkeypatch):
         now += 1.0
         return state._replace(step=state.step + 1), {"loss": 1.0}
 
-    for module in (loop, records):
+    for module in (ends, records):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     _, history = fit(step, batches=wait(), steps=4)
     assert history[-1]["waiting"] == pytest.approx(0.75)

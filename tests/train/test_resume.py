@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.budget import many
 from tests.train import resumed
 
 
@@ -25,6 +26,7 @@ def python(*args):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_step_can_be_gone_on_from(tmp_path):
     folder = str(tmp_path / "run")
     code = f"from pathlib import Path; from tests.train.resumed import train; print(train(Path({folder!r})))"
@@ -38,15 +40,16 @@ def test_every_step_can_be_gone_on_from(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_once")
-def test_killed_fifty_times(tmp_path):
+def test_killed_again_and_again(tmp_path):
+    kills = many(50)
     code = "from pathlib import Path; from tests.train.killed import train; print(train(Path({!r}), print))"
     whole = python("-c", code.format(str(tmp_path / "whole"))).splitlines()[-1]
-    told = python("-m", "tests.train.killed", str(tmp_path / "run"), "50", "0")
+    told = python("-m", "tests.train.killed", str(tmp_path / "run"), str(kills), "0")
     result = json.loads(told.splitlines()[-1])
     assert result["digest"] == whole
     reached = result["reached"]
     assert reached == sorted(reached), "a checkpoint was lost"
-    assert len(set(reached)) > 25, "it was killed before it had done anything"
+    assert len(set(reached)) >= kills // 2, "it was killed before it had done anything"
 
 
 SCHEDULED = """
