@@ -32,6 +32,12 @@ def _cases() -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
     return [
         ("linear", fn.linear, (fn.linear.init(key, 768, 768), rows), {}),
         ("matmul", fn.matmul, (_floats(16, 256, 256), _floats(16, 256, 256)), {}),
+        (
+            "moe, 2 of 8 experts",
+            fn.moe,
+            (fn.moe.init(key, 128, 256, 8, bias=False), _floats(4, 128, 128)),
+            {},
+        ),
         ("conv 3×3", fn.conv, (conv(64, 64, kernel=(3, 3)), image), {}),
         ("conv 3×3, stride 2", fn.conv, (conv(64, 64, kernel=(3, 3)), image), {"stride": 2}),
         ("conv 3×3, first layer", fn.conv, (conv(1, 32, kernel=(3, 3)), _floats(128, 28, 28, 1)), {}),

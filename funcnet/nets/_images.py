@@ -1,13 +1,15 @@
 """The check that the nets for images share."""
 
+import math
 from typing import Any
 
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from funcnet import rules
 from funcnet.errors import ShapeError, describe
 from funcnet.ops import _check
 
-__all__ = ["check"]
+__all__ = ["check", "flat"]
 
 
 def check(where: str, images: Any, shape: tuple[int, int, int]) -> Array:
@@ -31,3 +33,9 @@ def check(where: str, images: Any, shape: tuple[int, int, int]) -> Array:
         actual=f"images: {describe(images)}",
         hint=hint,
     )
+
+
+@rules.by_letters
+def flat(x: Float[Array, "*n h w c"]) -> Float[Array, "*n k"]:
+    """All that is known of an image as one row."""
+    return x.reshape(*x.shape[:-3], math.prod(x.shape[-3:]))

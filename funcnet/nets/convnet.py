@@ -11,6 +11,7 @@ from funcnet import taps
 from funcnet.errors import ShapeError
 from funcnet.nets import _images, maps
 from funcnet.ops import _check
+from funcnet.ops._draw import in_one_program
 from funcnet.ops.conv import conv, max_pool
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
@@ -50,6 +51,7 @@ def _flat(config: Config) -> int:
     return math.prod(side >> len(config.channels) for side in (height, width)) * config.channels[-1]
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"stages": [[{"w", "b"}, ...], ...], "hidden": {"w", "b"}, "head": {"w", "b"}}."""
     _check.config("convnet.init", config, Config)
@@ -101,7 +103,7 @@ def apply(
         for j, layer in enumerate(stage):
             x = taps.tap(f"stages.{i}.{j}", relu.apply(maps.conv(layer, x)))
         x = max_pool.apply(x, kernel=(2, 2))
-    x = maps.linear(params["hidden"], x.reshape(*x.shape[:-3], math.prod(x.shape[-3:])))
+    x = maps.linear(params["hidden"], _images.flat(x))
     x = taps.tap("hidden", relu.apply(x))
     return maps.linear(params["head"], dropout.apply(x, rate=config.dropout, key=key))
 

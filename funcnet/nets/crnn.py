@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from funcnet import taps
+from funcnet import rules, taps
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.nets import maps, recurrent
 from funcnet.ops import _check
+from funcnet.ops._draw import in_one_program
 from funcnet.ops.conv import conv, max_pool
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
@@ -106,6 +107,7 @@ def steps(frames: Any, config: Config) -> Any:
     return frames
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"stages": [{"w", "b"}, ...], "recurrent": as of `recurrent`, unless there are no layers, "head"}.
 
@@ -175,7 +177,7 @@ def apply(
     ):
         x = taps.tap(f"stages.{i}", _zeroed(relu.apply(maps.conv(layer, x)), mask))
         x, mask = _pooled(x, mask, pool)
-    x = dropout.apply(x.reshape(*x.shape[:-2], -1), rate=config.dropout, key=first)
+    x = dropout.apply(_flat(x), rate=config.dropout, key=first)
     if config.layers:
         x, _ = recurrent.apply(params["recurrent"], x, _recurrence(config), mask=mask, key=between)
     if config.pooled:
@@ -211,6 +213,12 @@ def _pooled(x: Array, mask: Array | None, pool: tuple[int, int]) -> tuple[Array,
     lacking = -x.shape[-3] % merged
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, lacking), (0, 0), (0, 0)])
     return max_pool.apply(x, kernel=pool), None if mask is None else mask[..., ::merged]
+
+
+@rules.by_letters
+def _flat(x: Float[Array, "*n s c"]) -> Float[Array, "*n k"]:
+    """The channels of all bands of a frame as its features."""
+    return x.reshape(*x.shape[:-2], -1)
 
 
 def _mean(x: Array, mask: Array | None) -> Array:

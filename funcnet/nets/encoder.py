@@ -22,6 +22,7 @@ from funcnet.errors import describe as describe_value
 from funcnet.nets import _blocks, maps, stack
 from funcnet.ops import _check as checks
 from funcnet.ops import _squares
+from funcnet.ops._draw import in_one_program
 from funcnet.ops._dtype import wide
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import multihead
@@ -52,7 +53,8 @@ class Config:
         pooler: whether params have the layer of `pool_first`.
         dropout: rate on the embedding and on what each block adds, where there is a key.
         attention_dropout: rate on the attention weights, where there is a key.
-        unroll: blocks in one step of the loop over them; where it takes them all, there is no loop.
+        unroll: blocks in one step of the loop over them; where it takes them all, there is no loop. None: all
+            up to 12, otherwise 1; and 1 on a mesh with Explicit axes where a block gathers its parameters.
         remat: keep only what enters each block, and compute the block again in the backward pass.
         dtype: to compute in, "bfloat16" say; None is that of params.
         head: what `logits` are of: masked tokens, by the table of tokens; classes of a sequence, from the
@@ -75,7 +77,7 @@ class Config:
     pooler: bool = True
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    unroll: int = 12
+    unroll: int | None = None
     remat: bool = False
     dtype: str | None = None
     head: Head | None = None
@@ -97,11 +99,12 @@ class Config:
             )
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"tokens", "positions", "types", "norm", "blocks" (stacked)} and, where config has them, the others.
 
-    Those are "pooler", "head" and "next_sentence". The tables are N(0, 0.02²), as in BERT, the maps
-    N(0, 1/d_in).
+    Those are "pooler", "head" and "next_sentence". All is uniform: the tables with BERT's variance,
+    0.02², the maps with 1/d_in.
     """
     checks.config("encoder.init", config, Config)
     checks.key("encoder.init", key, none=False)
@@ -219,7 +222,7 @@ def _squares_of_positions(params: Any, x: Array, dy: Array) -> Array:
 
 
 @rules.part(_squares_of_positions)
-def _add_positions(params: Any, x: Array) -> Array:
+def _add_positions(params: Any, x: Float[Array, "*n t d"]) -> Float[Array, "*n t d"]:
     """x plus the first rows of the table: as `embedding.add`, but cut rather than picked."""
     t = x.shape[-2]
     if not known(t):
@@ -260,8 +263,8 @@ def logits(
     """What config.head makes of features x [*n, t, d] of `apply`.
 
     Returns:
-        "masked": [*n, t, vocabulary], norm(gelu(linear(x))) · tokensᵀ + b. "tokens": [*n, t, classes].
-        "answer": [*n, t, 2], begin and end. "sequence": [*n, classes], of `pool_first`.
+        Of "masked" norm(gelu(linear(x))) · tokensᵀ + b, [*n, t, vocabulary]; of "tokens" [*n, t, classes]; of
+        "answer" begin and end, [*n, t, 2]; of "sequence" [*n, classes], of `pool_first`.
 
     Raises:
         ValueRangeError: config has no head.

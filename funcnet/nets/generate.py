@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Key, PRNGKeyArray, UInt32
 
+from funcnet._letters import is_explicit
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.nets import transformer
 from funcnet.ops import _check
@@ -49,6 +50,9 @@ def generate(
 
     Compiled once for prompts and numbers of tokens of about the same size: sizes are rounded up. The
     parameters are copied once in a call, layer by layer, so that no step has to take them apart.
+
+    On a mesh with Explicit axes caches are split as the heads of the keys are; sequences are not, whatever
+    the prompt is.
 
     Args:
         params: of `nets.transformer`.
@@ -210,6 +214,8 @@ def _among(token: Array, stops: Array) -> Array:
 
 def _pick(logits: Float[Array, "n v"], i: Any, draw: dict[str, Any], top_k: int | None) -> Int[Array, " n"]:
     """The next token of each sequence, number i of the new ones."""
+    if is_explicit():  # of a vocabulary that is split each device asks for all
+        logits = jax.reshard(logits, jax.P())
     if draw["temperature"] is None:
         return logits.argmax(-1).astype(jnp.int32)
     logits, order = logits.astype(jnp.float32), None

@@ -25,6 +25,7 @@ from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.nets import maps, stack
 from funcnet.ops import _check
 from funcnet.ops._chunks import in_chunks
+from funcnet.ops._draw import in_one_program
 from funcnet.ops._dtype import wide
 from funcnet.ops._shape import align, known
 from funcnet.ops.conv import conv
@@ -89,11 +90,12 @@ def _rank(config: Config) -> int:
     return -(-config.d // 16) if config.rank is None else config.rank
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"tokens", "blocks" (stacked), "norm", "head" (untied)}.
 
-    The table is N(0, 0.02²), the maps N(0, 1/d_in), that out of a block scaled by 1/√layers. A = −1, −2, ...
-    for each channel, skip = 1, and the bias of Δ such that Δ is between 0.001 and 0.1, uniformly in log Δ.
+    The table is uniform of variance 0.02², the maps of 1/d_in, that out of a block scaled by 1/√layers. A is
+    −1, −2, ... for each channel, skip 1, and the bias of Δ such that log Δ is uniform, Δ from 0.001 to 0.1.
 
     >>> params = init(jax.random.key(0), Config(vocabulary=11, layers=3, d=8, state=4))
     >>> params["blocks"]["scan"]["a"].shape
@@ -131,7 +133,7 @@ def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
             "b": steps + jnp.log(-jnp.expm1(-steps)),  # softplus of it is the step
         },
         "scan": {"a": jnp.tile(rates[None], (channels, 1)), "skip": jnp.ones((channels,))},
-        "out": {**out, "w": out["w"] / math.sqrt(config.layers)},
+        "out": {**out, "w": 1 / math.sqrt(config.layers) * out["w"]},
     }
 
 
@@ -192,11 +194,10 @@ def _mixer(params: dict[str, Any], x: Array, state: Any, config: Config) -> tupl
     x = maps.linear(params["in"], rms_norm.apply(params["norm"], x, config.norm_eps))
     u, gate = jnp.split(x, 2, -1)
     if state is None:
-        before = jnp.zeros((*lead, config.kernel - 1, u.shape[-1]), u.dtype)
+        seen = jnp.pad(u, [(0, 0)] * len(lead) + [(config.kernel - 1, 0), (0, 0)])
         h = jnp.zeros((*lead, u.shape[-1], s), wide(u.dtype))
     else:
-        before, h = state["conv"].astype(u.dtype), state["h"]
-    seen = jnp.concatenate([before, u], -2)
+        seen, h = jnp.concatenate([state["conv"].astype(u.dtype), u], -2), state["h"]
     u = conv.apply(params["conv"], seen, padding="valid", groups=u.shape[-1])
     u = taps.tap("u", silu.apply(u))
     selected = maps.linear(params["select"], u)
@@ -242,9 +243,16 @@ def _squares(
 
 @rules.part(_squares)
 def _select(
-    params: Mapping[str, Array], x: Array, step: Array, b: Array, c: Array, h: Array, *, chunk: int
-) -> tuple[Array, Array]:
-    """y [*n, t, d] and the last state [*n, d, s] of x and step [*n, t, d], b and c [*n, t, s]."""
+    params: Mapping[str, Array],
+    x: Float[Array, "*n t d"],
+    step: Float[Array, "*n t d"],
+    b: Float[Array, "*n t s"],
+    c: Float[Array, "*n t s"],
+    h: Float[Array, "*n d s"],
+    *,
+    chunk: int,
+) -> tuple[Float[Array, "*n t d"], Float[Array, "*n d s"]]:
+    """y and the last state."""
     return _selected(params, x, step, b, c, h, chunk=chunk)
 
 

@@ -10,6 +10,7 @@ from funcnet import taps
 from funcnet.errors import ValueRangeError
 from funcnet.nets import maps
 from funcnet.ops import _check
+from funcnet.ops._draw import in_one_program
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
 
@@ -40,6 +41,7 @@ class Config:
             )
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"layers": [{"w", "b"}, ...]}.
 

@@ -19,6 +19,7 @@ from funcnet import taps
 from funcnet.errors import StructureError, ValueRangeError, describe
 from funcnet.nets import maps
 from funcnet.ops import _check
+from funcnet.ops._draw import in_one_program
 from funcnet.ops.dense import linear
 from funcnet.ops.random import dropout
 from funcnet.ops.recurrent import gru, lstm, rnn
@@ -82,6 +83,7 @@ def _cell(config: Config) -> Any:
     return {"lstm": lstm, "gru": gru, "rnn": rnn}[config.cell]
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"layers": [{"forward": the params of the cell, and as asked for "backward" and "project"}, ...]}.
 

@@ -18,6 +18,7 @@ from funcnet import taps
 from funcnet.errors import ValueRangeError
 from funcnet.nets import _images, maps
 from funcnet.ops import _check
+from funcnet.ops._draw import in_one_program
 from funcnet.ops.conv import conv, max_pool
 from funcnet.ops.conv._window import Padding
 from funcnet.ops.dense import linear
@@ -119,6 +120,7 @@ def _stem(config: Config) -> _Conv:
     return _Conv(config.image[-1], config.channels[0], config.stem, 1 if config.stem == 3 else 2)
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"stem", "stages": [[block, ...], ...], "head"}; the kernels have the variance 2 / fan_in of He et al.
 

@@ -3,6 +3,10 @@
 A loop in the compiled program (`jax.lax.scan`) keeps compile time independent of depth. A few layers run
 faster when they are unrolled: the loop copies what a layer keeps for the backward pass into arrays that hold
 it for all layers, and each layer's parameters out of theirs.
+
+Where parameters are split over the devices that x is split over (FSDP), a layer gathers its own. In a loop
+it does so when its turn comes, forward and backward; unrolled, XLA gathers those of all layers once, and
+keeps them.
 """
 
 import itertools
@@ -14,10 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from funcnet import spec, taps
+from funcnet._letters import axes_of, examples_apart
 from funcnet.errors import DTypeError, ShapeError, describe
 from funcnet.ops import _check
 
 __all__ = ["apply", "init", "specs", "unstack"]
+
+UNROLLED = 12  # rounds of layers up to which there is no loop
 
 Block = Callable[..., Any]  # (params of one layer, x, *its part of per_layer) -> x
 
@@ -44,7 +51,12 @@ def _callable(where: str, name: str, value: Any) -> None:
 
 
 def apply(
-    block: Block | Sequence[Block], params: Any, x: Any, *per_layer: Any, unroll: int = 1, remat: bool = False
+    block: Block | Sequence[Block],
+    params: Any,
+    x: Any,
+    *per_layer: Any,
+    unroll: int | None = 1,
+    remat: bool = False,
 ) -> Any:
     """Run ``x = block(params[i], x, *per_layer[i])`` for every layer i, first to last.
 
@@ -55,8 +67,13 @@ def apply(
         x: what goes through the layers: an array, or a pytree whose shapes no layer changes.
         per_layer: further pytrees, their leaves with a first axis of layers (keys of dropout, say), or None.
         unroll: rounds of the pattern in one step of the loop. With as many as there are, there is no loop.
+            None: no loop where there are at most 12, else 1; and 1 where parameters are split over the
+            devices that x is split over, if their types say so (on a mesh with Auto axes none does).
         remat: keep only what enters each round, and compute the round again in the backward pass. (Keeping
             the results of its products too would save little: beside them, funcnet's rules keep little.)
+
+    On a mesh with Auto axes, of which one is called "data", what goes from layer to layer [n, ..., d] has its
+    examples n split over that, and its features d whole.
 
     Raises:
         ShapeError: the leaves of params and per_layer do not have the same first axis.
@@ -65,8 +82,12 @@ def apply(
     where = "stack.apply"
     for each in blocks or (None,):
         _callable(where, "block", each)
-    unroll, remat = _check.positive(where, "unroll", unroll), _check.flag(where, "remat", remat)
+    remat = _check.flag(where, "remat", remat)
     layers, period = _layers(params, per_layer), len(blocks)
+    if unroll is None:
+        few = -(-layers // period) <= UNROLLED and not _gathers(params, x)
+        unroll = layers if few else 1
+    unroll = _check.positive(where, "unroll", unroll)
 
     rounds = layers // period if unroll < layers // period else 0  # those in the loop
     whole = rest = (params, *per_layer)
@@ -81,7 +102,7 @@ def apply(
             def one_round(x: Any, apart: Sequence[Any], first: int = first) -> Any:
                 numbered = enumerate(zip(blocks, apart, strict=False), first)  # the last round may be short
                 for number, (one, (p, *more)) in numbered:
-                    x = taps.layer(one, number, layers, step)(p, x, *more)
+                    x = _stream(taps.layer(one, number, layers, step)(p, x, *more))
                 return x
 
             if remat:  # a function of its own each time, else `rules.record` sees the first round only
@@ -90,10 +111,25 @@ def apply(
             x = one_round(x, apart[i : i + period])
         return x
 
+    x = _stream(x)
     if rounds:
         whole = jax.tree.map(lambda v: v.reshape(rounds, period, *v.shape[1:]), whole)
         x, _ = jax.lax.scan(lambda x, group: (run(x, group, True), None), x, whole, unroll=unroll)
     return run(x, rest, False) if rounds * period < layers else x
+
+
+def _stream(x: Any) -> Any:
+    """What goes from layer to layer, its examples apart."""
+    is_stream = lambda v: isinstance(v, jax.Array) and jnp.issubdtype(v.dtype, jnp.floating)
+    return jax.tree.map(lambda v: examples_apart(v) if is_stream(v) else v, x)
+
+
+def _gathers(params: Any, x: Any) -> bool:
+    """Whether a layer has to gather its parameters: they are split over axes of the mesh that x is, too."""
+    size = lambda leaf, axis: jax.typeof(leaf).sharding.mesh.shape[axis]
+    split = lambda leaf: {axis for each in axes_of(leaf) for axis in each if size(leaf, axis) > 1}
+    own = lambda tree: set().union(*map(split, jax.tree.leaves(tree)))
+    return bool(own(params) & own(x))
 
 
 def specs(of_block: Callable[[Any], Any], params: Any) -> Any:

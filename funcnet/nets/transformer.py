@@ -3,8 +3,9 @@
     x = tokens[ids] + positions;  for each block: x += attention(norm(x)), x += mlp(norm(x));
     logits = norm(x) · head,  head = tokensᵀ where tied
 
-mlp(x) is down(gelu(up(x))) or down(silu(gate(x)) · up(x)). The blocks are stacked and run by `stack`, so that
-compile time does not grow with depth. `decode` runs them for a sequence that comes in pieces, with a cache.
+mlp(x) is down(gelu(up(x))) or down(silu(gate(x)) · up(x)), or of several such networks, the experts, those
+that a router chooses for each token (`moe`). The blocks are stacked and run by `stack`, so that compile time
+does not grow with depth. `decode` runs them for a sequence that comes in pieces, with a cache.
 
 Sources: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (GPT-2); Touvron et al.,
 "LLaMA", arXiv 2302.13971; Yang et al., "Qwen3 Technical Report", arXiv 2505.09388.
@@ -24,10 +25,12 @@ from funcnet.errors import ShapeError, StructureError, ValueRangeError, shorten
 from funcnet.errors import describe as describe_value
 from funcnet.nets import _blocks, maps, stack
 from funcnet.ops import _check
+from funcnet.ops._draw import in_one_program
+from funcnet.ops._dtype import wide
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import alibi, multihead
 from funcnet.ops.attention import rope as rotary
-from funcnet.ops.dense import embedding, linear
+from funcnet.ops.dense import embedding, linear, moe
 from funcnet.ops.elementwise import gelu, swiglu
 from funcnet.ops.norm import layer_norm, rms_norm
 from funcnet.ops.random import dropout
@@ -50,7 +53,6 @@ __all__ = [
 ]
 
 _ROPE = rotary.Config()
-_UNROLLED = 12  # rounds of layers up to which the loop is unrolled
 
 
 @jax.tree_util.register_static
@@ -70,6 +72,10 @@ class Config:
         norm: layer_norm or rms_norm.
         norm_eps: of every norm; None is 1e-5 for "layer", 1e-6 for "rms".
         mlp: a layer with gelu (exact, or its tanh form as in GPT-2), or gated by silu.
+        experts: how many such layers a block has, each with d_hidden features; None: one, without a router.
+        experts_per_token: to which its router sends a token, with gates that sum to 1.
+        capacity: how many times its even share of a sequence's tokens an expert takes, as in `moe`; None:
+            all. `decode` takes all, whatever it is.
         positions: a table of context positions, rope or alibi in the attention, or none.
         rope: how rope turns, where positions is "rope".
         bias: whether every linear map and layer_norm has a bias.
@@ -81,7 +87,8 @@ class Config:
         logit_softcap: bound c of the model's logits, c · tanh(logits / c).
         dropout: rate on the embedding and on what each block adds, in training.
         unroll: rounds of the pattern of windows in one step of the loop over layers; None: all, without a
-            loop, where there are at most 12 rounds, otherwise 1.
+            loop, where there are at most 12 rounds, otherwise 1; and 1 on a mesh with Explicit axes where a
+            layer gathers its parameters (FSDP).
         remat: keep only what enters each round, and compute the round again in the backward pass.
         dtype: to compute in, "bfloat16" say; None is that of params.
         head: what the logits are of: the next token; classes of the sequence (those behind its last token
@@ -105,6 +112,9 @@ class Config:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float | None = None
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu_tanh"
+    experts: int | None = None
+    experts_per_token: int = 2
+    capacity: float | None = None
     positions: Literal["learned", "rope", "alibi", "none"] = "learned"
     rope: rotary.Config = _ROPE
     bias: bool = True
@@ -127,9 +137,16 @@ class Config:
         where = "transformer.Config"
         _check.fields(where, self, least={"stop": 0})
         _check.rate(where, "dropout", self.dropout)
-        for name in ("softcap", "logit_softcap"):
+        for name in ("softcap", "logit_softcap", "capacity"):
             if (bound := getattr(self, name)) is not None:
                 _check.number(where, name, bound, strict=True)
+        if self.experts is not None and self.experts_per_token > self.experts:
+            raise ValueRangeError(
+                f"{where}: a token goes to {self.experts_per_token} experts, but there are {self.experts}.",
+                path="experts_per_token",
+                expected=f"1 ≤ experts_per_token ≤ {self.experts}     (experts)",
+                actual=f"experts_per_token = {self.experts_per_token}",
+            )
         if not self.windows:
             raise ValueRangeError(
                 "transformer.Config: windows is empty.",
@@ -169,6 +186,9 @@ PRESETS: dict[str, Config] = {
     "llama3-8b": _llama(
         128256, 32, 4096, 32, 8, 14336, context=8192, rope=_LLAMA3, norm_eps=1e-5, tied=False
     ),
+    "llama3-70b": _llama(
+        128256, 80, 8192, 64, 8, 28672, context=8192, rope=_LLAMA3, norm_eps=1e-5, tied=False
+    ),
 }
 
 
@@ -191,11 +211,12 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"tokens", "positions" (learned), "blocks" (stacked), "norm", "head" (untied, or of classes)}.
 
-    The tables are N(0, 0.02²), as in GPT-2, the maps N(0, 1/d_in). The two maps that write into the residual
-    stream are scaled by 1/√(2 · layers), so that its variance does not grow with depth.
+    All is uniform: the tables with the variance of GPT-2, 0.02², the maps with 1/d_in. The two maps
+    that write into the residual stream are scaled by 1/√(2 · layers): its variance does not grow with depth.
     """
     _check.config("transformer.init", config, Config)
     _check.key("transformer.init", key, none=False)
@@ -220,7 +241,7 @@ def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     key_attention, key_up, key_gate, key_down = jax.random.split(key, 4)
     scale = 1 / math.sqrt(2 * config.layers)
     d, d_hidden, bias = config.d, config.d_hidden or 4 * config.d, config.bias
-    block = {
+    block: dict[str, Any] = {
         "norm1": _init_norm(key, config),
         "attention": multihead.init(
             key_attention,
@@ -233,13 +254,20 @@ def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
             qk_norm=config.qk_norm,
         ),
         "norm2": _init_norm(key, config),
-        "up": linear.init(key_up, d, d_hidden, bias=bias),
-        "down": linear.init(key_down, d_hidden, d, bias=bias),
     }
-    if config.mlp == "swiglu":
-        block["gate"] = linear.init(key_gate, d, d_hidden, bias=bias)
+    gated = config.mlp == "swiglu"
+    if config.experts is not None:
+        maps = block["moe"] = moe.init(key_up, d, d_hidden, config.experts, gated=gated, bias=bias)
+    else:
+        maps = {
+            "up": linear.init(key_up, d, d_hidden, bias=bias),
+            "down": linear.init(key_down, d_hidden, d, bias=bias),
+        }
+        if gated:
+            maps["gate"] = linear.init(key_gate, d, d_hidden, bias=bias)
+        block |= maps
     block["attention"]["o"]["w"] *= scale
-    block["down"]["w"] *= scale
+    maps["down"]["w"] *= scale
     return block
 
 
@@ -258,7 +286,9 @@ def apply(
     *,
     segment_ids: Integer[Array, "*n t"] | None = None,
     key: PRNGKeyArray | None = None,
-) -> Float[Array, "*n t v"]:
+    facts: bool = False,
+    run: Callable[..., Any] = stack.apply,
+) -> Any:
     """Logits of the token that follows each of ids; position i sees ids[..., : i + 1] only.
 
     Args:
@@ -266,15 +296,25 @@ def apply(
         ids: [*n, t] integers in [0, vocabulary), t ≤ config.context.
         config: the model's.
         segment_ids: [*n, t] integers: documents packed into one sequence, each of which sees itself only and
-            has the logits that it has alone.
+            has the logits that it has alone (with experts, where no capacity drops a token).
         key: for dropout; None in evaluation.
+        facts: whether what `moe` tells of its routing comes beside the logits, for the loss of a model with
+            experts: balance, z and load as means over the layers, dropped as their sum.
+        run: what runs the blocks: `stack.apply`, or a function of its arguments, such as `shard.pipeline`:
+            ``functools.partial(fn.shard.pipeline, microbatches=8)``.
+
+    Returns:
+        [*n, t, v]; or a pair, these and the `moe.Facts`.
 
     Raises:
         ShapeError: the sequence is longer than the context.
-        ValueRangeError: an id is out of range (when ids are concrete).
+        ValueRangeError: an id is out of range (when ids are concrete), or there are no experts to tell of.
     """
-    x = hidden(params, ids, config, segment_ids=segment_ids, key=key)
-    return logits(params, x, config)
+    options: Any = {"segment_ids": segment_ids, "key": key, "run": run}
+    if not _check.flag("transformer.apply", "facts", facts):
+        return logits(params, hidden(params, ids, config, **options), config)
+    x, told = hidden(params, ids, config, **options, facts=True)
+    return logits(params, x, config), told
 
 
 def hidden(
@@ -284,9 +324,19 @@ def hidden(
     *,
     segment_ids: Integer[Array, "*n t"] | None = None,
     key: PRNGKeyArray | None = None,
-) -> Float[Array, "*n t d"]:
-    """What `apply` multiplies by `head`; `linear_cross_entropy` takes both. Arguments as of `apply`."""
+    facts: bool = False,
+    run: Callable[..., Any] = stack.apply,
+) -> Any:
+    """What `apply` multiplies by `head` [*n, t, d]; `linear_cross_entropy` takes both. Arguments as there."""
     where = "transformer.hidden"
+    _check.config(where, config, Config)
+    if _check.flag(where, "facts", facts) and config.experts is None:
+        raise ValueRangeError(
+            f"{where}: facts are about experts, but there are none.",
+            path="facts",
+            expected="facts=False, or a config with experts",
+            actual=f"facts = {facts}, config.experts = None",
+        )
     ids = _check_inputs(where, params, ids, config)
     if segment_ids is not None:
         segment_ids = _check.integer_array(where, "segment_ids", segment_ids, "*n, t")
@@ -302,29 +352,47 @@ def hidden(
         x = embedding.add(params["positions"], x, _positions(t, segment_ids))
     x = dropout.apply(x, rate=config.dropout, key=key_embedding)
     keys = None if key_blocks is None else jax.random.split(key_blocks, (config.layers, 2))
-    bias = None
-    if config.positions == "alibi":
-        bias = alibi.apply(alibi.slopes(config.heads), t=t, s=t, causal=True)
+    is_alibi = config.positions == "alibi"
+    of_alibi = lambda: alibi.apply(alibi.slopes(config.heads), t=t, s=t, causal=True) if is_alibi else None
+    # Elsewhere than here a block must hold no array: what it needs goes with x, or is made anew.
+    bias, given = (of_alibi(), None) if run is stack.apply else (None, segment_ids)
 
-    def block(window: int | None) -> Callable[..., Array]:
-        options = _attention(config, window) | {"causal": True, "segment_ids": segment_ids}
+    def block(window: int | None) -> Callable[..., Any]:
+        options = _attention(config, window) | {"causal": True}
 
-        def run(block: dict[str, Any], x: Array, keys: Array | None = None) -> Array:
+        def one(block: dict[str, Any], carried: Any, keys: Array | None = None) -> Any:
             key_attention, key_mlp = (None, None) if keys is None else keys
+            x, told, given = carried
             x = taps.tap("in", x)
+            seen: Any = {"segment_ids": segment_ids if given is None else given}
             with taps.scope("attention"):
-                a = multihead.apply(block["attention"], _norm(block["norm1"], x, config), bias, **options)
+                h = _norm(block["norm1"], x, config)
+                a = multihead.apply(
+                    block["attention"], h, of_alibi() if bias is None else bias, **options, **seen
+                )
             a = taps.tap("attention", dropout.apply(a, rate=config.dropout, key=key_attention))
             x = taps.tap("middle", x + a)
-            h = taps.tap("mlp", dropout.apply(_mlp(block, x, config), rate=config.dropout, key=key_mlp))
-            return taps.tap("out", x + h)
+            h, more = _mlp(block, x, config, config.capacity)
+            h = taps.tap("mlp", dropout.apply(h, rate=config.dropout, key=key_mlp))
+            x = taps.tap("out", x + h)
+            return x, jax.tree.map(jnp.add, told, more) if facts else None, given
 
-        return run
+        return one
 
     blocks = [block(window) for window in config.windows]
+    carried = x, _no_facts(config, x) if facts else None, given
     with taps.scope("blocks"):
-        x = stack.apply(blocks, params["blocks"], x, keys, unroll=_unroll(config), remat=config.remat)
-    return _norm(params["norm"], x, config)
+        x, told, _ = run(blocks, params["blocks"], carried, keys, unroll=config.unroll, remat=config.remat)
+    if not facts:
+        return _norm(params["norm"], x, config)
+    mean = {name: told[name] / config.layers for name in ("balance", "z", "load")}
+    return _norm(params["norm"], x, config), {**told, **mean}
+
+
+def _no_facts(config: Config, x: Array) -> dict[str, Array]:
+    """Those of no layer, to be added to."""
+    zero = jnp.zeros((), wide(x.dtype))
+    return dict.fromkeys(("balance", "z", "dropped"), zero) | {"load": jnp.zeros(config.experts, zero.dtype)}
 
 
 def head(params: dict[str, Any], config: Config) -> Float[Array, "d v"]:
@@ -363,9 +431,8 @@ def _positions(t: int, segment_ids: Array | None) -> Array:
     if segment_ids is None:
         return positions
     positions = align(positions, segment_ids.ndim)
-    begins = jnp.concatenate(
-        [jnp.ones((*segment_ids.shape[:-1], 1), bool), segment_ids[..., 1:] != segment_ids[..., :-1]], -1
-    )
+    first = jnp.ones_like(segment_ids[..., :1], bool)  # split as they are
+    begins = jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], -1)
     return positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=segment_ids.ndim - 1)
 
 
@@ -387,19 +454,20 @@ def _norm(params: Any, x: Array, config: Config) -> Array:
     return (layer_norm if config.norm == "layer" else rms_norm).apply(params, x, _eps(config))
 
 
-def _mlp(block: dict[str, Any], x: Array, config: Config) -> Array:
+def _mlp(block: dict[str, Any], x: Array, config: Config, capacity: float | None = None) -> tuple[Array, Any]:
+    """What a block adds after its attention, and what it tells of its experts, if it has any."""
     x = _norm(block["norm2"], x, config)
+    if config.experts is not None:
+        activation = "silu" if config.mlp == "swiglu" else config.mlp
+        return moe.apply(
+            block["moe"], x, k=config.experts_per_token, activation=activation, capacity=capacity
+        )
     up = maps.linear(block["up"], x)
     if config.mlp == "swiglu":
         h = swiglu.apply(maps.linear(block["gate"], x), up)
     else:
         h = gelu.apply(up, config.mlp == "gelu_tanh")
-    return maps.linear(block["down"], taps.tap("mlp.hidden", h))
-
-
-def _unroll(config: Config) -> int:
-    rounds = -(-config.layers // len(config.windows))
-    return config.unroll if config.unroll is not None else rounds if rounds <= _UNROLLED else 1
+    return maps.linear(block["down"], taps.tap("mlp.hidden", h)), None
 
 
 # ---- decoding ---------------------------------------------------------------------------------------------
@@ -490,7 +558,7 @@ def decode_hidden(
         with taps.scope("attention"):
             a, held = multihead.decode(*given, lengths=lengths, slopes=slopes, **options)
         x = taps.tap("middle", x + taps.tap("attention", a))
-        return taps.tap("out", x + taps.tap("mlp", _mlp(block, x, config))), held
+        return taps.tap("out", x + taps.tap("mlp", _mlp(block, x, config)[0])), held
 
     new, layers = [], len(cache)
     for i, (block, old) in enumerate(zip(params["blocks"], cache, strict=True)):
@@ -547,7 +615,8 @@ def check_params(where: str, params: Any, config: Config) -> None:
     """The parts that every model of this kind has, in floats; blocks that `unstack` took apart are a list."""
     table = ("positions",) if config.positions == "learned" else ()
     apart = isinstance(params, Mapping) and isinstance(params.get("blocks"), list)
-    parts = () if apart else ("norm1", "attention", "norm2", "up", "down")
+    mlp = ("up", "down") if config.experts is None else ("moe",)
+    parts = () if apart else ("norm1", "attention", "norm2", *mlp)
     names = ["tokens", *table, "norm", "blocks", *(f"blocks.{part}" for part in parts)]
     _check.tree(where, params, *names)
 

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from funcnet import taps
+from funcnet import rules, taps
 from funcnet.errors import ShapeError, StructureError, ValueRangeError, describe
 from funcnet.nets import maps
 from funcnet.ops import _check
+from funcnet.ops._draw import in_one_program
 from funcnet.ops.conv import conv
 from funcnet.ops.dense import linear
 from funcnet.ops.elementwise import relu
@@ -89,6 +90,7 @@ class State(TypedDict):
     c: Float[Array, "*n m"]
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"stft": {"w"}, "encoder": [{"w", "b"}, ...], "lstm": {"w", "u", "b"}, "head": {"w", "b"}}.
 
@@ -147,9 +149,9 @@ def apply(
             actual=f'params["encoder"]: {len(layers)} entries',
         )
     before, carried = _before(where, samples, config, state)
-    frames = _frames(jnp.concatenate([before, samples], -1), config)
+    frames = _frames(before, samples, config)
     x = maps.conv(params["stft"], frames[..., None], stride=config.window // 2, padding="valid")
-    x = taps.tap("spectrum", magnitude.apply(x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)))
+    x = taps.tap("spectrum", magnitude.apply(_pairs(x)))
     for i, (layer, stride, method) in enumerate(zip(layers, _STRIDES, _METHODS, strict=True)):
         x = relu.apply(maps.conv(layer, x, stride=stride, padding=[(1, 1)], method=method))
         x = taps.tap(f"encoder.{i}", x)
@@ -182,8 +184,18 @@ def _before(where: str, samples: Array, config: Config, state: Any) -> tuple[Arr
     return context.astype(samples.dtype), {"h": state["h"], "c": state["c"]}
 
 
-def _frames(samples: Array, config: Config) -> Array:
+@rules.by_letters
+def _pairs(x: Float[Array, "*n f t c"]) -> Float[Array, "*n f t bins pair"]:
+    """Channels as cosines and sines."""
+    return x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+
+
+@rules.by_letters
+def _frames(
+    before: Float[Array, "*n context"], samples: Float[Array, "*n t"], config: Config
+) -> Float[Array, "*n f s"]:
     """Frames [*n, f, context + frame + context] of the context and the samples, each mirrored at its end."""
+    samples = jnp.concatenate([before, samples], -1)
     k, size = config.context, config.frame
     rest = -(samples.shape[-1] - k) % size
     samples = jnp.pad(samples, [(0, 0)] * (samples.ndim - 1) + [(0, rest)])

@@ -22,6 +22,7 @@ from funcnet.errors import ValueRangeError
 from funcnet.errors import describe as describe_value
 from funcnet.nets import _blocks, _images, maps, stack
 from funcnet.ops import _check, _squares
+from funcnet.ops._draw import in_one_program
 from funcnet.ops._shape import align
 from funcnet.ops.attention import multihead
 from funcnet.ops.dense import embedding, linear
@@ -49,7 +50,8 @@ class Config:
         norm_eps: added to the variance by every norm.
         dropout: rate on the embedding and on what each block adds, where there is a key.
         attention_dropout: rate on the attention weights, where there is a key.
-        unroll: blocks in one step of the loop over them; where it takes them all, there is no loop.
+        unroll: blocks in one step of the loop over them; where it takes them all, there is no loop. None: all
+            up to 12, otherwise 1; and 1 on a mesh with Explicit axes where a block gathers its parameters.
         remat: keep only what enters each block, and compute the block again in the backward pass.
         dtype: to compute in, "bfloat16" say; None is that of params.
         pooler: whether params have the layer of `pool_first`.
@@ -68,7 +70,7 @@ class Config:
     norm_eps: float = 1e-6
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    unroll: int = 12
+    unroll: int | None = None
     remat: bool = False
     dtype: str | None = None
     pooler: bool = False
@@ -89,11 +91,12 @@ class Config:
             )
 
 
+@in_one_program
 def init(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     """{"patches", "cls" [d], "positions", "blocks" (stacked), "norm"} and, where config has them, the others.
 
-    Those are "head" and "pooler". Positions are N(0, 0.02²), the maps N(0, 1/d_in); cls and the head are 0,
-    as in the source.
+    Those are "head" and "pooler". Positions are uniform of variance 0.02², the maps of 1/d_in; cls and the
+    head are 0, as in the source.
     """
     _check.config("vit.init", config, Config)
     _check.key("vit.init", key, none=False)
@@ -130,6 +133,7 @@ def _init_block(key: PRNGKeyArray, config: Config) -> dict[str, Any]:
     }
 
 
+@rules.by_letters
 def patches(images: Float[Array, "*n h w c"], patch: tuple[int, int]) -> Float[Array, "*n t d"]:
     """The patches of images [*n, h, w, c], row by row, each with its pixels in one row: [*n, t, p · q · c].
 
@@ -211,7 +215,7 @@ def _squares_of_embed(params: dict[str, Any], x: Array, dy: Array) -> Array:
 
 
 @rules.part(_squares_of_embed)
-def _embed(params: dict[str, Any], x: Array) -> Array:
+def _embed(params: dict[str, Any], x: Float[Array, "*n t d"]) -> Float[Array, "*n s d"]:
     """[cls; x] + positions, the same for every image."""
     cls = jnp.broadcast_to(params["cls"], (*x.shape[:-2], 1, x.shape[-1]))
     x = jnp.concatenate([cls, x], -2)

@@ -13,6 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet._held import held, is_whole
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError, describe, shorten
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "rate",
     "same_shape",
     "scalar",
+    "seen",
     "spatial",
     "static",
     "tree",
@@ -215,12 +217,14 @@ def _quoted(names: Iterable[Any]) -> str:
 def config(where: str, config: Any, kind: type) -> None:
     """`config` is one of the model's own kind."""
     if not isinstance(config, kind):
+        order = "(key, config)" if where.endswith(".init") else "(params, x, config)"
+        exchanged = dtype_of(config) is not None or isinstance(config, Mapping)  # the key or x, or params
         raise DTypeError(
             f"{where}: config is no {_written(kind)}.",
             path="config",
             expected=f"config: {_written(kind)}",
             actual=f"config: {describe(config)}",
-            hint="the order is (params, x, config)." if dtype_of(config) is not None else None,
+            hint=f"the order is {order}." if exchanged else None,
         )
 
 
@@ -495,9 +499,9 @@ def rate(where: str, name: str, value: Any, *, one: bool = False) -> float:
 
 def unit(where: str, path: str, x: jax.Array) -> None:
     """The elements of `x`, where they can be looked at, are in [0, 1]."""
-    if not concrete(x):
+    values = seen(x)
+    if values is None:
         return
-    values = np.asarray(x)
     with np.errstate(invalid="ignore"):  # a NaN is outside
         outside = values[~((values >= 0) & (values <= 1))]
     if outside.size:
@@ -532,9 +536,9 @@ def indices(
 
     The hint is of all of them and of those outside; `path` is where they stand, if not under their name.
     """
-    if not concrete(values):
+    every = seen(values)
+    if every is None:
         return
-    every = np.asarray(values)
     outside = every[(every < 0) | (every >= v)]
     outside = outside if ignored is None else outside[outside != ignored]
     if outside.size:
@@ -614,8 +618,13 @@ def static(where: str, name: str, value: Any) -> Any:
 
 
 def concrete(x: Any) -> bool:
-    """Whether the values of `x` can be looked at: it is not being traced."""
-    return not isinstance(x, jax.core.Tracer)
+    """Whether all values of `x` can be looked at: it is not being traced, nor on other processes."""
+    return not isinstance(x, jax.core.Tracer) and is_whole(x)
+
+
+def seen(x: Any) -> np.ndarray | None:
+    """The values of `x` that can be looked at, in one axis where others are on other processes; or None."""
+    return None if isinstance(x, jax.core.Tracer) else held(x)
 
 
 def key(where: str, key: Any, *, none: bool = True) -> None:
@@ -647,6 +656,40 @@ def key(where: str, key: Any, *, none: bool = True) -> None:
     )
 
 
+def mesh_axes(where: str, value: Any, size: Any, what: str) -> tuple[str, ...]:
+    """`over`: names of axes of the mesh, over which `what`, so many, can be split evenly."""
+    over, mesh = tuple(value) if isinstance(value, list) else value, jax.sharding.get_abstract_mesh().shape
+    if not isinstance(over, tuple) or not all(isinstance(axis, str) for axis in over):
+        raise DTypeError(
+            f"{where}: over is not a tuple of names.",
+            path="over",
+            expected="over: names of axes of the mesh",
+            actual=f"over: {describe(value)}",
+        )
+    if not over:
+        return over
+    if not set(over) <= set(mesh) or size % math.prod(mesh[axis] for axis in over):
+        raise ValueRangeError(
+            f"{where}: {what} cannot be split over {', '.join(over)}.",
+            path="over",
+            expected=f"axes of the mesh, whose sizes divide {size}",
+            actual=f"the mesh: {', '.join(f'{axis} {n}' for axis, n in mesh.items()) or 'none'}",
+            hint=None if mesh else "set the mesh: with jax.set_mesh(mesh).",
+        )
+    return over
+
+
+_SHORT = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "fp64": "float64",
+    "f64": "float64",
+}
+
+
 def dtype(where: str, name: str, value: Any) -> str:
     """The name of the dtype to compute in that `value` is or names."""
     try:
@@ -664,6 +707,7 @@ def dtype(where: str, name: str, value: Any) -> str:
             path=name,
             expected=f'{name}: "bfloat16", "float16", "float32" or "float64"',
             actual=f"{name}: {describe(value)}",
+            hint=f'write "{_SHORT[value]}".' if isinstance(value, str) and value in _SHORT else None,
         )
     return found.name
 

@@ -10,6 +10,7 @@ import pytest
 import funcnet as fn
 from funcnet.nets import convnet, crnn, encoder, mamba, mlp, recurrent, resnet, transformer, vad, vit
 from tests import laws
+from tests.budget import few
 
 KEY = jax.random.key(0)
 IMAGE = ("b, 8, 8, 3", "float64")
@@ -120,8 +121,12 @@ def strict():
         yield
 
 
-@pytest.mark.parametrize(("net", "config", "apply", "of"), NETS.values(), ids=NETS)
-def test_nothing_is_broadcast_leaks_or_is_drawn_twice(net, config, apply, of):
+FAST = ("mlp", "convnet", "transformer")
+
+
+@pytest.mark.parametrize("name", few(NETS, FAST))
+def test_nothing_is_broadcast_leaks_or_is_drawn_twice(name):
+    net, config, apply, of = NETS[name]
     with strict():
         jax.eval_shape(gradient(apply), drawn(net, config), sized(of, b=2, t=5), jax.random.key(1))
 

@@ -76,6 +76,7 @@ def test_the_memory_is_that_of_a_chunk():
     assert temporary(32) < states
 
 
+@pytest.mark.slow
 def test_norms_of_single_examples():
     loss = lambda p, ids: cross_entropy.apply(mamba.apply(p, ids[:, :-1], CONFIG), ids[:, 1:]).sum(-1)
     found = jax.jit(example_norms(loss))(PARAMS, IDS)

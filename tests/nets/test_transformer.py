@@ -11,6 +11,7 @@ import funcnet as fn
 from funcnet.errors import ShapeError, ValueRangeError
 from funcnet.nets import transformer
 from funcnet.ops.attention import rope
+from tests.budget import few
 
 SMALL = transformer.Config(vocabulary=11, context=13, layers=3, heads=2, d=6, dropout=0.5)
 LLAMA = transformer.Config(
@@ -39,9 +40,11 @@ FAMILIES = {
     "llama": LLAMA,
     "alibi": dataclasses.replace(SMALL, positions="alibi", mlp="gelu", windows=(4,)),
     "none": dataclasses.replace(SMALL, positions="none", norm="rms", qkv_bias=False, head_width=5),
+    "experts": dataclasses.replace(LLAMA, experts=3),
 }
+SLOW = ("alibi", "none", "experts")
 # Two of them by default; all when CI runs what is slow.
-EACH = ["gpt2", "llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alibi", "none"))]
+EACH = ["gpt2", "llama", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 # Eager calls would compile every operation of every layer.
@@ -180,7 +183,7 @@ def test_heads_of_classes_and_none(unchecked):
             fn.generate(own, [1], config, max_new_tokens=2)
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", few(EACH, 1))
 def test_packed_documents_have_the_logits_that_they_have_alone(name):
     config = FAMILIES[name]
     params, ids = drawn(config), ids_of(config, 9)
@@ -190,7 +193,7 @@ def test_packed_documents_have_the_logits_that_they_have_alone(name):
     assert not np.allclose(packed, apply(params, ids, config))
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", few(EACH, 1))
 def test_pieces_have_the_logits_of_the_whole(name):
     config = FAMILIES[name]
     params, ids = drawn(config), ids_of(config, 2, 13)
@@ -240,6 +243,7 @@ SIZES = {
     "qwen3-0.6b": 596_049_920,
     "llama3.2-1b": 1_235_814_400,
     "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
 }
 
 
@@ -286,7 +290,88 @@ def test_what_it_refuses(decoder, unchecked):
         transformer.Config(11, windows=())
 
 
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+MIXED = dataclasses.replace(SMALL, layers=2, experts=3, experts_per_token=1, dropout=0.0)
+
+
+def test_the_routing_comes_beside_the_logits():
+    params, ids = drawn(MIXED), ids_of(MIXED, 2, 7)
+
+    @jax.jit
+    def of(params):
+        scarce = dataclasses.replace(MIXED, capacity=0.5)
+        return [transformer.apply(params, ids, config, facts=True) for config in (MIXED, scarce)]
+
+    (logits, facts), (fewer, scarce) = of(params)
+    assert facts["dropped"] == 0 < scarce["dropped"] <= 2 * 2 * 7  # of two layers
+    np.testing.assert_allclose(facts["load"].sum(), 1)
+    assert 1 <= facts["balance"] + 1e-9 <= 3
+    assert logits.shape == fewer.shape
+    assert not np.allclose(logits, fewer)
+
+
+@pytest.mark.slow
+def test_the_losses_of_routing_teach_every_router():
+    params, ids = drawn(MIXED), ids_of(MIXED, 2, 7)
+
+    @jax.jit
+    def taught(params):
+        def of(name):
+            facts = lambda p: transformer.apply(p, ids, MIXED, facts=True)[1][name].sum()
+            return jax.grad(facts)(params)["blocks"]["moe"]["router"]["w"].any((1, 2))
+
+        return [of(name) for name in ("balance", "z", "load", "dropped")]
+
+    assert [each.tolist() for each in taught(params)] == [[True] * 2, [True] * 2, [False] * 2, [False] * 2]
+    logits = jax.jit(lambda p: transformer.apply(p, ids, MIXED, facts=True)[0])(params)
+    np.testing.assert_allclose(logits, apply(params, ids, MIXED), rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_the_facts_are_those_of_the_layers_however_they_are_run():
+    params, ids = drawn(MIXED), ids_of(MIXED, 2, 7)
+    facts = [
+        apply_facts(params, ids, dataclasses.replace(MIXED, unroll=unroll, remat=remat))
+        for unroll, remat in ((None, False), (1, False), (1, True))
+    ]
+    for other in facts[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), facts[0], other)
+
+
+@jax.jit
+def apply_facts(params, ids, config):
+    return transformer.apply(params, ids, config, facts=True)[1]
+
+
+@pytest.mark.slow
+def test_generation_takes_every_token_to_its_experts():
+    """Its capacity does not count in pieces: what comes next is what the whole says without one."""
+    config = dataclasses.replace(MIXED, capacity=0.5)
+    params = drawn(config)
+    tokens = np.asarray(fn.generate(params, [3, 1, 4], config, max_new_tokens=4))
+    whole = jnp.asarray([3, 1, 4, *tokens], jnp.int32)
+    want = np.asarray(apply(params, whole, MIXED)).argmax(-1)
+    np.testing.assert_array_equal(tokens, want[2:-1])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: transformer.Config(11, experts=2, experts_per_token=3), "a token goes to 3 experts, but"),
+        (lambda: transformer.Config(11, capacity=0.0), "capacity is 0.0, outside its range"),
+        (
+            lambda: transformer.apply({}, jnp.zeros((1, 3), int), SMALL, facts=True),
+            "facts are about experts, but there are none",
+        ),
+    ],
+)
+def test_what_experts_refuse(call, says, unchecked):
+    with pytest.raises(ValueRangeError, match=says):
+        call()
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "experts"))]
+)
 def test_every_formula_is_right(name):
     config = dataclasses.replace(FAMILIES[name], layers=1)
     params, ids = init(key(), config), ids_of(config, 2, 7)
@@ -297,5 +382,9 @@ def test_every_formula_is_right(name):
 
     report = fn.verify_model(loss, params, ids, key=key(4))
     assert report.ok, str(report)
-    parts = {"gpt2": {"gelu", "layer_norm", "dropout"}, "llama": {"swiglu", "rms_norm", "rope"}}[name]
+    parts = {
+        "gpt2": {"gelu", "layer_norm", "dropout"},
+        "llama": {"swiglu", "rms_norm", "rope"},
+        "experts": {"moe", "rms_norm", "rope"},
+    }[name]
     assert {r.operation for r in report.rows} >= {"multihead", "attention", "embedding", "linear"} | parts

@@ -9,6 +9,8 @@ import pytest
 
 import funcnet as fn
 from funcnet.errors import DTypeError, ShapeError
+from funcnet.nets import mlp, resnet, transformer
+from funcnet.ops import _draw
 from tests.errors import golden
 
 KEY = jax.random.key(0)
@@ -29,6 +31,7 @@ INITS: dict[str, Any] = {  # what is drawn -> the matrix [in, out] that is asked
     "q": (lambda w: heads(6, 5, w)["q"]["w"], (6, 10)),
     "o": (lambda w: heads(6, 5, w)["o"]["w"], (10, 6)),
     "embedding": (lambda w: fn.embedding.init(KEY, 7, 3, w=w)["w"], (7, 3)),
+    "experts": (lambda w: fn.moe.init(KEY, 3, 5, 3, gated=False, w=w)["up"]["w"], (3, 5)),
     "lstm": (lambda w: fn.lstm.init(KEY, 3, 5, w=w)["w"], (3, 5)),
     "gru": (lambda w: fn.gru.init(KEY, 3, 5, w=w)["w"], (3, 5)),
     "rnn": (lambda w: fn.rnn.init(KEY, 3, 5, w=w)["w"], (3, 5)),
@@ -46,7 +49,7 @@ def test_the_matrix_that_is_asked_for(name):
 
     assert drawn(w).shape == jax.eval_shape(lambda: drawn(None)).shape
     assert want in asked
-    assert len(set(asked)) == 1 + (name in "qo")
+    assert len(set(asked)) == {"q": 2, "o": 2, "experts": 3}.get(name, 1)
     np.testing.assert_array_equal(drawn(w), 0.5)
 
 
@@ -120,3 +123,52 @@ test_errors = golden(ERRORS)
 def test_what_is_no_initialiser(wrong, unchecked):
     with pytest.raises((DTypeError, ShapeError), match="w "):
         fn.linear.init(KEY, 3, 5, w=wrong)
+
+
+NETS = {
+    "transformer": (transformer, transformer.Config(7, layers=3, d=12, heads=3, context=5, tied=False)),
+    "resnet": (resnet, resnet.Config((8, 8, 3), (3,), (1,))),
+}
+
+
+@pytest.mark.only_as_users
+@pytest.mark.parametrize("name", NETS)
+def test_a_key_gives_the_same_bits_however_it_is_compiled(name):
+    """As one cheap program, in a user's program, and one number after the other."""
+    net, config = NETS[name]
+    want = jax.tree.leaves(net.init(KEY, config))
+    for found in (jax.jit(net.init)(KEY, config), net.init.__wrapped__(KEY, config)):
+        for a, b in zip(jax.tree.leaves(found), want, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.only_as_users
+def test_many_numbers_are_those_of_few(monkeypatch):
+    draw = lambda key: _draw.weights(key, (301, 7), 1 / 301)
+    few = draw(KEY)
+    monkeypatch.setattr(_draw, "_FEW", 0)
+    np.testing.assert_array_equal(draw(KEY), few)
+    np.testing.assert_array_equal(jax.jit(draw)(KEY), few)
+    assert abs(few).max() <= (3 / 301) ** 0.5
+    assert abs(301 * few.var() - 1) < 0.05
+
+
+def test_a_net_is_drawn_by_one_program():
+    """And in a program of the user's, or for several keys, as ever: XLA's options cannot be set there."""
+    config, programs = mlp.Config((3, 5, 7, 2)), []
+
+    def count(event: str, duration_secs: float, **kwargs: Any) -> None:
+        programs.extend([event] if event.endswith("backend_compile_duration") else [])
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        params = mlp.init(KEY, config)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert len(programs) == 1
+    inside = jax.jit(lambda: mlp.init(KEY, config))()
+    one_of_two = jax.vmap(lambda key: mlp.init(key, config))(jnp.stack([KEY, KEY]))
+    for a, b, c in zip(*map(jax.tree.leaves, (params, inside, one_of_two)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c[1])

@@ -1,16 +1,17 @@
 """Multi-head attention for a sequence that comes in pieces: its keys and values are kept in a cache."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
 from funcnet import rules, taps
+from funcnet._letters import NOTHING, Told, axes_of, run
 from funcnet.errors import ShapeError, StructureError, ValueRangeError, describe
 from funcnet.ops import _check, _factored
 from funcnet.ops._dtype import common, wide
@@ -50,6 +51,8 @@ def init_cache(
 ) -> Cache:
     """An empty cache for `length` positions; with a window, for the last `window` of any number.
 
+    On a mesh with Explicit axes `decode` splits it, the first time: as x, and as the heads of the keys are.
+
     Args:
         params: of the operation; their shapes are read.
         n: sequences, or the leading axes of x.
@@ -72,6 +75,19 @@ def init_cache(
     return {"k": k, "v": v, "length": jnp.zeros(lead, jnp.int32)}
 
 
+def _laid(
+    f: Callable[..., Any], params: Params, x: Float[Array, "*n t d"], cache: Cache, **options: Any
+) -> tuple[Float[Array, "*n t d"], Cache]:
+    """``f`` with the cache split as x and the heads of the keys are: as it is born, it is not."""
+    lead, heads = axes_of(x)[:-2], axes_of(_factored.kernel(params["k"]))[1]
+    heads = tuple(axis for axis in heads if not any(axis in axes for axes in lead))
+    of_n = [axes or None for axes in lead]
+    of = {"k": jax.P(*of_n, heads or None, None, None), "length": jax.P(*of_n)}
+    laid = {name: jax.reshard(value, of.get(name, of["k"])) for name, value in cache.items()}
+    return run(f, NOTHING, (params, x, laid), options)
+
+
+@functools.partial(rules.by_letters, told=Told(instead=_laid))
 def decode(
     params: Params,
     x: Float[Array, "*n t d"],
@@ -296,8 +312,8 @@ def _check_lengths(where: str, n: tuple[int, ...], t: int, lengths: Any) -> Arra
             expected=f"lengths: int[{', '.join(map(str, n))}]     (the leading axes of x)",
             actual=f"lengths: {describe(lengths)}",
         )
-    values = np.asarray(lengths) if _check.concrete(lengths) else np.zeros(0)
-    if values.size and not (values.min() >= 0 and values.max() <= t):
+    values = _check.seen(lengths)
+    if values is not None and values.size and not (values.min() >= 0 and values.max() <= t):
         raise ValueRangeError(
             f"{where}: lengths are from {values.min()} to {values.max()}, but x has {t} positions.",
             path="lengths",

@@ -3,7 +3,6 @@
 Below `multihead` and its cache, which both need them.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
@@ -11,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from funcnet import rules, taps
+from funcnet._letters import Axes, Told, of_product
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.ops import _bias, _check, _factored, _squares
 from funcnet.ops._dtype import common, wide
 from funcnet.ops.attention import rope as rotary
 from funcnet.ops.norm import rms_norm
 
-__all__ = ["Params", "Projection", "check", "heads", "mappings", "matrices", "project"]
+__all__ = ["Params", "Projection", "check", "heads", "mappings", "project"]
 
 
 class Projection(TypedDict):
@@ -76,18 +76,16 @@ def _squares_of_projection(params: Any, x: Array, dy: Array, *, axes: int) -> Ar
     return _squares.weights(params, *flat)
 
 
-@rules.part(_squares_of_projection)
+def _split(params: Any, x: Array, *, axes: int) -> list[Axes]:
+    return of_product(x, params["w"], axes)
+
+
+@rules.part(_squares_of_projection, told=Told(split=_split))
 def _project(params: Any, x: Array, *, axes: int) -> Array:
+    """Without a reshape, since an axis of x or w may be split over devices."""
     w, x = common(params["w"], x)
-    rows, w_ = matrices(x, w, axes)
-    y = jnp.matmul(rows, w_, preferred_element_type=wide(x.dtype))
-    return _bias.add(y.reshape(*x.shape[: x.ndim - axes], *w.shape[axes:]), params).astype(x.dtype)
-
-
-def matrices(x: Array, w: Array, axes: int) -> tuple[Array, Array]:
-    """x as rows and w as one matrix: XLA:CPU cannot multiply every pair of bfloat16 tensors into float32."""
-    d_in = math.prod(w.shape[:axes])
-    return x.reshape(math.prod(x.shape[: x.ndim - axes]), d_in), w.reshape(d_in, math.prod(w.shape[axes:]))
+    y = jnp.tensordot(x, w, axes, preferred_element_type=wide(x.dtype))
+    return _bias.add(y, params).astype(x.dtype)
 
 
 def check(where: str, params: Any, x: Any) -> Array:

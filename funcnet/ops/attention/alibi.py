@@ -87,6 +87,9 @@ def apply(
         ShapeError: slopes are not a vector.
         DTypeError: slopes are not floating-point, or t, s or q_offset are not integers.
         ValueRangeError: t or s is negative.
+
+    >>> fn.alibi.apply(jnp.array([0.5]), t=3, s=3)[0].tolist()
+    [[-0.0, -0.5, -1.0], [-0.5, -0.0, -0.5], [-1.0, -0.5, -0.0]]
     """
     where = "alibi.apply"
     slopes = _check.floating(where, "slopes", slopes)

@@ -27,12 +27,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from funcnet import rules, taps
+from funcnet._letters import Told
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import common, signed, wide
 from funcnet.ops._shape import align, known
 from funcnet.ops.attention import _blocks as blocks
+from funcnet.ops.attention import _context
 from funcnet.ops.attention import _vendor as vendor
 from funcnet.ops.attention._scales import scales
 
@@ -103,7 +105,7 @@ def reference(
     return jnp.einsum("...hts,...she->...the", p.astype(v.dtype), v)
 
 
-@rules.operation
+@functools.partial(rules.operation, told=Told(instead=_context.attend))
 def apply(
     q: Float[Array, "*n t h e"],
     k: Float[Array, "*n s h_kv e"],
@@ -166,6 +168,12 @@ def apply(
         ValueRangeError: an option has a value that makes no sense: a window without keys, an int window
             without causal, a softcap that is not positive, a rate outside [0, 1), an offset that puts
             queries beyond the last key.
+
+    >>> q = k = v = jnp.eye(3)[:, None]  # [t, h, e]: three positions, one head
+    >>> print(fn.attention.apply(q, k, v, causal=True, scale=1.0)[:, 0])
+    [[1.    0.    0.   ]
+     [0.269 0.731 0.   ]
+     [0.212 0.212 0.576]]
     """
     where = "attention.apply"
     q, k, v = (_check.floating(where, path, x) for path, x in (("q", q), ("k", k), ("v", v)))

@@ -96,6 +96,11 @@ def apply(
         ShapeError: the arrays do not fit together.
         DTypeError: one is not floating-point.
         ValueRangeError: chunk is below 1.
+
+    >>> q = k = jnp.ones((3, 1, 2))
+    >>> y, state = fn.linear_attention.apply(q, k, jnp.arange(3.0)[:, None, None])
+    >>> y.ravel().tolist(), state.shape
+    ([0.0, 2.0, 6.0], (1, 2, 1))
     """
     where = "linear_attention.apply"
     q, k, v = (_check.floating(where, name, x) for name, x in (("q", q), ("k", k), ("v", v)))

@@ -14,6 +14,7 @@ product it is (`_factored`). Sources: Vaswani et al., "Attention is all you need
 `decode` does the same for a sequence that comes in pieces, and keeps the keys and values in a cache.
 """
 
+import functools
 import math
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from funcnet import rules, spec, taps
+from funcnet._letters import Told, axes_of
 from funcnet.errors import StructureError, ValueRangeError, describe
 from funcnet.ops import _bias, _check, _factored, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
@@ -63,7 +65,7 @@ def init(
     sinks: bool = False,
     w: Initializer | None = None,
 ) -> Params:
-    """Draw every w from N(0, 1/fan_in), fan_in = d for q, k and v, and heads · head_width for o.
+    """Draw every w uniformly, of variance 1/fan_in, fan_in = d for q, k and v, and heads · head_width for o.
 
     Every b and sink is 0, the gains of the norms are 1.
 
@@ -113,12 +115,8 @@ def init(
     keys = dict(zip(sizes, jax.random.split(key, 4), strict=True))
     params: dict[str, Any] = {}
     for name, size in sizes.items():
-        inputs = heads * e if name == "o" else d
-        if w is None:
-            leaf = jax.random.normal(keys[name], size) / math.sqrt(inputs)
-        else:
-            leaf = drawn(where, keys[name], w, size, "iio" if name == "o" else "ioo")
-        params[name] = {"w": leaf}
+        inputs, roles = (heads * e, "iio") if name == "o" else (d, "ioo")
+        params[name] = {"w": drawn(where, keys[name], w, size, roles, variance=1 / inputs)}
         if o_bias if name == "o" else bias:
             params[name]["b"] = jnp.zeros(size[2:] if name == "o" else size[1:])
     if qk_norm:
@@ -136,10 +134,15 @@ def specs(params: Params, *, heads_apart: bool = False) -> dict[str, Any]:
         heads_apart: each head is a matrix of its own, as q_h = x W_h may be read as well.
     """
     into, out_of = ("iso", "sio") if heads_apart else ("ioo", "iio")
-    head = {"w": ("d h e", into), "b": ("h e",), "down": ("d r", "io"), "up": ("r h e", "ioo")}
+    head = lambda h: {
+        "w": (f"d {h} e", into),
+        "b": (f"{h} e",),
+        "down": ("d r", "io"),
+        "up": (f"r {h} e", "ioo"),
+    }
     last = {"w": ("h e d", out_of), "b": ("d",), "down": ("h e r", "iio"), "up": ("r d", "io")}
     norm = {"w": ("e",)}
-    names = {"q": head, "k": head, "v": head, "o": last}
+    names = {"q": head("h"), "k": head("h_kv"), "v": head("h_kv"), "o": last}
     return spec.tree("multihead.specs", params, {**names, "q_norm": norm, "k_norm": norm, "sinks": ("h",)})
 
 
@@ -177,7 +180,12 @@ def _through(p: Projection, x: Array, axes: int) -> Array:
     return x
 
 
-@rules.composite
+def _by_parts(f: Any, params: Any, x: Any, *args: Any, **options: Any) -> Any:
+    """Where positions are split over devices, each part sees that they are, and `attention` what to do."""
+    return f(params, x, *args, **options) if axes_of(x)[-2] else NotImplemented
+
+
+@functools.partial(rules.composite, told=Told(instead=_by_parts))
 def apply(
     params: Params,
     x: Float[Array, "*n t d"],
@@ -229,6 +237,10 @@ def apply(
         DTypeError: x or a parameter is not floating-point, or mask is not boolean.
         StructureError: params lacks a part.
         ValueRangeError: an option is out of its range.
+
+    >>> params = fn.multihead.init(jax.random.key(0), 16, 4)
+    >>> fn.multihead.apply(params, jnp.ones((2, 5, 16)), causal=True).shape
+    (2, 5, 16)
     """
     where = "multihead.apply"
     x, norm_eps = _projections.check(where, params, x), _check.number(where, "norm_eps", norm_eps)
@@ -314,10 +326,13 @@ def _pull_projection(p: Any, x: Array, dy: Array, axes: int) -> tuple[dict, Arra
         return _factored.in_parts(grads, before["w"], grads["w"]), dx
     w, x = common(p["w"], x)
     n, sums = x.ndim - axes, wide(dy.dtype)
-    rows, w_ = _projections.matrices(x, w, axes)
-    dy_ = dy.reshape(rows.shape[0], w_.shape[1])
-    dw = jnp.matmul(rows.T, dy_, preferred_element_type=sums).reshape(w.shape)
-    dx = jnp.matmul(dy_, w_.T, preferred_element_type=sums).reshape(x.shape)
+    x_, dy_ = (
+        (x[None], dy[None]) if n == 1 else (x, dy)
+    )  # XLA:CPU lacks the product over the first axis alone
+    over = tuple(range(x_.ndim - axes))
+    dw = jnp.tensordot(x_, dy_, (over, over), preferred_element_type=sums)
+    of_y = tuple(range(n, dy.ndim)), tuple(range(axes, w.ndim))
+    dx = jnp.tensordot(dy, w, of_y, preferred_element_type=sums)
     grads = {"w": narrow(dw, p["w"])}
     if (b := p.get("b")) is not None:
         grads["b"] = narrow(dy.sum(range(n), dtype=sums), b)

@@ -255,6 +255,12 @@ def apply(
         DTypeError: x or a table is not floating-point, positions are neither integers nor float32 or wider,
             or config is no `rope.Config`.
         ValueRangeError: the scaling cannot be had at this width, or positions come with tables.
+
+    >>> x = jnp.ones((3, 1, 4))
+    >>> print(fn.rope.apply(x)[:, 0])
+    [[ 1.     1.     1.     1.   ]
+     [-0.301  0.99   1.382  1.01 ]
+     [-1.325  0.98   0.493  1.02 ]]
     """
     x = _check.floating("rope.apply", "x", x)
     if tables is not None:

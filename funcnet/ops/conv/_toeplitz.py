@@ -274,7 +274,7 @@ def check_channels(where: str, w: Abstract, x: Abstract, takes: int, groups: int
     if len(x.shape) > d and x.shape[-d - 1] == takes:
         axis = len(x.shape) - d - 1
         hint = f"axis {axis} has {takes}: channels first? jnp.moveaxis(x, {-d - 1}, -1) puts them last."
-    elif len(x.shape) == d and takes == 1:
+    elif len(x.shape) in (d, d + 1) and takes == 1:
         hint = "is the channel axis missing? x[..., None] adds it."
     axes = "".join(f"{a}, " for a in "dhw"[-d:])
     times = f" times {groups} groups" if groups > 1 else ""

@@ -74,6 +74,10 @@ def apply(
         ShapeError: x has too few axes, or an option the wrong number of entries.
         DTypeError: x is not floating-point, or kernel not a tuple.
         ValueRangeError: an option is out of range, or a window sees nothing but padding.
+
+    >>> x = jnp.arange(6.0)[:, None]  # [size, c]
+    >>> fn.avg_pool.apply(x, kernel=(2,)).ravel().tolist()
+    [0.5, 2.5, 4.5]
     """
     x = _check.floating("avg_pool.apply", "x", x)
     return _forward(x, _pool.axes("avg_pool.apply", x, kernel, stride, padding, dilation))

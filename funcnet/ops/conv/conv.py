@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -49,7 +48,7 @@ def init(
     bias: bool = True,
     w: Initializer | None = None,
 ) -> Params:
-    """Draw w from N(0, 1/fan_in), fan_in = c_in / groups · Π kernel; b = 0.
+    """Draw w uniformly, of variance 1/fan_in, fan_in = c_in / groups · Π kernel; b = 0.
 
     Args:
         key: a random key.
@@ -74,11 +73,8 @@ def init(
     sizes = kernel_sizes(where, kernel)
     _toeplitz.check_groups(where, groups, c_in, c_out)
     shape, each = (*sizes, c_in // groups, c_out), c_in // groups
-    if w is None:
-        leaf = jax.random.normal(key, shape) / math.sqrt(each * math.prod(sizes))
-    else:
-        roles = "i" * len(sizes) + "iso"
-        leaf = drawn(where, key, w, shape, roles, (*sizes, each, groups, c_out // groups))
+    roles, matrices = "i" * len(sizes) + "iso", (*sizes, each, groups, c_out // groups)
+    leaf = drawn(where, key, w, shape, roles, matrices, variance=1 / (each * math.prod(sizes)))
     bias = _check.flag(where, "bias", bias)
     return {"w": leaf, "b": jnp.zeros((c_out,), leaf.dtype)} if bias else {"w": leaf}
 
@@ -163,6 +159,10 @@ def apply(
         ValueRangeError: an option is out of range, groups do not divide the channels, the method does not
             fit the window, or a reflected border is wider than the signal.
         StructureError: params has no "w".
+
+    >>> params = fn.conv.init(jax.random.key(0), 3, 8, kernel=(3, 3))
+    >>> fn.conv.apply(params, jnp.ones((2, 32, 32, 3)), stride=2).shape
+    (2, 16, 16, 8)
     """
     where = "conv.apply"
     w = _toeplitz.kernel(where, params)

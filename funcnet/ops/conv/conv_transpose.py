@@ -53,7 +53,7 @@ def init(
     bias: bool = True,
     w: Initializer | None = None,
 ) -> Params:
-    """Draw w from N(0, 1/fan_in), fan_in = c_in / groups · Π kernel / Π stride on average; b = 0.
+    """Draw w uniformly, of variance 1/fan_in, fan_in = c_in / groups · Π kernel / Π stride on average; b = 0.
 
     Args:
         key: a random key.
@@ -81,11 +81,9 @@ def init(
     _toeplitz.check_groups(where, groups, c_in, c_out)
     fan_in = c_in // groups * math.prod(sizes) / math.prod(per_axis(where, "stride", stride, len(sizes)))
     shape = (*sizes, c_out // groups, c_in)
-    if w is None:
-        leaf = jax.random.normal(key, shape) / math.sqrt(fan_in)
-    else:  # in by out as an output sums, not as the gradient does (`specs`)
-        roles = "i" * len(sizes) + "osi"
-        leaf = drawn(where, key, w, shape, roles, (*shape[:-1], groups, c_in // groups))
+    roles = "i" * len(sizes) + "osi"  # in by out as an output sums, not as the gradient does (`specs`)
+    matrices = *shape[:-1], groups, c_in // groups
+    leaf = drawn(where, key, w, shape, roles, matrices, variance=1 / fan_in)
     bias = _check.flag(where, "bias", bias)
     return {"w": leaf, "b": jnp.zeros((c_out,), leaf.dtype)} if bias else {"w": leaf}
 
@@ -173,6 +171,10 @@ def apply(
         ValueRangeError: an option is out of range, groups do not divide the channels, the method does not
             fit the window, or a reflected border is wider than the signal.
         StructureError: params has no "w".
+
+    >>> params = fn.conv_transpose.init(jax.random.key(0), 8, 3, kernel=(3, 3), stride=2)
+    >>> fn.conv_transpose.apply(params, jnp.ones((2, 16, 16, 8)), stride=2).shape
+    (2, 32, 32, 3)
     """
     where = "conv_transpose.apply"
     w = _toeplitz.kernel(where, params)

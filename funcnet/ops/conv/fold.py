@@ -76,6 +76,10 @@ def apply(
             number of entries.
         DTypeError: x is not floating-point, or kernel not a tuple.
         ValueRangeError: an option is out of range.
+
+    >>> x = jnp.ones((3, 2))  # three windows of two
+    >>> fn.fold.apply(x, size=(4,), kernel=(2,)).ravel().tolist()
+    [1.0, 2.0, 2.0, 1.0]
     """
     x = _check.floating("fold.apply", "x", x)
     return _taps.summed(x, _window("fold.apply", x, size, kernel, stride, padding, dilation))

@@ -72,6 +72,10 @@ def apply(
         ShapeError: x has too few axes, or an option the wrong number of entries.
         DTypeError: x is not floating-point, p is traced, or kernel not a tuple.
         ValueRangeError: an option is out of range, or a window sees nothing but padding.
+
+    >>> x = jnp.array([3.0, 4.0, 5.0, 12.0])[:, None]
+    >>> print(fn.lp_pool.apply(x, kernel=(2,)).ravel())
+    [ 5. 13.]
     """
     x = _check.floating("lp_pool.apply", "x", x)
     p = _check.number("lp_pool.apply", "p", p, least=1.0)

@@ -72,6 +72,10 @@ def apply(
         ShapeError: x has too few axes, or an option the wrong number of entries.
         DTypeError: x is not floating-point, or kernel not a tuple.
         ValueRangeError: an option is out of range, or a window sees nothing but padding.
+
+    >>> x = jnp.array([3.0, 1.0, 4.0, 1.0])[:, None]
+    >>> fn.max_pool.apply(x, kernel=(2,)).ravel().tolist()
+    [3.0, 4.0]
     """
     x = _check.floating("max_pool.apply", "x", x)
     _pool.axes("max_pool.apply", x, kernel, stride, padding, dilation)

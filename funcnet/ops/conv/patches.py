@@ -64,6 +64,10 @@ def apply(
         ShapeError: x has too few axes, or an option the wrong number of entries.
         DTypeError: x is not floating-point, or kernel not a tuple.
         ValueRangeError: an option is out of range.
+
+    >>> x = jnp.arange(4.0)[:, None]
+    >>> fn.patches.apply(x, kernel=(2,)).tolist()
+    [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
     """
     x = _check.floating("patches.apply", "x", x)
     found, sizes = _taps.spatial("patches.apply", x, kernel)

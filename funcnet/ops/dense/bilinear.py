@@ -7,7 +7,6 @@ right v [*n, d_right], w [d_left, d_right, d_out], b [d_out], y [*n, d_out].
 import math
 from typing import NotRequired, TypedDict
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -39,7 +38,7 @@ def init(
     bias: bool = True,
     w: Initializer | None = None,
 ) -> Params:
-    """Draw w from N(0, 1 / (d_left · d_right)): independent unit features give outputs like them; b = 0.
+    """Draw w uniformly, of variance 1 / (d_left · d_right): unit features give outputs like them; b = 0.
 
     Args:
         key: a random key.
@@ -57,10 +56,7 @@ def init(
     _check.key(where, key, none=False)
     sizes = {"d_left": d_left, "d_right": d_right, "d_out": d_out}
     shape = tuple(_check.positive(where, name, size) for name, size in sizes.items())
-    if w is None:
-        leaf = jax.random.normal(key, shape) / math.sqrt(shape[0] * shape[1])
-    else:
-        leaf = drawn(where, key, w, shape, "iio")
+    leaf = drawn(where, key, w, shape, "iio", variance=1 / (shape[0] * shape[1]))
     bias = _check.flag(where, "bias", bias)
     return {"w": leaf, "b": jnp.zeros(shape[2:], leaf.dtype)} if bias else {"w": leaf}
 
@@ -103,6 +99,10 @@ def apply(
         ShapeError: left or right do not have the features of w, or not the same leading axes, or b not d_out.
         DTypeError: an argument or a parameter is not floating-point.
         StructureError: params has no "w".
+
+    >>> params = fn.bilinear.init(jax.random.key(0), 3, 4, 5)
+    >>> fn.bilinear.apply(params, jnp.ones((2, 3)), jnp.ones((2, 4))).shape
+    (2, 5)
     """
     where = "bilinear.apply"
     w = _check.parameter(where, params, "w", ndim=3)

@@ -38,7 +38,7 @@ def init(
     padding_index: int | None = None,
     w: Initializer | None = None,
 ) -> Params:
-    """Draw w from N(0, 1): an output is one row, so its features have unit variance. That of padding is 0.
+    """Draw w uniformly, of variance 1: an output is one row, so its features have it. That of padding is 0.
 
     A net that uses w once more as its last layer, y Wᵀ, divides there by √d. This is the table of Vaswani et
     al., "Attention is all you need", arXiv 1706.03762, §3.4, who hold w/√d and multiply by √d.
@@ -58,7 +58,7 @@ def init(
     where = "embedding.init"
     _check.key(where, key, none=False)
     shape = _check.positive(where, "vocabulary", vocabulary), _check.positive(where, "d", d)
-    leaf = jax.random.normal(key, shape) if w is None else drawn(where, key, w, shape, "io")
+    leaf = drawn(where, key, w, shape, "io", variance=1.0)
     if padding_index is None:
         return {"w": leaf}
     return {"w": leaf.at[_check_padding(where, padding_index, vocabulary)].set(0)}
@@ -108,6 +108,10 @@ def apply(
         DTypeError: ids or padding_index are not integers, or w is not floating-point.
         ShapeError: w does not have 2 axes.
         StructureError: params has no "w".
+
+    >>> params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+    >>> fn.embedding.apply(params, jnp.array([1, 0, 1])).tolist()
+    [[3.0, 4.0], [1.0, 2.0], [3.0, 4.0]]
     """
     w = _check.parameter("embedding.apply", params, "w", ndim=2)
     _check_ids("embedding.apply", ids, w)
@@ -183,14 +187,15 @@ def _known(ids: Array, v: int) -> Array:
 
 
 def _pullback(ids: Array, dy: Array, *, v: int, params: Any) -> tuple[Params, None]:
-    dw = _add_rows(ids.reshape(-1), dy.reshape(ids.size, dy.shape[-1]), v=v)
+    dw = _add_rows(ids, dy, v=v)
     return rules.like(params, {"w": dw.astype(dy.dtype)}), None
 
 
 def _add_rows(ids: Array, rows: Array, *, v: int) -> Array:
-    """Σ rows by id [v, d] of rows [n, d], in float32 or wider; v is dropped.
+    """Σ rows by id [v, d] of rows [*n, d], in float32 or wider; v is dropped.
 
-    Not as a product with one-hot rows: 0 · NaN would let one bad row into all of them.
+    Not as a product with one-hot rows: 0 · NaN would let one bad row into all of them. And not with *n as one
+    axis: of positions that are split over devices each device would gather all.
     """
     if not ids.size:  # a scatter of nothing forgets over which devices its rows vary
         return rules.same_variance(jnp.zeros((v, rows.shape[-1]), wide(rows.dtype)), rows)[0]

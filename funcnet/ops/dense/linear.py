@@ -6,16 +6,19 @@ of this w (docs/derivations/linear.md). d_in and d_out may be several axes each,
 `inputs` axes of w are those that x ends with, the others, and those of b, those that y ends with.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from funcnet import rules, spec
+from funcnet._letters import Axes, Told, of_product
 from funcnet.errors import ShapeError, describe
 from funcnet.linalg import Operator
 from funcnet.ops import _bias, _check, _squares
@@ -54,7 +57,7 @@ def init(
     bias: bool = True,
     w: Initializer | None = None,
 ) -> Params:
-    """Draw w from N(0, 1/d_in), so that features of unit variance give outputs of unit variance; b = 0.
+    """Draw w uniformly, of variance 1/d_in, so that unit features give outputs of unit variance; b = 0.
 
     Source: LeCun, Bottou, Orr and Müller, "Efficient BackProp", 1998, §4.6.
 
@@ -73,10 +76,8 @@ def init(
     where = "linear.init"
     _check.key(where, key, none=False)
     sizes, out = _sizes(where, "d_in", d_in), _sizes(where, "d_out", d_out)
-    if w is None:
-        leaf = jax.random.normal(key, (*sizes, *out)) / math.sqrt(math.prod(sizes))
-    else:
-        leaf = drawn(where, key, w, (*sizes, *out), "i" * len(sizes) + "o" * len(out))
+    roles = "i" * len(sizes) + "o" * len(out)
+    leaf = drawn(where, key, w, (*sizes, *out), roles, variance=1 / math.prod(sizes))
     bias = _check.flag(where, "bias", bias)
     return {"w": leaf, "b": jnp.zeros(out, leaf.dtype)} if bias else {"w": leaf}
 
@@ -119,7 +120,12 @@ def reference(params: Params, x: Float[Array, "*n_and_in"], inputs: int = 1) -> 
     return _bias.add(jnp.tensordot(x, w, inputs), params)
 
 
-@rules.operation
+def _split(params: Params, x: Array, inputs: int = 1) -> list[Axes]:
+    """How y is split over a mesh: as the batch axes of x are, and the last of W."""
+    return of_product(x, params["w"], inputs)
+
+
+@functools.partial(rules.operation, told=Told(split=_split))
 def apply(params: Params, x: Float[Array, "*n_and_in"], inputs: int = 1) -> Float[Array, "*n_and_out"]:
     """Map the last axis of x, or the last axes: y = x W + b.
 
@@ -139,6 +145,10 @@ def apply(params: Params, x: Float[Array, "*n_and_in"], inputs: int = 1) -> Floa
         DTypeError: x or a parameter is not floating-point.
         ValueRangeError: inputs is below 1.
         StructureError: params has no "w".
+
+    >>> params = {"w": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "b": jnp.array([0.0, 1.0])}
+    >>> fn.linear.apply(params, jnp.array([3.0, 4.0])).tolist()
+    [3.0, 9.0]
     """
     where = "linear.apply"
     w, inputs = _checked(where, params, inputs)
@@ -185,10 +195,19 @@ def _joined(x: Array, count: int) -> Array:
 
 
 def _affine(params: Params, x: Array, inputs: int) -> Array:
-    flat, out = _flat(params, inputs), params["w"].shape[inputs:]
-    w, x = common(flat["w"], _joined(x, inputs))
+    flat, lead, out = _flat(params, inputs), x.shape[: x.ndim - inputs], params["w"].shape[inputs:]
+    w, x = common(flat["w"], _rows(_joined(x, inputs)))
     y = _bias.add(jnp.matmul(x, w, preferred_element_type=wide(x.dtype)), flat).astype(x.dtype)
-    return y if len(out) == 1 else y.reshape(*y.shape[:-1], *out)
+    return y if y.ndim == len(lead) + len(out) else y.reshape(*lead, *out)
+
+
+def _rows(x: Array) -> Array:
+    """x as rows [rows, d]: of a product with more axes XLA:CPU copies dY into another layout, to make dW.
+
+    On a mesh x stays as it is: an axis that is split over devices cannot be joined with one before it.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    return lax.collapse(x, 0, x.ndim - 1) if x.ndim > 2 and (mesh.empty or mesh.are_all_axes_manual) else x
 
 
 def vjp(

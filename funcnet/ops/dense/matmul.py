@@ -40,6 +40,9 @@ def apply(a: Float[Array, "*n i k"], b: Float[Array, "*m k j"]) -> Float[Array, 
     Raises:
         ShapeError: a or b is no matrix, b does not have k rows, or *n and *m do not broadcast.
         DTypeError: a or b is not floating-point.
+
+    >>> fn.matmul.apply(jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [4.0]])).tolist()
+    [[11.0]]
     """
     where = "matmul.apply"
     a, b = _check.floating(where, "a", a), _check.floating(where, "b", b)

@@ -68,6 +68,9 @@ def apply(params: Params, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
         ShapeError: x does not have c channels, or no axis.
         DTypeError: x or w is not floating-point.
         StructureError: params has no "w".
+
+    >>> fn.prelu.apply({"w": jnp.array([0.25])}, jnp.array([[-4.0], [2.0]])).ravel().tolist()
+    [-1.0, 2.0]
     """
     where = "prelu.apply"
     w, x = _check.parameter(where, params, "w", ndim=1), _check.floating(where, "x", x)

@@ -45,6 +45,10 @@ def apply(x: Float[Array, "*n_and_in c"], *, size: Sequence[int]) -> Float[Array
             one window is to cover.
         DTypeError: x is not floating-point, or size not a tuple.
         ValueRangeError: a size is not positive.
+
+    >>> x = jnp.arange(5.0)[:, None]
+    >>> fn.adaptive_avg_pool.apply(x, size=(2,)).ravel().tolist()
+    [1.0, 3.0]
     """
     x = _check.floating("adaptive_avg_pool.apply", "x", x)
     return _axes.forward(x, _windows.axes("adaptive_avg_pool.apply", x, size))

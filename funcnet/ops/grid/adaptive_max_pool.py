@@ -61,6 +61,10 @@ def apply(x: Float[Array, "*n_and_in c"], *, size: Sequence[int]) -> Float[Array
             one window is to cover.
         DTypeError: x is not floating-point, or size not a tuple.
         ValueRangeError: a size is not positive.
+
+    >>> x = jnp.arange(5.0)[:, None]
+    >>> fn.adaptive_max_pool.apply(x, size=(2,)).ravel().tolist()
+    [2.0, 4.0]
     """
     x = _check.floating("adaptive_max_pool.apply", "x", x)
     _windows.axes("adaptive_max_pool.apply", x, size)

@@ -92,6 +92,11 @@ def apply(
         ShapeError: x and grid have other leading axes, or x no elements.
         DTypeError: x or grid is not floating-point.
         ValueRangeError: an option is none of those.
+
+    >>> x = jnp.array([1.0, 2.0, 3.0])[:, None]
+    >>> grid = jnp.array([[-1.0], [0.5]])  # from -1, the first, to 1, the last
+    >>> fn.grid_sample.apply(x, grid, align_corners=True).ravel().tolist()
+    [1.0, 2.5]
     """
     where = "grid_sample.apply"
     x, grid = _check.floating(where, "x", x), _check.floating(where, "grid", grid)

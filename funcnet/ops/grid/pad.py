@@ -72,6 +72,10 @@ def apply(
         ShapeError: x has too few axes, or nothing to continue.
         DTypeError: x is not floating-point, or padding no pairs.
         ValueRangeError: padding is negative or, reflected, wider than the axis less one; another mode.
+
+    >>> x = jnp.array([1.0, 2.0])[:, None]
+    >>> fn.pad.apply(x, padding=((1, 2),), padding_mode="edge").ravel().tolist()
+    [1.0, 1.0, 2.0, 2.0, 2.0]
     """
     x = _check.floating("pad.apply", "x", x)
     return _forward(x, _static("pad.apply", x, padding, padding_mode))

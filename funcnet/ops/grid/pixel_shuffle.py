@@ -60,6 +60,9 @@ def apply(
         ShapeError: x has too few axes, or channels that no block fills.
         DTypeError: x is not floating-point, or factor not a tuple.
         ValueRangeError: a factor is not positive, or there is no such order.
+
+    >>> fn.pixel_shuffle.apply(jnp.ones((4, 4, 12)), factor=(2, 2)).shape
+    (8, 8, 3)
     """
     where = "pixel_shuffle.apply"
     x = _check.floating(where, "x", x)

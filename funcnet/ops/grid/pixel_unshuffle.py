@@ -53,6 +53,9 @@ def apply(
         ShapeError: x has too few axes, or blocks do not fill it.
         DTypeError: x is not floating-point, or factor not a tuple.
         ValueRangeError: a factor is not positive, or there is no such order.
+
+    >>> fn.pixel_unshuffle.apply(jnp.ones((8, 8, 3)), factor=(2, 2)).shape
+    (4, 4, 12)
     """
     where = "pixel_unshuffle.apply"
     x = _check.floating(where, "x", x)

@@ -87,6 +87,10 @@ def apply(
         DTypeError: x is not floating-point, or an option of the wrong type.
         ValueRangeError: an option is out of range, both or none of size and scale are given, or align_corners
             or antialias to a method that has none.
+
+    >>> x = jnp.array([0.0, 4.0])[:, None]
+    >>> fn.resize.apply(x, size=(4,)).ravel().tolist()
+    [0.0, 1.0, 3.0, 4.0]
     """
     x = _check.floating("resize.apply", "x", x)
     _static("resize.apply", x, size, scale, method, align_corners, antialias, a)

@@ -108,8 +108,8 @@ def check_lengths(
         return None
     of = "logits" if axes == 2 else "labels"
     lengths = check_batch(where, path, lengths, like, of=of, axes=axes)
-    if _check.concrete(lengths) and known(most):
-        every = np.asarray(lengths)
+    every = _check.seen(lengths)
+    if every is not None and known(most):
         outside = every[(every < 0) | (every > most)]
         if outside.size:
             raise ValueRangeError(

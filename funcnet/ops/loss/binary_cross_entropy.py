@@ -55,6 +55,9 @@ def apply(
         ShapeError: the shapes differ.
         DTypeError: logits are not floating-point, or labels not numbers.
         ValueRangeError: labels, where they are concrete, are outside [0, 1].
+
+    >>> print(fn.binary_cross_entropy.apply(jnp.array([0.0, 3.0]), jnp.array([1.0, 1.0])))
+    [0.693 0.049]
     """
     where = "binary_cross_entropy.apply"
     logits = _check.floating(where, "logits", logits)

@@ -86,6 +86,10 @@ def apply(
         ShapeError: x and y are not [n, d], or scale or bias no scalars.
         DTypeError: an array is not floating-point, or axis_name no name.
         ValueRangeError: pairs is something else, a bias comes with "softmax", or there is no such axis here.
+
+    >>> x = jnp.eye(3)
+    >>> print(fn.contrastive.apply(x, x, jnp.array(1.0)))
+    [0.551 0.551 0.551]
     """
     where = "contrastive.apply"
     x, y = _check.floating(where, "x", x), _check.floating(where, "y", y)

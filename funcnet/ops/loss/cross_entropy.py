@@ -79,6 +79,10 @@ def apply(
             wrong type.
         ValueRangeError: label_smoothing is outside [0, 1); or labels, where they are concrete, are outside
             [0, v), or as probabilities outside [0, 1].
+
+    >>> logits = jnp.array([[2.0, 0.0], [0.0, 0.0]])
+    >>> print(fn.cross_entropy.apply(logits, jnp.array([0, 1])))
+    [0.127 0.693]
     """
     where = "cross_entropy.apply"
     logits = _check.floating(where, "logits", logits)

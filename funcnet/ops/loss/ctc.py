@@ -114,6 +114,10 @@ def apply(
         DTypeError: logits are not floating-point, labels or lengths not integers, or blank is traced.
         ValueRangeError: blank is no class; or, where they are concrete, labels are no class or the blank, or
             lengths negative, beyond t, or label_lengths beyond l.
+
+    >>> logits = jnp.zeros((4, 3))  # four frames, three symbols, 0 the blank
+    >>> print(fn.ctc.apply(logits, jnp.array([1, 2])))
+    1.686399
     """
     where = "ctc.apply"
     logits, lengths, blank = checked(where, logits, lengths, blank)

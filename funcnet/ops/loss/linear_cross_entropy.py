@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer
 
 from funcnet import rules
+from funcnet._letters import Told, axes_of, constrain, devices
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError, describe
 from funcnet.ops import _check, _squares
 from funcnet.ops._cost import Abstract, Cost, traffic
@@ -54,7 +55,12 @@ def reference(
     return jnp.where(counted, y, 0)
 
 
-@rules.operation
+def _told(x: Any, w: Any, *_: Any, over: tuple[str, ...] = (), **__: Any) -> dict[str, Any]:
+    taken = [axis for axes in axes_of(x) for axis in axes]
+    return {"over": over or tuple(axis for axis in axes_of(w)[1] if axis not in taken)}
+
+
+@functools.partial(rules.operation, told=Told(options=_told))
 def apply(
     x: Float[Array, "*n d"],
     w: Float[Array, "d v"],
@@ -65,6 +71,7 @@ def apply(
     z_loss: float = 0.0,
     softcap: float | None = None,
     chunk: int | None = None,
+    over: tuple[str, ...] = (),
 ) -> Float[Array, "*n"]:
     """The loss of each token: −log of the probability that softmax(x w) gives to its label.
 
@@ -79,7 +86,10 @@ def apply(
         ignore_index: tokens with this label have no loss and no gradient, whatever their features are.
         z_loss: the weight of ℓ², which keeps logits from drifting away.
         softcap: c, the bound of the logits, as in Gemma 2; None is none.
-        chunk: how many columns of logits exist at a time; None chooses by shape.
+        chunk: how many columns of logits exist at a time, on a device; None chooses by shape.
+        over: the axes of the mesh that the columns of w are split over, each device having neighbouring ones.
+            Then every chunk is made of columns of all devices, so that none needs those of another. Where
+            the mesh has Explicit axes, the types of x and w say it.
 
     Returns:
         y [*n], in the dtype that holds x and w, but at least float32. Under `jax.jit` a label outside [0, v)
@@ -89,6 +99,10 @@ def apply(
         ShapeError: the shapes do not fit.
         DTypeError: x or w is not floating-point, labels are not integers, or an option has the wrong type.
         ValueRangeError: an option is out of range; or labels, where they are concrete, are outside [0, v).
+
+    >>> x, w = jnp.ones((2, 3)), jnp.zeros((3, 5))
+    >>> print(fn.linear_cross_entropy.apply(x, w, jnp.array([0, 4])))
+    [1.609 1.609]
     """
     where = "linear_cross_entropy.apply"
     x, w = _check.floating(where, "x", x), _check.floating(where, "w", w)
@@ -101,6 +115,7 @@ def apply(
         "z_loss": _check.number(where, "z_loss", z_loss),
         "softcap": _check_softcap(where, softcap),
         "chunk": None if chunk is None else _check.positive(where, "chunk", chunk),
+        "over": _check.mesh_axes(where, over, w.shape[1], "the columns of w"),
     }
     labels = _check_labels(where, x, w, labels, options["ignore_index"])
     return rules.call(vjp, x, w, labels, **options)
@@ -116,6 +131,7 @@ def vjp(
     z_loss: float = 0.0,
     softcap: float | None = None,
     chunk: int | None = None,
+    over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "*n"], Partial]:
     """y and its pullback: du = dy · ((1 + 2 z ℓ) p − q) · (1 − (h/c)²), dx = du wᵀ, dw = xᵀ du.
 
@@ -123,15 +139,15 @@ def vjp(
     part of dx. Kept are x, w, the labels and three numbers of each token: of ℓ = m + log Σ e^{h − m} both
     terms, since a large ℓ is rounded; and log p of the label, since p − 1 there is e^{log p} − 1.
     """
-    x_, labels_, counted = _rows(x, w, labels, ignore_index)
-    n, v = x_.shape[0], w.shape[1]
+    x_, labels_, counted = _inputs(x, w, labels, ignore_index)
+    w_, v = _Columns(w, over), w.shape[1]
 
     def part(start: int | Array, columns: int) -> tuple[Array, ...]:
         """Of each row: the largest logit m, Σ e^{h − m} − 1, the label's logit or 0, Σ (m − h)."""
-        h = _cap(_logits(x_, w, start, columns), softcap)
+        h = _cap(_product(x_, w_.at(start, columns, x_.dtype)), softcap)
         m, r = logsumexp(h)
-        label = jnp.where(_one_hot(labels_, start, h), h, 0).sum(-1)
-        return m, r, label, (m[:, None] - h).sum(-1) if label_smoothing else jnp.zeros_like(m)
+        label = jnp.where(w_.are(labels_, start, columns), h, 0).sum(-1)
+        return m, r, label, (m[..., None] - h).sum(-1) if label_smoothing else jnp.zeros_like(m)
 
     def merge(a: tuple[Array, ...], b: tuple[Array, ...], start: Array) -> tuple[Array, ...]:
         m = jnp.maximum(a[0], b[0])
@@ -139,17 +155,21 @@ def vjp(
         below = a[3] + start.astype(m.dtype) * (m - a[0]) + b[3] + columns * (m - b[0])
         return m, a[1] * of_a + b[1] * of_b + jnp.minimum(of_a, of_b), a[2] + b[2], below
 
-    columns = _columns(n, v, chunk)
-    m, r, label, below = _fold(part, merge, v, columns)
+    columns = w_.count(labels.size, chunk)
+    each, rest, label, below = _fold(part, merge, w_.each, columns)
+    m, r = logsumexp(each)  # of the parts
+    r, label = r + (rest * jnp.exp(each - m[..., None])).sum(-1), label.sum(-1)
     log_total = jnp.log1p(r)
     y = certain = log_total + (m - label)  # −log p of the label
     if label_smoothing:
-        y = (1 - label_smoothing) * certain + label_smoothing * (log_total + below / v)
+        y = (1 - label_smoothing) * certain + label_smoothing * (
+            log_total + (below + w_.each * (m[..., None] - each)).sum(-1) / v
+        )
     if z_loss:
         y = y + z_loss * (m + log_total) ** 2
-    y = jnp.where(counted, y, 0).reshape(labels.shape)
+    y = jnp.where(counted, y, 0)
     static = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap, "chunk": chunk}
-    pull = rules.bind(_pullback, ignore_index=ignore_index, **static)
+    pull = rules.bind(_pullback, ignore_index=ignore_index, over=over, **static)
     return y, Partial(pull, x, w, labels, m, log_total, certain)
 
 
@@ -167,26 +187,36 @@ def _pullback(
     z_loss: float,
     softcap: float | None,
     chunk: int | None,
+    over: tuple[str, ...],
 ) -> tuple[Array, Array, None]:
-    x_, labels_, counted = _rows(x, w, labels, ignore_index)
-    n, v = x_.shape[0], w.shape[1]
-    dy = jnp.where(counted, dy.reshape(-1), 0)
-    slope = _slope((m, log_total, certain), v, label_smoothing, z_loss, softcap)
+    x_, labels_, counted = _inputs(x, w, labels, ignore_index)
+    w_, lead = _Columns(w, over), tuple(range(labels.ndim))
+    dy = jnp.where(counted, dy, 0)
+    kept = [u[..., None] for u in (m, log_total, certain)]
+    slope = _slope(kept, w.shape[1], label_smoothing, z_loss, softcap)
 
     def part(start: int | Array, columns: int) -> tuple[Array, Array]:
-        """What these columns give to dx, and their dw."""
-        h = _cap(_logits(x_, w, start, columns), softcap)
-        du = (dy[:, None] * slope(h, _one_hot(labels_, start, h))).astype(x_.dtype)  # products of bfloat16
-        return _dot(du, _slice(w, start, columns, x_.dtype).T), narrow(_dot(x_.T, du), w)
+        """What these columns give to dx, of each part, and their dw."""
+        some = w_.at(start, columns, x_.dtype)
+        h = _cap(_product(x_, some), softcap)
+        du = dy[..., None, None] * slope(h, w_.are(labels_, start, columns))
+        du = du.astype(x_.dtype)  # products of bfloat16
+        dx = jnp.einsum("...pc,dpc->p...d", du, some, preferred_element_type=wide(du.dtype))
+        alone = du.shape[-2] == 1  # its axis leaves XLA:CPU of JAX 0.10.1 without the product
+        du = du[..., 0, :] if alone else du
+        dw = narrow(jnp.tensordot(x_, du, (lead, lead), preferred_element_type=wide(du.dtype)), w)
+        return dx, dw[:, None] if alone else dw
+
+    as_w = lambda dw: constrain(dw, (), over)  # until the last turn, whatever it is split over in the end
 
     def merge(grads: tuple[Array, Array], more: tuple[Array, Array], start: Array) -> tuple[Array, Array]:
-        return grads[0] + more[0], lax.dynamic_update_slice_in_dim(grads[1], more[1], start, 1)  # in place
+        return grads[0] + more[0], lax.dynamic_update_slice_in_dim(grads[1], more[1], start, 2)  # in place
 
     def begin(dx: Array, dw: Array) -> tuple[Array, Array]:
-        return dx, jnp.pad(dw, ((0, 0), (0, v - dw.shape[1])))
+        return dx, as_w(jnp.pad(dw, ((0, 0), (0, 0), (0, w_.each - dw.shape[2]))))
 
-    dx, dw = _fold(part, merge, v, _columns(n, v, chunk), begin)
-    return narrow(dx.reshape(x.shape), x), dw, None
+    dx, dw = _fold(part, merge, w_.each, w_.count(labels.size, chunk), begin)
+    return narrow(dx.sum(0), x), as_w(dw).reshape(w.shape), None
 
 
 def _slope(
@@ -241,7 +271,9 @@ def squares(
     _squares.examples("linear_cross_entropy.squares", "x", x, 1)
     static = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
     kept = vjp(x, w, labels, ignore_index=ignore_index, chunk=chunk, **static)[1].args[3:]
+    kept = [u.reshape(-1) for u in kept]
     x_, labels_, counted = _rows(x, w, labels, ignore_index)
+    w_ = _Columns(w)
     n, t, d, v = x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1], w.shape[1]
     dy = jnp.where(counted, dy.reshape(-1), 0)
     slope = _slope(kept, v, **static)
@@ -249,14 +281,15 @@ def squares(
     gram = _squares.by_gram(t, d, v)
 
     def part(start: int | Array, columns: int) -> tuple[Array]:
-        h = _cap(_logits(x_, w, start, columns), softcap)
-        du = (dy[:, None] * slope(h, _one_hot(labels_, start, h))).astype(x_.dtype).reshape(n, t, columns)
+        h = _cap(_product(x_, w_.at(start, columns, x_.dtype)[:, 0]), softcap)
+        du = dy[:, None] * slope(h, w_.are(labels_, start, columns)[:, 0])
+        du = du.astype(x_.dtype).reshape(n, t, columns)
         if gram:
             return (jnp.einsum("ntv,nsv->nts", du, du, preferred_element_type=wide(du.dtype)),)
         return (_squares.product(per_example, du),)
 
     add = lambda total, more, _: (total[0] + more[0],)
-    (total,) = _fold(part, add, v, _columns(n * t, v, chunk))
+    (total,) = _fold(part, add, v, w_.count(n * t, chunk))
     if not gram:
         return total
     of_x = jnp.einsum("ntd,nsd->nts", per_example, per_example, preferred_element_type=total.dtype)
@@ -285,7 +318,8 @@ def rows(
     x_, labels_, counted = _rows(x, w, labels, ignore_index)
     n, v = x.shape[0], w.shape[1]
     apart = lambda u: u.reshape(n, math.prod(x.shape[1:-1]), *u.shape[1:])
-    x_, labels_, counted, dy, *kept = map(apart, (x_, labels_, counted, dy.reshape(-1), *kept))
+    kept = (u.reshape(-1) for u in (dy, *kept))
+    x_, labels_, counted, dy, *kept = map(apart, (x_, labels_, counted, *kept))
     inside = (ids >= 0) & (ids < v)
     columns = w.T[jnp.where(inside, ids, 0)].astype(x_.dtype)
     h = jnp.einsum("ntd,nsd->nts", x_, columns, preferred_element_type=wide(x_.dtype))
@@ -299,20 +333,46 @@ def rows(
 # ---- chunks of columns ------------------------------------------------------------------------------------
 
 
-def _columns(n: int, v: int, chunk: int | None) -> int:
-    """How many columns of w are taken at a time.
+class _Columns:
+    """The columns of w, a chunk at a time: as many of each of its parts, which lie on different devices.
 
-    So many that n rows have 2²¹ logits, which stay in a cache: on 2 cores with 32 MiB of it (float32, d = 256
-    and n from 1024 to 4096) the fastest or within 5 %. But at least 1024, since dx is read and written once
-    per chunk; and of nearly equal size, in 128s, the width of a tile on accelerators. Rows whose number
-    is a symbol are taken for many; of columns, all are taken at once.
+    Attributes:
+        parts: how many there are.
+        each: the columns of one.
     """
-    if not known(v):
-        return v
-    if chunk is None:
-        pieces = -(-v // (max(2**21 // max(n, 1), 1024) if known(n) else 1024))
-        chunk = -(-v // (128 * pieces)) * 128
-    return min(chunk, v)
+
+    def __init__(self, w: Array, over: tuple[str, ...] = ()):
+        self.parts = devices(over)
+        self.each = w.shape[1] if self.parts == 1 else w.shape[1] // self.parts
+        # What of w is split otherwise is gathered here, once, and not for every chunk.
+        self.w = constrain(w, (), over).reshape(w.shape[0], self.parts, self.each)
+
+    def count(self, n: int, chunk: int | None) -> int:
+        """How many columns of a part are taken at a time.
+
+        So many that n rows have 2²¹ logits, which stay in a cache: on 2 cores with 32 MiB of it (float32,
+        d = 256 and n from 1024 to 4096) the fastest or within 5 %. But at least 1024, since dx is read and
+        written once per chunk; and of nearly equal size, in 128s, the width of a tile on accelerators. Rows
+        whose number is a symbol are taken for many; of columns, all are taken at once.
+        """
+        if not known(self.each):
+            return self.each
+        if chunk is None:
+            pieces = -(-self.each // (max(2**21 // max(n, 1), 1024) if known(n) else 1024))
+            chunk = -(-self.each // (128 * pieces)) * 128
+        return min(chunk, self.each)
+
+    def at(self, start: int | Array, columns: int, dtype: Any) -> Array:
+        """So many of each part, from `start` on [d, parts, columns]."""
+        return lax.dynamic_slice_in_dim(self.w, start, columns, 2).astype(dtype)
+
+    def are(self, labels: Array, start: int | Array, columns: int) -> Array:
+        """Whether a column of `at` is the label's [*n, parts, columns]."""
+        shape, n = (*labels.shape, self.parts, columns), labels.ndim
+        j = lax.broadcasted_iota(labels.dtype, shape, n + 1)
+        if self.parts > 1:
+            j = j + self.each * lax.broadcasted_iota(labels.dtype, shape, n)
+        return (labels - jnp.asarray(start, labels.dtype))[..., None, None] == j
 
 
 def _fold(
@@ -338,40 +398,30 @@ def _fold(
     return carry
 
 
-def _slice(w: Array, start: int | Array, columns: int, dtype: jnp.dtype) -> Array:
-    return lax.dynamic_slice_in_dim(w, start, columns, 1).astype(dtype)
-
-
-def _rows(x: Array, w: Array, labels: Array, ignore_index: int | None) -> tuple[Array, Array, Array]:
-    """x as rows, in the dtype that holds x and w, the labels, and whether a token has a loss.
+def _inputs(x: Array, w: Array, labels: Array, ignore_index: int | None) -> tuple[Array, Array, Array]:
+    """x in the dtype that holds x and w, the labels, and whether a token has a loss.
 
     The features of one that has none are 0, whatever they were: 0 · NaN would be NaN in dw.
     """
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(x, w)
-    labels = signed(labels.reshape(-1))
+    labels = signed(labels)
     counted = counts(labels, w.shape[1], ignore_index)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
-    return jnp.where(counted[:, None], rows, 0), labels, counted
+    return jnp.where(counted[..., None], x.astype(dtype), 0), labels, counted
 
 
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=wide(a.dtype))
+def _rows(x: Array, w: Array, labels: Array, ignore_index: int | None) -> tuple[Array, Array, Array]:
+    """The same along one axis of tokens."""
+    x, labels, counted = _inputs(x, w, labels, ignore_index)
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), labels.reshape(-1), counted.reshape(-1)
 
 
-def _logits(x: Array, w: Array, start: int | Array, columns: int) -> Array:
-    return _dot(x, _slice(w, start, columns, x.dtype))
+def _product(x: Array, w: Array) -> Array:
+    return jnp.tensordot(x, w, 1, preferred_element_type=wide(x.dtype))
 
 
 def _cap(u: Array, softcap: float | None) -> Array:
     return u if softcap is None else softcap * jnp.tanh(u / softcap)
-
-
-def _one_hot(labels: Array, start: int | Array, h: Array) -> Array:
-    """Whether column `start` + i is the label [n, columns]."""
-    return (labels - jnp.asarray(start, labels.dtype))[:, None] == lax.broadcasted_iota(
-        labels.dtype, h.shape, 1
-    )
 
 
 # ---- checks -----------------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ def apply(prediction: Float[Array, "*n d"], target: Float[Array, "*n d"]) -> Flo
     Raises:
         ShapeError: the shapes differ, or there is no axis.
         DTypeError: an argument is not floating-point.
+
+    >>> fn.mse.apply(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 0.0]])).tolist()
+    [2.5]
     """
     where = "mse.apply"
     prediction = _check.floating(where, "prediction", prediction)

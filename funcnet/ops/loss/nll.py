@@ -52,6 +52,9 @@ def apply(
         ShapeError: the shapes do not fit.
         DTypeError: prediction is not floating-point, labels not integers, or ignore_index is no integer.
         ValueRangeError: labels, where they are concrete, are outside [0, v).
+
+    >>> print(fn.nll.apply(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
+    [0.693]
     """
     where = "nll.apply"
     prediction = _check.floating(where, "prediction", prediction)

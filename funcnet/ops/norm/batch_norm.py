@@ -128,6 +128,11 @@ def apply(
         DTypeError: an array is not floating-point, mask is not boolean, the state is narrower than float32,
             or train, momentum or eps is traced.
         StructureError: params has no "w", or state lacks "mean" or "var".
+
+    >>> params, state = fn.batch_norm.init(jax.random.key(0), 1)
+    >>> y, state = fn.batch_norm.apply(params, state, jnp.array([[1.0], [3.0]]), train=True)
+    >>> print(y.ravel(), state["mean"])
+    [-1.  1.] [0.2]
     """
     where = "batch_norm.apply"
     w = _check.parameter(where, params, "w", ndim=1)

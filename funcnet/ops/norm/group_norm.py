@@ -101,6 +101,10 @@ def apply(
         ValueRangeError: groups do not divide c, or spatial or eps is negative.
         DTypeError: x or a parameter is not floating-point, or eps is traced.
         StructureError: params has no "w".
+
+    >>> params = fn.group_norm.init(jax.random.key(0), 4)
+    >>> print(fn.group_norm.apply(params, jnp.arange(4.0)[None], groups=2))
+    [[-1.  1. -1.  1.]]
     """
     where = "group_norm.apply"
     w = _check.parameter(where, params, "w", ndim=1)

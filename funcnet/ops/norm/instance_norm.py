@@ -75,6 +75,10 @@ def apply(
         ValueRangeError: spatial or eps is negative.
         DTypeError: x or a parameter is not floating-point, or eps is traced.
         StructureError: params has no "w".
+
+    >>> params = fn.instance_norm.init(jax.random.key(0), 1)
+    >>> print(fn.instance_norm.apply(params, jnp.array([[1.0], [3.0]]), spatial=1).ravel())
+    [-1.  1.]
     """
     where = "instance_norm.apply"
     w = _check.parameter(where, params, "w", ndim=1)

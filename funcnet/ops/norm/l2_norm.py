@@ -50,6 +50,9 @@ def apply(x: Float[Array, "*n"], axis: int | Sequence[int] = -1, eps: float = 1e
     Raises:
         DTypeError: x is not floating-point, axis not an int or ints, or eps is traced.
         ValueRangeError: x has no such axis, one is named twice, or eps is not above 0.
+
+    >>> print(fn.l2_norm.apply(jnp.array([3.0, 4.0])))
+    [0.6 0.8]
     """
     where = "l2_norm.apply"
     x, eps = _check.floating(where, "x", x), _check.number(where, "eps", eps, strict=True)

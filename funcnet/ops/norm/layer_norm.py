@@ -75,6 +75,10 @@ def apply(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> Float[A
         DTypeError: x or a parameter is not floating-point, or eps is traced.
         ValueRangeError: eps is below 0.
         StructureError: params has no "w".
+
+    >>> params = fn.layer_norm.init(jax.random.key(0), 2)
+    >>> print(fn.layer_norm.apply(params, jnp.array([1.0, 3.0])))
+    [-1.  1.]
     """
     w = _check.parameter("layer_norm.apply", params, "w", ndim=1)
     x = _check.floating("layer_norm.apply", "x", x)

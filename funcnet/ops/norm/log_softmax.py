@@ -42,6 +42,9 @@ def apply(x: Float[Array, "*n"], axis: int = -1) -> Float[Array, "*n"]:
     Raises:
         DTypeError: x is not floating-point, or axis not an int.
         ValueRangeError: x has no such axis.
+
+    >>> print(fn.log_softmax.apply(jnp.array([0.0, 0.0])))
+    [-0.693 -0.693]
     """
     where = "log_softmax.apply"
     x = _check.floating(where, "x", x)

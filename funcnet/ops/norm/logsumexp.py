@@ -5,6 +5,7 @@ overflow. A sum without terms, or of elements that are all −inf, is 0: y = −
 in float32 or wider and rounded once.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from funcnet import rules
+from funcnet import _letters, rules
 from funcnet.ops import _check
 from funcnet.ops._cost import Abstract, Cost, traffic
 from funcnet.ops._dtype import narrow, wide
@@ -29,7 +30,13 @@ def reference(
     return jnp.log(jnp.exp(h).sum(axes_of(axis), keepdims=keepdims)).astype(x.dtype)
 
 
-@rules.operation
+def _split(x: Array, axis: int | Sequence[int] = -1, keepdims: bool = False) -> list[_letters.Axes]:
+    """How y is split over a mesh: as x is, but for the axes that are summed."""
+    each, gone = _letters.axes_of(x), {i % x.ndim for i in axes_of(axis)}
+    return [() if i in gone else axes for i, axes in enumerate(each) if keepdims or i not in gone]
+
+
+@functools.partial(rules.operation, told=_letters.Told(split=_split))
 def apply(
     x: Float[Array, "*n"], axis: int | Sequence[int] = -1, keepdims: bool = False
 ) -> Float[Array, "*k"]:
@@ -49,6 +56,9 @@ def apply(
     Raises:
         DTypeError: x is not floating-point, axis not an int or ints, or keepdims not a bool.
         ValueRangeError: x has no such axis, or one is named twice.
+
+    >>> print(fn.logsumexp.apply(jnp.array([1000.0, 1000.0])))
+    1000.6932
     """
     where = "logsumexp.apply"
     x, keepdims = _check.floating(where, "x", x), _check.flag(where, "keepdims", keepdims)

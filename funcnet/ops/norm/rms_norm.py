@@ -72,6 +72,10 @@ def apply(params: Params, x: Float[Array, "*n d"], eps: float = 1e-6) -> Float[A
         DTypeError: x or w is not floating-point, or eps is traced.
         ValueRangeError: eps is below 0.
         StructureError: params has no "w".
+
+    >>> params = fn.rms_norm.init(jax.random.key(0), 2)
+    >>> print(fn.rms_norm.apply(params, jnp.array([3.0, 4.0])))
+    [0.849 1.131]
     """
     w = _check.parameter("rms_norm.apply", params, "w", ndim=1)
     x = _check.floating("rms_norm.apply", "x", x)

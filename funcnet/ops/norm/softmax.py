@@ -41,6 +41,9 @@ def apply(x: Float[Array, "*n"], axis: int = -1) -> Float[Array, "*n"]:
     Raises:
         DTypeError: x is not floating-point, or axis not an int.
         ValueRangeError: x has no such axis.
+
+    >>> print(fn.softmax.apply(jnp.array([0.0, 1.0, 2.0])))
+    [0.09  0.245 0.665]
     """
     x = _check.floating("softmax.apply", "x", x)
     return rules.call(vjp, x, axis=_check.axis("softmax.apply", x, axis))

@@ -46,6 +46,10 @@ def apply(x: Float[Array, "*n"], *, rate: float, key: PRNGKeyArray | None = None
     Raises:
         DTypeError: x is not floating-point, key is not a random key, or rate is traced.
         ValueRangeError: rate lies outside [0, 1].
+
+    >>> y = fn.dropout.apply(jnp.ones(1000), rate=0.5, key=jax.random.key(0))
+    >>> sorted(set(y.tolist())), fn.dropout.apply(y, rate=0.5) is y
+    ([0.0, 2.0], True)
     """
     where = "dropout.apply"
     x = _check.floating(where, "x", x)

@@ -1,6 +1,5 @@
 """The arguments that recurrences share: their parameters, x, the state and the mask, each checked."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from funcnet.errors import ShapeError, StructureError, describe
 from funcnet.ops import _bias, _check
-from funcnet.ops._draw import Initializer, drawn
+from funcnet.ops._draw import Initializer, drawn, weights
 
 __all__ = ["check", "draw"]
 
@@ -25,18 +24,15 @@ def draw(
     initial: Initializer | None,
     projection: int | None = None,
 ) -> dict[str, Array]:
-    """w from N(0, 1/d) or by `initial`, u orthogonal, both by gates; b = 0, if any; r from N(0, 1/m)."""
+    """w of variance 1/d or by `initial`, u orthogonal, both by gates; b = 0, if any; r of variance 1/m."""
     _check.key(where, key, none=False)
     d, m = _check.positive(where, "d", d), _check.positive(where, "hidden", hidden)
     p = m if projection is None else _check.positive(where, "projection", projection)
     kw, ku = jax.random.split(key)
-    if initial is None:
-        w = jax.random.normal(kw, (d, gates * m)) / math.sqrt(d)
-    else:
-        w = drawn(where, kw, initial, (d, gates * m), "iso", (d, gates, m))
+    w = drawn(where, kw, initial, (d, gates * m), "iso", (d, gates, m), variance=1 / d)
     u = jnp.concatenate(list(jax.random.orthogonal(ku, p, (gates,), m=m)), 1)
     bias = _check.flag(where, "bias", bias)
-    r = {"r": jax.random.normal(jax.random.fold_in(key, 2), (m, p)) / math.sqrt(m)}
+    r = {"r": weights(jax.random.fold_in(key, 2), (m, p), 1 / m)}
     b = {"b": jnp.zeros(gates * m, w.dtype)} if bias else {}
     return {"w": w, "u": u} | b | ({} if projection is None else r)
 

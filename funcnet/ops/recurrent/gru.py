@@ -56,7 +56,7 @@ class State(TypedDict):
 def init(
     key: PRNGKeyArray, d: int, hidden: int, *, bias: bool = True, w: Initializer | None = None
 ) -> Params:
-    """w from N(0, 1/d), the u of each gate orthogonal, b and c 0.
+    """w uniform of variance 1/d, the u of each gate orthogonal, b and c 0.
 
     Args:
         key: a random key.
@@ -151,6 +151,11 @@ def apply(
         DTypeError: an array is not floating-point, mask is not boolean, or reverse or chunk is traced.
         ValueRangeError: chunk is below 1, or reset is something else.
         StructureError: params lacks "w" or "u", or state "h".
+
+    >>> params = fn.gru.init(jax.random.key(0), 3, 4)
+    >>> y, state = fn.gru.apply(params, jnp.ones((2, 5, 3)))
+    >>> y.shape, jax.tree.map(jnp.shape, state)
+    ((2, 5, 4), {'h': (2, 4)})
     """
     where = "gru.apply"
     x, mask, chunk = _inputs.check(where, 3, _STATE, params, x, state, mask, chunk)

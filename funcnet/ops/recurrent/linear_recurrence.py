@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from funcnet import rules
+from funcnet._letters import Told, axes_of
 from funcnet.errors import ShapeError, describe
 from funcnet.ops import _check
 from funcnet.ops._chunks import in_chunks
@@ -57,7 +58,7 @@ def reference(
     return jnp.moveaxis(y, 0, time).astype(b.dtype)
 
 
-@rules.operation
+@functools.partial(rules.operation, told=Told(split=lambda _, b, *__, **___: axes_of(b)))
 def apply(
     a: Float[Array, "*n t d"],
     b: Float[Array, "..."],
@@ -84,6 +85,9 @@ def apply(
     Raises:
         ShapeError: b does not begin with the axes of a, or state is not as a step of b.
         DTypeError: an array is not floating-point, or reverse is traced.
+
+    >>> fn.linear_recurrence.apply(jnp.full((4, 1), 0.5), jnp.ones((4, 1))).ravel().tolist()
+    [1.0, 1.5, 1.75, 1.875]
     """
     where = "linear_recurrence.apply"
     a, b = _check.floating(where, "a", a), _check.floating(where, "b", b)

@@ -59,14 +59,14 @@ def init(
     projection: int | None = None,
     w: Initializer | None = None,
 ) -> Params:
-    """w from N(0, 1/d), the u of each gate orthogonal, b 1 for the gate f, which so keeps c, and else 0.
+    """w uniform of variance 1/d, the u of each gate orthogonal, b 1 for the gate f, to keep c, else 0.
 
     Args:
         key: a random key.
         d: features of x.
         hidden: of the state, m.
         bias: whether there are biases.
-        projection: features of h, then r is from N(0, 1/m); None: those of c, without r.
+        projection: features of h, then r is uniform of variance 1/m; None: those of c, without r.
         w: what draws w instead, for each gate: ``(key, (d, m)) -> w``, as
             ``jax.nn.initializers.he_normal()``.
 
@@ -155,6 +155,11 @@ def apply(
         DTypeError: an array is not floating-point, mask is not boolean, or reverse or chunk is traced.
         ValueRangeError: chunk is below 1.
         StructureError: params lacks "w" or "u", or state "h" or "c".
+
+    >>> params = fn.lstm.init(jax.random.key(0), 3, 4)
+    >>> y, state = fn.lstm.apply(params, jnp.ones((2, 5, 3)))
+    >>> y.shape, jax.tree.map(jnp.shape, state)
+    ((2, 5, 4), {'c': (2, 4), 'h': (2, 4)})
     """
     x, mask, chunk = _inputs.check("lstm.apply", 4, _STATE, params, x, state, mask, chunk, projected=True)
     reverse = _check.flag("lstm.apply", "reverse", reverse)

@@ -46,7 +46,7 @@ class State(TypedDict):
 def init(
     key: PRNGKeyArray, d: int, hidden: int, *, bias: bool = True, w: Initializer | None = None
 ) -> Params:
-    """w from N(0, 1/d), u orthogonal, b 0.
+    """w uniform of variance 1/d, u orthogonal, b 0.
 
     Args:
         key: a random key.
@@ -129,6 +129,11 @@ def apply(
         DTypeError: an array is not floating-point, mask is not boolean, or reverse or chunk is traced.
         ValueRangeError: chunk is below 1, or activation is something else.
         StructureError: params lacks "w" or "u", or state "h".
+
+    >>> params = fn.rnn.init(jax.random.key(0), 3, 4)
+    >>> y, state = fn.rnn.apply(params, jnp.ones((2, 5, 3)))
+    >>> y.shape, jax.tree.map(jnp.shape, state)
+    ((2, 5, 4), {'h': (2, 4)})
     """
     x, mask, chunk = _inputs.check("rnn.apply", 1, _STATE, params, x, state, mask, chunk)
     reverse = _check.flag("rnn.apply", "reverse", reverse)

@@ -49,6 +49,9 @@ def apply(x: Float[Array, "*n t d"], width: int = 5) -> Float[Array, "*n t d"]:
         ShapeError: x has fewer than two axes.
         DTypeError: x is not floating-point, or width is no integer.
         ValueRangeError: width is even, or below 3.
+
+    >>> fn.deltas.apply(jnp.arange(5.0)[:, None], width=3).ravel().tolist()
+    [0.5, 1.0, 1.0, 1.0, 0.5]
     """
     x = _check.floating("deltas.apply", "x", x)
     _check.rank("deltas.apply", "x", x, 2, "*n, t, d")

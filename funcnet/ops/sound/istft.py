@@ -95,6 +95,11 @@ def apply(
         ShapeError: x is no frames of n_fft // 2 + 1 pairs, window is not a row, or padding is no pair.
         DTypeError: x or window is not floating-point, or an option has the wrong type.
         ValueRangeError: an option is out of range, or the windows leave a sample of y unseen.
+
+    >>> x = jnp.sin(jnp.arange(64.0))
+    >>> y = fn.istft.apply(fn.stft.apply(x, n_fft=16), n_fft=16, length=64)
+    >>> bool(jnp.allclose(x, y, atol=1e-5))
+    True
     """
     where = "istft.apply"
     x, window = _check.floating(where, "x", x), _frames.check_window(where, window)

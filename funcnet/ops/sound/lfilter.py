@@ -65,6 +65,9 @@ def apply(x: Float[Array, "*n t"], b: Float[Array, " p"], a: Float[Array, " q"])
         ShapeError: x has no axis, or b or a is not a row of at least one coefficient.
         DTypeError: an array is not floating-point.
         ValueRangeError: a[0], where it is concrete, is 0.
+
+    >>> fn.lfilter.apply(jnp.ones(4), jnp.array([1.0]), jnp.array([1.0, -0.5])).tolist()
+    [1.0, 1.5, 1.75, 1.875]
     """
     where = "lfilter.apply"
     x, (b, a) = _check.floating(where, "x", x), _coefficients(where, b, a)

@@ -142,6 +142,9 @@ def apply(
         ShapeError: x has no axis, window is not a row, or padding is no pair.
         DTypeError: x or window is not floating-point, or an option has the wrong type.
         ValueRangeError: an option is out of range, or x is too short to be reflected so far.
+
+    >>> fn.log_mel.apply(jnp.ones(16000), rate=16000, n_fft=400, hop=160).shape
+    (101, 80)
     """
     level = _level("log_mel.apply", power, floor, span, gain, offset)
     x = _check.floating("log_mel.apply", "x", x)

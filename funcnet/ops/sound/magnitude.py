@@ -38,6 +38,9 @@ def apply(x: Float[Array, "*n 2"]) -> Float[Array, "*n"]:
     Raises:
         ShapeError: the last axis of x is not a pair.
         DTypeError: x is not floating-point.
+
+    >>> fn.magnitude.apply(jnp.array([3.0, 4.0])).tolist()
+    5.0
     """
     return rules.call(vjp, check("magnitude.apply", x))
 

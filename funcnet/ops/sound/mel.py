@@ -86,6 +86,9 @@ def apply(
         ShapeError: x has no axis, or not the bins of n_fft.
         DTypeError: x is not floating-point, or an option has the wrong type.
         ValueRangeError: an option is out of range.
+
+    >>> fn.mel.apply(jnp.ones((10, 201)), rate=16000).shape
+    (10, 80)
     """
     x = _check.floating("mel.apply", "x", x)
     _check.rank("mel.apply", "x", x, 1, "*n, bins")

@@ -75,6 +75,9 @@ def apply(
         ShapeError: x has no axis, window is not a row, or padding is no pair.
         DTypeError: x or window is not floating-point, or an option has the wrong type.
         ValueRangeError: an option is out of range, or x is too short to be reflected so far.
+
+    >>> fn.mfcc.apply(jnp.ones(16000), rate=16000, n_fft=400, hop=160).shape
+    (101, 20)
     """
     x, window = _check.floating("mfcc.apply", "x", x), _frames.check_window("mfcc.apply", window)
     rows = _rows("mfcc.apply", coefficients, mels)

@@ -34,6 +34,9 @@ def apply(x: Float[Array, "*n 2"]) -> Float[Array, "*n"]:
     Raises:
         ShapeError: the last axis of x is not a pair.
         DTypeError: x is not floating-point.
+
+    >>> fn.power.apply(jnp.array([3.0, 4.0])).tolist()
+    25.0
     """
     return _forward(check("power.apply", x))
 

@@ -42,6 +42,9 @@ def apply(x: Float[Array, "*n t"], coefficient: float = 0.97) -> Float[Array, "*
         ShapeError: x has no axis.
         DTypeError: x is not floating-point, or coefficient is traced.
         ValueRangeError: coefficient is outside [0, 1].
+
+    >>> fn.pre_emphasis.apply(jnp.ones(3), 0.5).tolist()
+    [1.0, 0.5, 0.5]
     """
     where = "pre_emphasis.apply"
     x = _check.floating(where, "x", x)

@@ -120,6 +120,9 @@ def apply(
         DTypeError: x or window is not floating-point, or an option has the wrong type.
         ValueRangeError: an option is out of range; the window is longer than a frame; or x is too short to be
             reflected so far.
+
+    >>> fn.stft.apply(jnp.ones(16000), n_fft=400, hop=160).shape  # frames, bins, real and imaginary part
+    (101, 201, 2)
     """
     where = "stft.apply"
     x, window = _check.floating(where, "x", x), _frames.check_window(where, window)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from funcnet.errors import DTypeError, ShapeError, ValueRangeError
 from funcnet.ops.attention import _blocks, _vendor, attention
+from tests.budget import many
 from tests.errors import golden
 from tests.naive.attention import attention as naive
 
@@ -206,7 +207,7 @@ def test_every_combination_of_options(call):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=many(60), deadline=None)
 @given(calls())
 def test_many_combinations_of_options(call):
     test_every_combination_of_options.hypothesis.inner_test(call)

@@ -395,3 +395,13 @@ ERRORS = [
 ]
 
 test_errors = golden(ERRORS)
+
+
+def test_a_sequence_without_a_batch_has_a_gradient_in_bfloat16():
+    params = multihead.init(jax.random.key(0), 5, 4, head_width=3)
+    params, x = jax.tree.map(
+        lambda v: v.astype(jnp.bfloat16), (params, jax.random.normal(jax.random.key(1), (7, 5)))
+    )
+    formula = jax.jit(lambda params, x, dy: multihead.vjp(params, x)[1](dy))
+    grads = jax.block_until_ready(formula(params, x, x))
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}

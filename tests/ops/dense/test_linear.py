@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,31 @@ def test_bias_is_added_to_every_row():
     np.testing.assert_allclose(
         linear.apply(PARAMS, X) - linear.apply({"w": PARAMS["w"]}, X), [PARAMS["b"]] * 7, rtol=1e-5
     )
+
+
+def axes_of_the_product(x):
+    """Of its left operand, in the program that XLA is given."""
+    text = jax.jit(linear.apply).lower(PARAMS, x).as_text()
+    (sizes,) = re.findall(r"dot_general .* : \(tensor<([\dx]+)xf\d+>", text)
+    return len(sizes.split("x"))
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 3), (2, 5, 7, 3), (0, 7, 3), (2, 0, 3)])
+def test_all_positions_are_rows_of_one_product(shape):
+    """Of a product with more axes XLA:CPU makes dW by way of a copy of dY."""
+    x = normal(*shape)
+    assert axes_of_the_product(x) == 2
+    assert linear.apply(PARAMS, x).shape == (*shape[:-1], 5)
+    np.testing.assert_allclose(linear.apply(PARAMS, x), linear.reference(PARAMS, x), rtol=1e-5, atol=1e-6)
+
+
+def test_positions_stay_apart_on_a_mesh():
+    """An axis that is split over devices cannot be joined with one before it without gathering it."""
+    mesh = jax.make_mesh((4,), ("t",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jax.device_put(normal(2, 8, 3), jax.NamedSharding(mesh, jax.P(None, "t")))
+    assert axes_of_the_product(x) == 3
+    compiled = jax.jit(linear.apply).lower(PARAMS, x).compile()
+    assert "all-gather" not in compiled.as_text()
 
 
 def test_gradient_of_the_bias_counts_the_rows():

@@ -13,6 +13,7 @@ from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeErr
 from funcnet.hub import recurrent
 from funcnet.ops.recurrent import lstm
 from tests import cases, laws
+from tests.budget import few
 from tests.errors import golden
 from tests.ops.recurrent.drawn import LENGTHS, MASK, STATE, X, cell, packed, same
 
@@ -56,7 +57,7 @@ FEW = (laws.formula, laws.forward_mode)  # the others are slow
 
 @pytest.mark.parametrize(
     "law",
-    [law if law in FEW else pytest.param(law, marks=pytest.mark.slow) for law in laws.LAWS],
+    few(laws.LAWS, FEW),
     ids=lambda law: law.__name__,
 )
 def test_laws_in_chunks(law):
