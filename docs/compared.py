@@ -17,6 +17,7 @@ HAS = """
 fn.linear | Linear LazyLinear | Linear LinearGeneral Einsum | Dense EinsumDense | Gemm
 fn.matmul | | | Dot | MatMul
 fn.bilinear | Bilinear | | |
+fn.moe | | | |
 fn.embedding | Embedding | Embed | Embedding | Gather
 fn.conv | Conv1d Conv2d Conv3d LazyConv1d LazyConv2d LazyConv3d | Conv | Conv1D Conv2D Conv3D | Conv CausalConvWithState
 fn.conv: groups=c | Conv1d Conv2d | Conv | DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D | Conv

@@ -1,7 +1,10 @@
 """Sphinx settings: `make docs` builds docs/_build/html, warnings are errors."""
 
-import re
+import sys
 from importlib.metadata import version as _version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "funcnet"
 author = "the funcnet authors"
@@ -14,23 +17,24 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
+    "reference",
+    "executed",
 ]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "funcnet"
+default_role = "code"
 nitpicky = False
+suppress_warnings = ["ref.python"]  # every net has a Config
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
-
-
-def _stars(_app, _what, _name, _obj, _options, lines):
-    """In docstrings *n are axes, not the beginning of an emphasis."""
-    lines[:] = [re.sub(r"(?<!\*)\*(?=\w)", r"\\*", line) for line in lines]
-
-
-def setup(app):
-    """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", _stars)
+maximum_signature_line_length = 100
+pygments_dark_style = "github-dark"
+_names = {
+    "color-api-name": "var(--color-brand-content)",
+    "color-api-pre-name": "var(--color-foreground-muted)",
+}
+html_theme_options = {"light_css_variables": _names, "dark_css_variables": _names}
