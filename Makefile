@@ -1,4 +1,5 @@
-# `make check` is everything that CI runs. It uses the python on PATH, or the one given: make check PYTHON=.venv/bin/python
+# `make check` is everything that CI runs, and all of the slow cases, of which CI takes a few.
+# It uses the python on PATH, or the one given: make check PYTHON=.venv/bin/python
 PYTHON ?= python3
 export JAX_PLATFORMS ?= cpu
 
@@ -20,7 +21,7 @@ test:  ## the README's test command: float64 with annotations checked, then as u
 	$(PYTHON) -m pytest
 	$(PYTHON) -m pytest --as-users
 
-slow:  ## every case through every transform; minutes
+slow:  ## every case through every transform; hours
 	$(PYTHON) -m pytest -m slow
 
 times:  ## where the time of the tests goes, in processor seconds and compiled programs
@@ -31,7 +32,7 @@ mutants:  ## single mistakes put into operations, which the fast tests must find
 	$(PYTHON) -m tests.mutants
 
 doctest:  ## the examples in docstrings; those in README.md and docs/ are run by tests/test_docs.py
-	$(PYTHON) -m pytest -q -n 0 --doctest-modules funcnet
+	$(PYTHON) -m pytest -q -n 0 --doctest-modules funcnet --ignore=funcnet/cli/_new
 
 examples:
 	for script in examples/*.py; do echo "== $$script" && $(PYTHON) "$$script" || exit 1; done
@@ -39,5 +40,6 @@ examples:
 smoke:  ## every suite of the benchmarks at tiny sizes, with all peers that are installed; losses must agree
 	$(PYTHON) -m benchmarks --smoke
 
-docs:
+docs:  ## builds the site, then looks at each of its pages in a browser, where there is one
 	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(PYTHON) -m pytest -q -n 0 tests/site.py

@@ -1,4 +1,4 @@
-"""Side by side with the peers: `python -m benchmarks` measures every suite and writes the results and page.
+"""Side by side with the peers: `python -m benchmarks` measures every suite and writes the results and pages.
 
 With names, only those suites or studies are run.
 """
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="what got slower beyond the noise"
     )
-    parser.add_argument("--page", type=Path, metavar="FILE", help="make the page of the docs of that run")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="make the pages of the docs of that run")
     options = parser.parse_args(arguments)
     try:
         if options.compare:
@@ -138,8 +138,11 @@ def _run(names: list[str], scale: harness.Scale, out: Path | None) -> int:
 
 
 def _page(run: Run) -> None:
-    report.PAGE.write_text(report.page(run), encoding="utf-8")
-    for path in [report.PAGE, *report.draw(run, report.DOCS / "pictures")]:
+    written = [report.DOCS / name for name in report.pages(run)]
+    for path, text in zip(written, report.pages(run).values(), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for path in [*written, *report.draw(run, report.DOCS / "pictures")]:
         print(f"wrote {path}")
 
 

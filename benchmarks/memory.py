@@ -23,6 +23,7 @@ PLANNED = {
 }
 RESIDENT = {name: peers.TRAINING[name] for name in ("funcnet", "plain JAX, guard's flag", "PyTorch")}
 KIB = 2**10  # what is less is nothing
+ROOM = 8 * 2**30
 QUICK_MODELS = ("two convolutions, 28×28×1, batch 128", "GPT 4 × 128, t = 64, batch 12")
 
 
@@ -30,8 +31,12 @@ def run(scale: Scale) -> list[Table]:
     """A row per training step, convolution and attention."""
     cases = list(models.TINY)[:1] if scale == SMOKE else models.MODELS if scale == WHOLE else QUICK_MODELS
     note = "Above 1, funcnet needs less."
+    planned = _planned(PLANNED, "step of", [*cases, *(f"twice {case}" for case in cases)])
+    once, twice = planned[: len(cases)], planned[len(cases) :]
+    largest = [_largest(case, *rows) for case, *rows in zip(cases, once, twice, strict=True)]
     tables = [
-        Table("What XLA plans for a training step", _planned(PLANNED, "step of", cases), note, chart=True)
+        Table("What XLA plans for a training step", once, note, chart=True),
+        Table("Largest batch in 8 GiB", largest, "Further examples take what those of twice the batch take."),
     ]
     if scale == SMOKE:
         return tables
@@ -51,6 +56,18 @@ def _planned(entrants: Mapping[str, Entrant], what: str, cases: Iterable[str]) -
     with harness.running(e.process for e in alone.values() if harness.installed(e.package)) as workers:
         ask = lambda entrant, case: workers[entrant.process].ask("memory", entrant.way, case)
         return [{what: case, **_row(alone, case, ask)} for case in cases]
+
+
+def _largest(case: str, once: dict[str, object], twice: dict[str, object]) -> dict[str, object]:
+    """How many examples fit, of each peer: a plan is a constant and so much for an example."""
+    n = models.ALL[case].batch
+
+    def fits(one: object, two: object) -> object:
+        if isinstance(one, Measure) and isinstance(two, Measure):
+            return n + int((ROOM - one.median) / (two.median - one.median) * n)
+        return two if isinstance(one, Measure) else one
+
+    return {name: case if name == "step of" else fits(value, twice[name]) for name, value in once.items()}
 
 
 def _own(entrant: Entrant) -> Process:

@@ -6,7 +6,7 @@ A peer copies them into its own, so that all start at one point, and the losses 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -207,7 +207,10 @@ NARROW: dict[str, Model] = {  # so little arithmetic that a step is overhead
 DEEP: dict[str, Model] = {  # steps so small that the first one is compilation
     f"{layers} blocks of width 64": Gpt(layers, 2, 64, 64, 4) for layers in (2, 6, 12, 24, 48, 96)
 }
-ALL = MODELS | TINY | NARROW | DEEP
+TWICE: dict[str, Model] = {  # examples, for what a further one costs
+    f"twice {name}": replace(model, batch=2 * model.batch) for name, model in (MODELS | TINY).items()
+}
+ALL = MODELS | TINY | NARROW | DEEP | TWICE
 
 
 def one_block(blocks: Tree, i: int) -> Tree:

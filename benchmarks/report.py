@@ -22,7 +22,7 @@ from benchmarks.harness import Measure, Table
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "benchmark-figures.md"
+SUMMARY = "benchmark-summary.png"
 _PACKAGES = ("funcnet", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch", "chex")
 SLOWER = 1.10  # what is within the noise is not reported, nor what is less than this
 ALONE = 1.25  # without a peer beside it: the same program took up to 1.23 times as long in another hour
@@ -190,37 +190,90 @@ def new_path(stem: str) -> Path:
     return next(path for path in paths if not path.exists())
 
 
-# ---- the page ---------------------------------------------------------------------------------------------
+# ---- the pages --------------------------------------------------------------------------------------------
 
 
-def page(run: Run) -> str:
-    """The page of the docs: nothing but what is in the run."""
-    intro = "How this is measured, and what it does not say: [benchmarks](benchmarks.md)."
-    return f"# Benchmarks: the figures\n\n{intro}\n\n{text(run)}"
+def pages(run: Run) -> dict[str, str]:
+    """The pages of the docs, by their names in that folder, made of nothing but what is in the run.
+
+    A summary of one screen; who is ahead in each row; the tables of each suite.
+    """
+    up = "[Summary](../benchmark-figures.md) · [how it is measured](../benchmarks.md)"
+    rows = [_facts(run), *_warnings(run), *_ahead(run, "s", "time"), *_ahead(run, "B", "memory")]
+    found = {"who-is-ahead": ["# Who is ahead, row by row", up, *rows]}
+    for suite in run.suites:
+        tables = [part for table in suite.tables for part in _shown(suite, table, "../pictures/")]
+        found[suite.name] = [f"# {suite.title}", up, _measured(suite), *tables]
+    links = "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"figures/{name}" for name in found), "```"])
+    named = {f"figures/{name}.md": _joined(parts) for name, parts in found.items()}
+    return {"benchmark-figures.md": _joined([*_summary(run), "## The figures themselves", links]), **named}
+
+
+def _summary(run: Run) -> list[str]:
+    """Who is ahead of whom, in words and a picture."""
+    facts = run.facts
+    where = [f"`{run.command}` on {facts.get('date')}: {facts.get('cpu')}, {facts.get('threads')} threads,"]
+    where += [f"{facts.get('versions')}. {_noise(run)} [How it is measured](benchmarks.md)."]
+    words = {"s": ("time", "takes"), "B": ("memory", "needs")}
+    said = []
+    for unit, (what, verb) in words.items():
+        peers = {name: ratios for name, ratios in _of_each_peer(run, unit).items() if "guard" not in name}
+        said += [f"## In {what}"] if peers else []
+        said += ["\n".join(_in_words(name, ratios, what, verb) for name, ratios in peers.items())]
+    picture = f"![The time of each peer, divided by funcnet's, a point for each row](pictures/{SUMMARY})"
+    return ["# Benchmarks: the figures", " ".join(where), picture, *said]
+
+
+def _in_words(peer: str, ratios: Sequence[float], what: str, verb: str) -> str:
+    """One peer: in how many rows who is ahead, and by how much."""
+    ahead, level, behind = _counts(ratios)
+    mean, least, most = statistics.geometric_mean(ratios), min(ratios), max(ratios)
+    spread = f", in the geometric mean ({least:.2f} to {most:,.2f})" if len(ratios) > 1 else ""
+    return (
+        f"- **{peer}**: of {len(ratios)} rows funcnet is ahead in {ahead}, level within 5 % in {level}, "
+        f"behind in {behind}. It {verb} {mean:.2f} times funcnet's {what}{spread}."
+    )
 
 
 def text(run: Run) -> str:
     """A run as Markdown: the machine, then who is ahead where, then every table."""
-    head = "\n".join(["```", f"command: {run.command}", *(f"{k}: {v}" for k, v in run.facts.items()), "```"])
-    parts = [head, *_warnings(run), *_ahead(run, "s", "time"), *_ahead(run, "B", "memory")]
+    parts = [_facts(run), *_warnings(run), *_ahead(run, "s", "time"), *_ahead(run, "B", "memory")]
     for suite in run.suites:
-        parts += [f"## {suite.title}", f"`python -m benchmarks {suite.name}`, {suite.seconds:.0f} s."]
-        for table in suite.tables:
-            parts += [f"### {table.title}", *_tables(table), table.notes]
-            if table.chart and charted(table):
-                parts.append(f"![{table.title}](pictures/{picture(suite, table)})")
+        parts += [f"## {suite.title}", _measured(suite)]
+        parts += [part for table in suite.tables for part in _shown(suite, table, "pictures/", "###")]
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _warnings(run: Run) -> list[str]:
+def _facts(run: Run) -> str:
+    lines = [f"command: {run.command}", *(f"{k}: {v}" for k, v in run.facts.items())]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def _measured(suite: Suite) -> str:
+    return f"`python -m benchmarks {suite.name}`, {suite.seconds:.0f} s."
+
+
+def _shown(suite: Suite, table: Table, pictures: str, level: str = "##") -> list[str]:
+    drawn = f"![{table.title}]({pictures}{picture(suite, table)})" if table.chart and charted(table) else ""
+    return [f"{level} {table.title}", *_tables(table), table.notes, drawn]
+
+
+def _noise(run: Run) -> str:
     noisy, timed = run.noisy
     quiet = run.facts.get("rounds begun on a quiet machine", 1.0)
+    began = f"{quiet:.0%} of the rounds began on a quiet machine."
+    return f"{noisy} of {timed} ratios are noisy; {began}" if timed else ""
+
+
+def _warnings(run: Run) -> list[str]:
+    quiet = run.facts.get("rounds begun on a quiet machine", 1.0)
     lines = []
-    if timed:
-        lines.append(
-            f"{noisy} of {timed} ratios are noisy; {quiet:.0%} of the rounds began on a quiet machine. A "
-            "ratio marked ~ may differ by more than 10 % in another run."
-        )
+    if noise := _noise(run):
+        lines.append(f"{noise} A ratio marked ~ may differ by more than 10 % in another run.")
     counts = [(suite.name, *suite.noisy) for suite in run.suites]
     too_noisy = [f"{name} ({count} of {of} ratios)" for name, count, of in counts if count > NOISY_SHARE * of]
     if quiet < 1 - NOISY_SHARE:
@@ -245,26 +298,34 @@ def _ratios(run: Run, unit: str) -> list[tuple[str, str, str, Measure]]:
     return found
 
 
+def _of_each_peer(run: Run, unit: str) -> dict[str, list[float]]:
+    """The peer's times (or sizes), each divided by funcnet's."""
+    peers: dict[str, list[float]] = {}
+    for _, _, peer, cell in _ratios(run, unit):
+        peers.setdefault(peer, []).append(cell.ratio)
+    return peers
+
+
+def _counts(ratios: Sequence[float]) -> tuple[int, int, int]:
+    """In how many rows funcnet is ahead, level within 5 %, and behind."""
+    ahead, behind = sum(r > 1.05 for r in ratios), sum(r < 1 / 1.05 for r in ratios)
+    return ahead, len(ratios) - ahead - behind, behind
+
+
 def _ahead(run: Run, unit: str, what: str) -> list[str]:
     """Every peer in one line; the rows where one is ahead; as many where funcnet is furthest ahead."""
     ratios = _ratios(run, unit)
     if not ratios:
         return []
-    peers: dict[str, list[float]] = {}
-    for _, _, peer, cell in ratios:
-        peers.setdefault(peer, []).append(cell.ratio)
     of_each = [
-        {
-            "peer": peer,
-            "rows": len(values),
-            "funcnet ahead": sum(value > 1.05 for value in values),
-            "level within 5 %": sum(1 / 1.05 <= value <= 1.05 for value in values),
-            "peer ahead": sum(value < 1 / 1.05 for value in values),
+        {"peer": peer, "rows": len(values)}
+        | dict(zip(("funcnet ahead", "level within 5 %", "peer ahead"), _counts(values), strict=True))
+        | {
             "geometric mean": statistics.geometric_mean(values),
             "worst": min(values),
             "best": max(values),
         }
-        for peer, values in peers.items()
+        for peer, values in _of_each_peer(run, unit).items()
     ]
     ordered = sorted(ratios, key=lambda found: found[3].ratio)
     behind = [found for found in ordered if found[3].ratio < 1.0]
@@ -329,12 +390,41 @@ def picture(suite: Suite, table: Table) -> str:
     )
 
 
-def draw(run: Run, folder: Path) -> list[Path]:
-    """A bar per row and peer, for every table with a chart: its time, in units of funcnet's."""
+_COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bbbbbb")
+
+
+def draw_summary(run: Run, folder: Path) -> Path:
+    """A line per peer, a point per row: its time, in units of funcnet's."""
     from matplotlib.figure import Figure
 
-    colours = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bbbbbb")
-    paths = []
+    ratios = [found for found in _ratios(run, "s") if "guard" not in found[2]]
+    peers = list(dict.fromkeys(peer for _, _, peer, _ in ratios))
+    figure = Figure(figsize=(9, 1.1 + 0.36 * len(peers)), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(1.0, color="black", linewidth=1.0)
+    for i, suite in enumerate(dict.fromkeys(suite for suite, *_ in ratios)):
+        of_suite = [(cell.ratio, peers.index(peer)) for name, _, peer, cell in ratios if name == suite]
+        x, y = zip(*of_suite, strict=True)
+        axes.scatter(x, y, s=26, alpha=0.75, linewidths=0, color=_COLOURS[i % len(_COLOURS)], label=suite)
+    axes.set_xscale("log")
+    ticks = [0.5, 1, 2, 5, 10, 50]
+    axes.set_xticks(ticks, [f"×{tick:g}" for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_yticks(range(len(peers)), peers)
+    axes.set_ylim(len(peers) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set(xlabel="its time ÷ funcnet's: right of the line, funcnet is ahead")
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    path = folder / SUMMARY
+    figure.savefig(path, metadata={"Software": None})
+    return path
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """The summary; for every table with a chart a bar per row and peer: its time, in units of funcnet's."""
+    from matplotlib.figure import Figure
+
+    paths = [draw_summary(run, folder)]
     for suite in run.suites:
         for table in suite.tables:
             peers = charted(table) if table.chart else []
@@ -359,7 +449,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
                     height,
                     left=1.0,
                     label=peer,
-                    color=colours[i % len(colours)],
+                    color=_COLOURS[i % len(_COLOURS)],
                 )
             axes.axvline(1.0, color="black", linewidth=1.0)
             axes.set_xscale("log")

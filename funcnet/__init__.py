@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         optim,
         recordings,
         rules,
+        shard,
         spec,
         store,
         taps,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from funcnet.nonfinite import find_nan
     from funcnet.ops.attention import alibi, attention, linear_attention, multihead, rope
     from funcnet.ops.conv import avg_pool, conv, conv_transpose, fold, lp_pool, max_pool, patches
-    from funcnet.ops.dense import bilinear, embedding, linear, matmul
+    from funcnet.ops.dense import bilinear, embedding, linear, matmul, moe
     from funcnet.ops.elementwise import prelu
     from funcnet.ops.elementwise.activations import (
         celu,
@@ -115,14 +116,15 @@ if TYPE_CHECKING:
     from funcnet.rules import autodiff
     from funcnet.store import load, save
     from funcnet.taps import tap
-    from funcnet.verifier import verify, verify_model
+    from funcnet.verifier import verify, verify_batching, verify_jvp, verify_model, verify_same, verify_torch
+    from funcnet.verifier.formulas.derive import derive
 
 __version__ = "0.1.0"
 
 _FAMILIES = {
     "attention": ("alibi", "attention", "linear_attention", "multihead", "rope"),
     "conv": ("avg_pool", "conv", "conv_transpose", "fold", "lp_pool", "max_pool", "patches"),
-    "dense": ("bilinear", "embedding", "linear", "matmul"),
+    "dense": ("bilinear", "embedding", "linear", "matmul", "moe"),
     "elementwise": ("prelu",),
     "grid": (
         "adaptive_avg_pool", "adaptive_max_pool", "grid_sample", "pad", "pixel_shuffle", "pixel_unshuffle",
@@ -157,11 +159,12 @@ _FILES = {name: file for file, names in _OBJECTS.items() for name in names}
 _OPERATIONS = {name: family for family, names in _FAMILIES.items() for name in names}
 _OPERATIONS |= {name: file.partition(".")[0] for name, file in _FILES.items()}
 _PACKAGES = (
-    "analysis", "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "recordings", "rules", "spec",
-    "store", "taps", "tasks", "train", "verifier",
+    "analysis", "backend", "errors", "hub", "linalg", "nets", "ops", "optim", "recordings", "rules", "shard",
+    "spec", "store", "taps", "tasks", "train", "verifier",
 )  # fmt: skip
 _FUNCTIONS = {
     "autodiff": "rules",
+    "derive": "verifier.formulas.derive",
     "find_nan": "nonfinite",
     "generate": "nets.generate",
     "load": "store",
@@ -171,7 +174,11 @@ _FUNCTIONS = {
     "spectral_norm": "linalg",
     "tap": "taps",
     "verify": "verifier",
+    "verify_batching": "verifier",
+    "verify_jvp": "verifier",
     "verify_model": "verifier",
+    "verify_same": "verifier",
+    "verify_torch": "verifier",
     "weight_norm": "linalg",
     "xray": "analysis",
 }
@@ -190,7 +197,11 @@ def __getattr__(name: str) -> Any:
     elif name in _FUNCTIONS:
         value = getattr(importlib.import_module(f"funcnet.{_FUNCTIONS[name]}"), name)
     else:
-        raise AttributeError(f"module 'funcnet' has no attribute {name!r}")
+        if name.startswith("__"):  # asked by inspect, doctest and notebooks
+            raise AttributeError(f"module 'funcnet' has no attribute {name!r}")
+        raise importlib.import_module("funcnet._names").missing(name, __all__)
+    if name in _OPERATIONS:
+        value.__class__ = importlib.import_module("funcnet._names").Namespace
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""Integers that are given as options: Python's, or what knows that it is one."""
+"""Integers that are given as options, Python's or what knows that it is one; and bytes in three digits."""
 
 import operator
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 from funcnet.errors import DTypeError, ValueRangeError, describe
 
-__all__ = ["index", "whole"]
+__all__ = ["index", "of_bytes", "whole"]
 
 
 def index(value: Any) -> int | None:
@@ -44,3 +44,15 @@ def whole(where: str, path: str, value: Any, least: int, expected: str | None = 
             actual=str(number),
         )
     return number
+
+
+def of_bytes(n: int | float) -> str:
+    """So many bytes in three digits.
+
+    >>> of_bytes(95e9), of_bytes(1234), of_bytes(999_700), of_bytes(7)
+    ('95.0 GB', '1.23 kB', '1.00 MB', '7 B')
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n >= 0.9995 * unit:
+            return f"{n / unit:.{2 - (n >= 9.995 * unit) - (n >= 99.95 * unit)}f} {name}"
+    return f"{n:.0f} B"

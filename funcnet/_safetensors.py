@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BufferedReader
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ __all__ = [
     "json_bytes",
     "layout",
     "make_header",
+    "make_rows",
     "open_file",
     "parse_json",
     "path_text",
@@ -220,19 +221,23 @@ def contiguous(array: Any) -> np.ndarray:
 
 
 def layout(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, memoryview]]:
-    """The header's rows and the bytes of `contiguous` arrays, in the order of a file.
+    """The header's rows and the bytes of `contiguous` arrays, in the order of a file."""
+    rows = make_rows(arrays)
+    return rows, {name: arrays[name].reshape(-1).view(np.uint8).data for name in rows}
+
+
+def make_rows(arrays: Mapping[str, np.ndarray | jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The header's rows of arrays, in the order of a file.
 
     The widest elements come first, as safetensors does: every tensor is then aligned in the file.
     """
-    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
-    data = {name: arrays[name].reshape(-1).view(np.uint8).data for name in names}
     rows: dict[str, Any] = {}
     end = 0
-    for name in names:
-        begin, end = end, end + len(data[name])
-        code = CODE_OF[arrays[name].dtype.name]
-        rows[name] = {"dtype": code, "shape": arrays[name].shape, "data_offsets": [begin, end]}
-    return rows, data
+    for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
+        shape, dtype = arrays[name].shape, arrays[name].dtype
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        rows[name] = {"dtype": CODE_OF[dtype.name], "shape": shape, "data_offsets": [begin, end]}
+    return rows
 
 
 def make_header(target: str, rows: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
@@ -249,8 +254,10 @@ def make_header(target: str, rows: Mapping[str, Any], metadata: Mapping[str, str
     return len(header).to_bytes(8, "little") + header
 
 
-def replace_file(target: str, chunks: Iterable[Any]) -> None:
+def replace_file(target: str, chunks: Iterable[Any], head: Callable[[], bytes] | None = None) -> None:
     """Make `target` the file that holds `chunks`, all of it or nothing.
+
+    `head` is asked for the first bytes once the chunks are written, if they are known only then.
 
     The bytes go to a temporary file in the same folder, are synced to the disk, and then take the name in one
     step. A symbolic link stays a link; the file that it points to is replaced, and the new one has its mode.
@@ -264,7 +271,7 @@ def replace_file(target: str, chunks: Iterable[Any]) -> None:
     temporary = os.path.join(folder, f".funcnet-{secrets.token_hex(8)}.tmp")
     mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else None
     try:
-        write_file(temporary, chunks, mode)
+        write_file(temporary, chunks, mode, head)
         os.replace(temporary, target)
     except BaseException as error:  # Ctrl-C too
         with contextlib.suppress(OSError):
@@ -274,8 +281,10 @@ def replace_file(target: str, chunks: Iterable[Any]) -> None:
     sync_folder(folder)  # without it a power cut may undo the new name
 
 
-def write_file(path: str, chunks: Iterable[Any], mode: int | None = None) -> None:
-    """Make the new file `path` of `chunks`, and sync it to the disk."""
+def write_file(
+    path: str, chunks: Iterable[Any], mode: int | None = None, head: Callable[[], bytes] | None = None
+) -> None:
+    """Make the new file `path` of `chunks`, its first bytes those of `head`, and sync it to the disk."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     descriptor = os.open(path, flags, 0o666 if mode is None else 0o600)  # less the umask
     with open(descriptor, "wb") as file:
@@ -283,6 +292,9 @@ def write_file(path: str, chunks: Iterable[Any], mode: int | None = None) -> Non
             os.chmod(path, mode)
         for chunk in chunks:
             file.write(chunk)
+        if head is not None:
+            file.seek(0)
+            file.write(head())
         file.flush()
         os.fsync(file.fileno())
 

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BufferedReader
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ __all__ = [
     "seal",
     "sealed",
     "stored",
+    "stream",
     "tensor_name",
     "type_of",
 ]
@@ -130,10 +131,57 @@ def file_chunks(
     rows, data = _safetensors.layout(arrays)
     for name in rows:
         notes[name]["sha256"] = hashlib.sha256(data[name]).hexdigest()
+    digest, header = head(target, rows, tree, notes)
+    return digest, [header, *data.values()]
+
+
+def stream(
+    target: str,
+    types: Mapping[str, jax.ShapeDtypeStruct],
+    tree: Any,
+    notes: Mapping[str, dict[str, str]],
+    arrays: Callable[[Sequence[str]], Iterable[np.ndarray]],
+) -> None:
+    """Write the file `target` as `file_chunks` makes it, of arrays that are never all in memory.
+
+    Args:
+        target: the file.
+        types: of the arrays, by name.
+        tree: their structure.
+        notes: what is to be known of each.
+        arrays: gives those that it is asked for by name, one after the other.
+    """
+    notes = {name: dict(notes[name]) for name in types}
+    for name in types:
+        if types[name].dtype.name in AS_BYTES:
+            notes[name]["dtype"] = types[name].dtype.name
+    shapes = {name: _stored_type(types[name]) for name in types}
+    rows = _safetensors.make_rows(shapes)
+
+    def chunks() -> Iterator[Any]:
+        yield head(target, rows, tree, {name: {**notes[name], "sha256": _NO_CHECKSUM} for name in rows})[1]
+        for name, array in zip(rows, arrays([*rows]), strict=True):
+            data = contiguous(array).reshape(-1).view(np.uint8).data
+            notes[name]["sha256"] = hashlib.sha256(data).hexdigest()
+            yield data
+
+    _safetensors.replace_file(target, chunks(), lambda: head(target, rows, tree, notes)[1])
+
+
+def _stored_type(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The type of what `stored` gives."""
+    if leaf.dtype.name not in AS_BYTES:
+        return leaf
+    return jax.ShapeDtypeStruct((*leaf.shape, leaf.dtype.itemsize), np.uint8)
+
+
+def head(
+    target: str, rows: Mapping[str, Any], tree: Any, notes: Mapping[str, dict[str, str]]
+) -> tuple[str, bytes]:
+    """The SHA-256 of a file's header, and the file up to its end."""
     info = {"version": _VERSION, "tree": tree, "tensors": {name: notes[name] for name in rows}}
     metadata = {_CHECKSUM: _NO_CHECKSUM, _INFO: _safetensors.json_bytes(info).decode()}
-    digest, header = seal(_safetensors.make_header(target, rows, metadata))
-    return digest, [header, *data.values()]
+    return seal(_safetensors.make_header(target, rows, metadata))
 
 
 def seal(text: bytes) -> tuple[str, bytes]:
@@ -281,7 +329,7 @@ def read_bytes(
         )
 
 
-def leaf_of(array: np.ndarray, note: Mapping[str, str], as_numpy: bool) -> Any:
+def leaf_of(array: np.ndarray | jax.Array, note: Mapping[str, str], as_numpy: bool) -> Any:
     """What `array_and_note` took apart."""
     if "python" in note:
         return array.item()

@@ -32,6 +32,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 
+from funcnet import _letters
 from funcnet.errors import DTypeError, StructureError, ValueRangeError, describe, shorten
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "bilinear",
     "bind",
     "by_jax",
+    "by_letters",
     "call",
     "close",
     "composite",
@@ -106,8 +108,12 @@ class _Tape:
         self.calls: list[Call] = []
 
 
-def operation(apply: Callable[P, R], of: ModuleType | None = None) -> Callable[P, R]:
+def operation(
+    apply: Callable[P, R], of: ModuleType | None = None, told: _letters.Told = _letters.NOTHING
+) -> Callable[P, R]:
     """Mark `apply` as an operation: `record` notes its calls, `metered` gets them. Otherwise nothing changes.
+
+    Nothing but on a mesh with Explicit axes, where its result is split as its annotation says (`_letters`).
 
     However a call is written, it is noted by the contract: the parameters without a default, or with None for
     one, are its arrays, the others (``axis`` in ``softmax.apply(x, 0)``) its options.
@@ -115,17 +121,20 @@ def operation(apply: Callable[P, R], of: ModuleType | None = None) -> Callable[P
     Args:
         apply: what users call.
         of: the namespace with the contract's names that it belongs to; None: the module it is written in.
+        told: of that what the annotation does not say.
     """
     of = of or sys.modules[apply.__module__]
-    return _marked(apply, of, recorded=of)
+    return _marked(apply, of, recorded=of, told=told)
 
 
-def composite(apply: Callable[P, R]) -> Callable[P, R]:
+def composite(apply: Callable[P, R], told: _letters.Told = _letters.NOTHING) -> Callable[P, R]:
     """As `operation`, of one whose parameters are those of parts: they are metered, not the whole."""
-    return _marked(apply, None, recorded=sys.modules[apply.__module__])
+    return _marked(apply, None, recorded=sys.modules[apply.__module__], told=told)
 
 
-def part(squares: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def part(
+    squares: Callable[..., Any], told: _letters.Told = _letters.NOTHING
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Mark a function that uses parameters, and is no operation, for `metered`. Otherwise nothing changes.
 
     Its parameters are its argument "params". A net that adds a leaf, where no operation does it for it:
@@ -138,9 +147,15 @@ def part(squares: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, 
 
     Args:
         squares: ``(*args, dy, **options) -> [n]``, as in the contract.
+        told: as of `operation`.
     """
     formula = Formula(squares)
-    return lambda f: _marked(f, formula, recorded=None)
+    return lambda f: _marked(f, formula, recorded=None, told=told)
+
+
+def by_letters(f: Callable[P, R], told: _letters.Told = _letters.NOTHING) -> Callable[P, R]:
+    """Mark a function that is no operation: on a mesh with Explicit axes its letters split its result."""
+    return _marked(f, None, recorded=None, told=told)
 
 
 def counted(total: jax.Array, f: Callable[[], R]) -> R:
@@ -190,7 +205,9 @@ class Formula(NamedTuple):
     squares: Callable[..., Any]
 
 
-def _marked(f: Callable[P, R], formula: Any, *, recorded: ModuleType | None) -> Callable[P, R]:
+def _marked(
+    f: Callable[P, R], formula: Any, *, recorded: ModuleType | None, told: _letters.Told = _letters.NOTHING
+) -> Callable[P, R]:
     signature = inspect.signature(f)
     arrays = [
         name
@@ -200,7 +217,12 @@ def _marked(f: Callable[P, R], formula: Any, *, recorded: ModuleType | None) -> 
     at = next((i for i, name in enumerate(arrays) if name in ("params", "w")), None)
 
     @functools.wraps(f)
+    def on_mesh(*args: P.args, **options: P.kwargs) -> R:
+        return _letters.run(f, told, args, options)
+
+    @functools.wraps(f)
     def marked(*args: P.args, **options: P.kwargs) -> R:
+        run = on_mesh if _letters.is_explicit() else f
         tape, (meter, every) = _tape.value if recorded else None, _meter.value or (None, False)
         if not (every and recorded) and (at is None or not hasattr(formula, "squares")):
             meter = None
@@ -211,12 +233,14 @@ def _marked(f: Callable[P, R], formula: Any, *, recorded: ModuleType | None) -> 
                 positional = tuple(noted.pop(name, None) for name in arrays)
                 tape.calls.append(Call(recorded, positional, noted))
                 if hasattr(recorded, "vjp") and _noted.value is not None and meter is None:
+                    values = dict(given)
+                    _noted.value(recorded, tuple(values.pop(name, None) for name in arrays), values)
                     with _noted(None):  # its rule is that of the operation
-                        return f(*args, **options)
+                        return run(*args, **options)
             if meter is not None:
                 positional = tuple(given.pop(name, None) for name in arrays)
-                return meter(f, formula, at, positional, given)
-        return f(*args, **options)
+                return meter(run, formula, at, positional, given)
+        return run(*args, **options)
 
     return marked
 
@@ -238,7 +262,10 @@ def metered(meter: Callable[..., Any] | None, *, every: bool = False) -> Iterato
 
 @contextlib.contextmanager
 def noted(note: Callable[..., None]) -> Iterator[None]:
-    """Tell ``note(vjp, args, options)`` of everything that is differentiated through `call`."""
+    """Tell ``note(vjp, args, options)`` of everything that is differentiated through `call`.
+
+    Of an operation that is recorded it is told instead of its `vjp`.
+    """
     with _noted(note):
         yield
 

@@ -20,6 +20,7 @@ def assert_gradients(
     budget: float = 10.0,
     seed: int = 0,
     expect: str | None = None,
+    order: int = 1,
 ) -> Report:
     """Assert that a hand-derived gradient is right; by default at other sizes too.
 
@@ -33,6 +34,7 @@ def assert_gradients(
         budget: seconds for the diagnosis of a wrong formula.
         seed: of the random values.
         expect: "differs", of a rule that means to.
+        order: 2: the formula's own derivative too.
 
     Returns:
         The `Report`.
@@ -46,7 +48,18 @@ def assert_gradients(
     >>> assert_gradients(jnp.tanh, lambda x, dy: dy * (1 - jnp.tanh(x) ** 2), (x,)).ok
     True
     """
-    options = {"static": static, "shapes": shapes, "budget": budget, "seed": seed, "expect": expect}
-    report = verify(forward, backward, args, reference=reference, **options)  # pyright: ignore[reportArgumentType]
+    __tracebackhide__ = True
+    report = verify(
+        forward,
+        backward,
+        args,
+        reference=reference,
+        static=static,
+        shapes=shapes,
+        budget=budget,
+        seed=seed,
+        expect=expect,
+        order=order,
+    )
     report.raise_if_wrong()
     return report

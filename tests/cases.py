@@ -144,6 +144,16 @@ def cell(gates: int, d: int, m: int, *biases: str) -> dict[str, Any]:
     return {"w": F(d, gates * m), "u": F(m, gates * m)} | {name: sizes[name] for name in biases}
 
 
+def mixture(
+    d: int, h: int, experts: int, *, bias: str = "up gate down", gated: bool = True
+) -> dict[str, Any]:
+    """The parameters of moe; `bias` names the maps that have one."""
+    shapes = {"router": (d, experts), "up": (experts, d, h), "down": (experts, h, d)}
+    shapes |= {"gate": shapes["up"]} if gated else {}
+    biases = {name: {"b": F(*shape[:-2], shape[-1])} for name, shape in shapes.items() if name in bias}
+    return {name: {"w": F(*shape)} | biases.get(name, {}) for name, shape in shapes.items()}
+
+
 def carried(m: int, *n: int) -> dict[str, Any]:
     """The state of an lstm."""
     return {"h": F(*n, m), "c": S(*n, m)}
@@ -286,6 +296,16 @@ CASES = [
     case("bilinear", {"w": F(3, 3, 3)}, F(2, 3, 3), F(2, 3, 3)),
     case("bilinear", {"w": F(3, 2, 5), "b": None}, F(3), F(2)),
     case("bilinear", {"w": F(3, 5, 2), "b": F(2)}, F(0, 3), F(0, 5)),
+    # moe
+    case("moe", mixture(3, 2, 5), F(2, 7, 3)),
+    case(
+        "moe", mixture(3, 2, 5, gated=False, bias="router down"), F(2, 7, 3), capacity=0.7, renormalise=False
+    ),
+    case("moe", mixture(2, 3, 3, bias=""), F(11, 2), k=1, capacity=1.0, activation="relu"),
+    case("moe", mixture(3, 3, 3), F(3, 3, 3), k=3, activation="gelu"),
+    case("moe", mixture(3, 2, 7, bias="up", gated=False), F(2, 3, 5, 3), activation="gelu_tanh"),
+    case("moe", mixture(1, 1, 1), F(1, 1), k=1, renormalise=False),
+    case("moe", mixture(3, 2, 5) | {"gate": None}, F(0, 5, 3)),
     # relu
     case("relu", F(7, 11)),
     case("relu", F(0, 3)),
@@ -868,6 +888,7 @@ LARGE = [
     # ==== products
     case("matmul", F(8, 64, 67), F(67, 71)),
     case("embedding", {"w": F(71, 67)}, I(71, 8, 128)),
+    case("moe", mixture(67, 71, 5), F(2, 131, 67)),
     case("attention", F(2, 293, 2, 16), F(2, 601, 1, 16), F(2, 601, 1, 61), causal=True, q_offset=300),
     case("linear_attention", F(4, 128, 2, 16), F(4, 128, 2, 16), F(4, 128, 2, 61)),
     case("multihead", heads(64, 4, 2, 16), F(8, 67, 64), causal=True),

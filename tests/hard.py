@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcnet as fn
-from tests.cases import FAMILIES, Case, F, I, K, P, R, S, U, case, cell, every, heads
+from tests.cases import FAMILIES, Case, F, I, K, P, R, S, U, case, cell, every, heads, mixture
 
 INF, NAN = np.inf, np.nan
 
@@ -541,6 +541,14 @@ HARD = [
         poison("dy", 1, NAN),
         products=True,
         orders={"float32": 1},
+    ),
+    hard(  # tokens apart, though they share tiles; the balance sees all of them (NaN in x: tests/ops/dense)
+        case("moe", mixture(3, 2, 2), F(2, 3, 3), activation="gelu_tanh"),
+        add(-1, 1e3),
+        times(-1, 30),
+        poison("dy", (0, 1), NAN),
+        products=True,
+        orders=FIRST,
     ),
     hard(case("matmul", F(4, 5), F(5, 3)), *FAR, *poisons(0, 1), *poisons(1, (..., 1)), products=True),
     hard(

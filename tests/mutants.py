@@ -20,6 +20,10 @@ ROOT = Path(__file__).parents[1]
 MUTANTS = [  # operation, file beside it ("" is its own), what stands there, what is put there
     ("linear", "", "dx = jnp.matmul(dy, wx.T,", "dx = jnp.matmul(dy, wx,"),
     ("matmul", "", "if x.shape[axis] != 1]", "]"),  # no sum over an axis that was broadcast
+    ("moe", "", 'dfacts["balance"] * (experts / n)', 'dfacts["balance"] * (1 / n)'),
+    ("moe", "", "scores - gates * scores.sum", "scores - scores.sum"),
+    ("moe", "_experts.py", "dgate = (q * h).sum(-1) + ", "dgate = (q * h).sum(-1) + 0 * "),
+    ("moe", "_experts.py", "ours, -2) - ours + before", "ours, -2) + before"),
     ("embedding", "", "ids, v).astype(jnp.int32)", "ids, 0).astype(jnp.int32)"),
     ("conv", "", "_bias.gradients(params, dw, dy)", "_bias.gradients(params, dw, -dy)"),
     ("conv", "_toeplitz.py", "add(first[::-1])", "add(first)"),

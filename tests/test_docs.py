@@ -1,39 +1,57 @@
 """The code in README.md and docs/ runs as it stands, block after block, in an empty folder."""
 
+import ast
 import importlib.util
 import inspect
+import json
+import linecache
 import re
 from pathlib import Path
 
 import jax
 import pytest
 
+from tests.budget import few
+
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+GUIDES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/how-to").glob("*.md")]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in GUIDES)]
+
+
+def script(name):
+    """A module of docs/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SHOWN = script("shown")
 
 
 def blocks(page):
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    """Its code, each block of it."""
+    return [block[2] for block in SHOWN.BLOCK.finditer((ROOT / page).read_text())]
+
+
+def without_numbers(text):
+    """Digits differ between versions and machines, and the table's columns with them."""
+    return re.sub(r"[-\d.]+(e[-+]?\d+)?", "#", re.sub(r" +", " ", text))
 
 
 # The contract, whose operation is written there; the others, README too, when CI runs what is slow.
 AT_ONCE = ("docs/contract.md",)
 
 
+@pytest.mark.each
 @pytest.mark.parametrize(
-    "page",
-    [
-        page if page in AT_ONCE else pytest.param(page, marks=pytest.mark.slow)
-        for page in PAGES
-        if blocks(page) and page != "docs/design.md"
-    ],
+    "page", few((page for page in PAGES if blocks(page) and page != "docs/design.md"), AT_ONCE)
 )
 def test_page_runs(page, tmp_path, monkeypatch, unchecked):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "page"}
+    text = (ROOT / page).read_text()
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        for i, block in enumerate(blocks(page)):
-            exec(compile(block, f"{page}, block {i + 1}", "exec"), names)
+        assert without_numbers(SHOWN.renewed(text)) == without_numbers(text)
 
 
 def test_every_operation_has_its_page():
@@ -47,11 +65,106 @@ def test_every_operation_has_its_page():
     assert not [name for name, family in families.items() if not {name, family, files.get(name)} & pages]
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("from-*.md")), ids=lambda page: page.stem)
+def test_every_row_of_a_cheat_sheet_runs(page, tmp_path, monkeypatch, unchecked):
+    monkeypatch.chdir(tmp_path)
+    (setup,) = blocks(page.relative_to(ROOT))
+    rows = re.findall(r"^\| .* \| `([^`]+)` \|$", page.read_text(), re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^\| ", page.read_text(), re.MULTILINE)) - page.read_text().count(
+        "\n|---"
+    )
+    names = {}
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        exec(setup, names)
+        for row in rows:
+            assert eval(row, names) is not None or "save" in row, row
+
+
+def documented():
+    """What the pages of docs/api list: page, module, name."""
+    for page in sorted((ROOT / "docs/api").glob("*.md")):
+        text = page.read_text()
+        for module, names in re.findall(r"automodule:: (\S+)\n   :members: (.*)", text):
+            yield from ((page.stem, module, name) for name in names.split(", "))
+        for module, name in re.findall(r"auto(?:function|class|data):: (\S+)\.(\w+)", text):
+            yield page.stem, module, name
+
+
+def public(module, depth=0):
+    """What a package's `__all__` names, and that of the modules in it."""
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not inspect.ismodule(value):
+            yield module.__name__, name, value
+        elif depth < 2 and not value.__name__.startswith("funcnet.ops"):
+            yield from public(value, depth + 1)
+
+
+def test_every_public_name_is_on_one_page():
+    import funcnet
+
+    pages = {}
+    for page, module, name in documented():
+        value = id(getattr(importlib.import_module(module), name))
+        assert value not in pages, f"{module}.{name} is on {page} and on {pages[value]}"
+        pages[value] = page
+    packages = [getattr(funcnet, name) for name in funcnet._PACKAGES if name not in ("ops", "tasks")]
+    assert not [f"{m}.{n}" for p in packages for m, n, value in public(p) if id(value) not in pages]
+    assert not [
+        name
+        for name in funcnet._FUNCTIONS
+        if not (inspect.ismodule(f := getattr(funcnet, name)) or id(f) in pages)
+    ]
+
+
+def test_every_family_has_a_title_in_the_table_of_operations():
+    import funcnet
+
+    reference = ast.parse((ROOT / "docs/reference.py").read_text("utf-8"))
+    (titles,) = [
+        ast.literal_eval(node.value)
+        for node in reference.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FAMILIES"
+    ]
+    assert titles.keys() == set(funcnet._OPERATIONS.values())
+
+
 def compared():
-    spec = importlib.util.spec_from_file_location("compared", ROOT / "docs/compared.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("compared")
+
+
+NOTEBOOKS = ("training", "verifying", "linear-algebra")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_what_its_page_says(name):
+    """If not: python docs/executed.py."""
+    executed = script("executed")
+    assert (
+        {path.stem for path in (ROOT / "docs/notebooks").glob("*.md")} == set(executed.PAGES) == {*NOTEBOOKS}
+    )
+    text = (ROOT / f"examples/{name}.ipynb").read_text("utf-8")
+    assert text == executed.notebook(name)
+    assert not [cell for cell in json.loads(text)["cells"] if cell.get("outputs")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, unchecked):
+    import matplotlib.pyplot as plt
+
+    drawn = []
+    monkeypatch.setattr(plt, "show", lambda: (drawn.append(plt.get_fignums()), plt.close("all")))
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "notebook"}
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        for cell in json.loads((ROOT / f"examples/{name}.ipynb").read_text("utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                (tmp_path / "mine.py").write_text(code := "".join(cell["source"]))
+                linecache.checkcache()
+                exec(compile(code, "mine.py", "exec"), names)
+    assert drawn
+    assert all(len(figures) == 1 for figures in drawn)
 
 
 def test_the_comparison_is_what_its_script_writes():
@@ -86,3 +199,11 @@ def test_the_comparison_knows_every_layer(library, base, column):
     assert not [
         name for name in named if name.isidentifier() and name[0].isupper() and not hasattr(module, name)
     ]
+
+
+def test_every_operation_in_a_file_of_its_own_has_an_example():
+    """What `make doctest` runs and its page shows; those that share a file are shown by docs/reference.py."""
+    import funcnet
+
+    alone = [name for name in funcnet._OPERATIONS if name not in funcnet._FILES]
+    assert not [name for name in alone if f"fn.{name}.apply(" not in getattr(funcnet, name).apply.__doc__]

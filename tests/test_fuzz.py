@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int32
 
 import funcnet as fn
 from funcnet.errors import DTypeError, FuncnetError, ShapeError, ValueRangeError
-from tests.cases import FAMILIES, heads
+from tests.cases import FAMILIES, heads, mixture
 from tests.errors import golden
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -301,7 +301,7 @@ def filled(tree: Any) -> Any:
     return jax.tree.map(lambda d: F(*d.shape), tree, is_leaf=lambda v: hasattr(v, "kind"))
 
 
-MAY_BE_NONE = ("b", "c", "r", "q_norm", "k_norm", "sinks")
+MAY_BE_NONE = ("b", "c", "gate", "r", "q_norm", "k_norm", "sinks")
 KEY = jax.random.key(0)
 DENSE = {"w": F(3, 5), "b": F(5)}
 NORM = {"w": F(6), "b": F(6)}
@@ -310,6 +310,7 @@ POOL: Arguments = {"x": F(2, 7, 5), "kernel": (3,), "stride": 2, "padding": "sam
 SHAPED: Arguments = {k: v for k, v in POOL.items() if k != "x"} | {"in_shape": (7, 5)}
 HEADS = filled(heads(6, 2, 2, 4))
 ALL_HEADS = filled(heads(6, 2, 2, 4, qk_norm=True, sinks=True))
+EXPERTS = filled(mixture(5, 2, 3, bias="router up gate down"))
 ATTEND: Arguments = {
     "causal": True,
     "window": 3,
@@ -350,6 +351,23 @@ CALLS: dict[str, Arguments] = {
     "linear.matrix": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "linear.operator": {"params": {"w": F(3, 5)}, "in_shape": (3,)},
     "matmul.apply": {"a": F(2, 3), "b": F(3, 5)},
+    "moe.apply": {
+        "params": EXPERTS,
+        "x": F(2, 3, 5),
+        "k": 2,
+        "activation": "relu",
+        "renormalise": False,
+        "capacity": 1.5,
+    },
+    "moe.init": {
+        "key": KEY,
+        "d": 5,
+        "d_hidden": 2,
+        "experts": 3,
+        "gated": True,
+        "bias": True,
+        "w": jax.nn.initializers.he_normal(),
+    },
     "embedding.apply": {"params": {"w": F(3, 5)}, "ids": I(2, 3)},
     "embedding.add": {"params": {"w": F(3, 5)}, "x": F(2, 3, 5), "ids": I(2, 3)},
     "embedding.init": {"key": KEY, "vocabulary": 3, "d": 5},
@@ -726,6 +744,9 @@ CONFIGS: dict[str, Arguments] = {
         "norm": "layer",
         "norm_eps": 1e-6,
         "mlp": "gelu",
+        "experts": 3,
+        "experts_per_token": 2,
+        "capacity": 1.5,
         "positions": "learned",
         "rope": fn.rope.Config(),
         "bias": True,
@@ -755,7 +776,7 @@ NETS: dict[str, Arguments] = {
     "resnet": {**IMAGES, "train": True},
     "vit": {**IMAGES, "key": KEY},
     "encoder": {"ids": I(2, 3), "mask": jnp.ones((2, 3), bool), "types": I(2, 3), "key": KEY},
-    "transformer": {"ids": I(2, 3), "segment_ids": I(2, 3), "key": KEY},
+    "transformer": {"ids": I(2, 3), "segment_ids": I(2, 3), "key": KEY, "facts": True},
 }
 
 
@@ -856,6 +877,7 @@ def others(tmp_path_factory) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "loss": loss,
                 "optimizer": optimizer,
                 "accumulate": 2,
+                "gather": False,
                 "watch": True,
                 "guard": True,
                 "max_skipped": 3,

@@ -35,11 +35,13 @@ FOLLOWERS |= {"pixel_shuffle", "pixel_unshuffle", "resize"}
 FOLLOWERS |= {"istft", "magnitude", "power", "mel", "log_mel", "mfcc", "pre_emphasis", "deltas"}
 # A scan over frames as lstm's, between losses as cross_entropy's; every program of it compiles a second.
 FOLLOWERS |= {"ctc"}
+# So does moe's over tiles, between a softmax and sums; over its eight leaves batching alone takes 12 s.
+FOLLOWERS |= {"moe"}
 OF_EACH = {laws.naive, laws.finite_differences, laws.forward, laws.cost, laws.attached, laws.containers}
 
 
 def first(many: int, cases: list[Case] = CASES, *, followers: int | None = None) -> list[Any]:
-    """All cases; those beyond the first few of each operation are slow: CI runs them all (`make slow`).
+    """All cases; those beyond the first few of each operation are slow: `make slow` runs them all.
 
     So are those of a family's members, which `test_family` asks at once. `followers`: how many of each that
     follows another; None: as many.

@@ -1,8 +1,9 @@
 """The command line: `funcnet COMMAND ...`; one file per command.
 
 Exit codes: 0 done; 1 a check failed (a gradient formula, a probe) or the machine did (a full disk, a closed
-pipe); 2 a wrong command, option, path or file; 3 a loss that is not finite; 70 a fault of funcnet itself;
-128 + the number of a signal: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+pipe); 2 a wrong command, option, path or file; 3 a loss that is not finite; 4 what could not be verified; 5
+what could not be derived; 70 a fault of funcnet itself; 75 another process of the run has ended it, or is
+lost; 128 + the number of a signal: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
 import codecs
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from funcnet._signals import Stop, exit_at_the_second, signals
+from funcnet.cli import _cache
 
 __all__ = ["main"]
 
@@ -32,7 +34,11 @@ COMMANDS = {
     "pca": "digits | FILE | RUN principal components: variances, pictures, the rows along the first two",
     "xray": "RUN                a trained model seen through: weights, activations, gradients, what is odd",
     "compress": "RUN [options]  fewer FLOPs by low rank, and what of the accuracy is left",
+    "checkpoint": "FOLDER       what a checkpoint of a run holds, every byte checked; one file of it",
+    "plan": "MODEL --chips N    meshes of many chips for a decoder: step time, MFU, memory, what bounds it",
     "verify": "FORWARD BACKWARD a gradient formula: right, or what the mistake is",
+    "new": "DIR                 a small project to start from: a model, its training, its tests",
+    "derive": "--forward FORMULA the gradient of a formula, as a verified formula",
     "doctor": "                 versions, known faults, and whether this machine computes right",
 }
 USAGE = """\
@@ -41,6 +47,22 @@ usage: funcnet COMMAND [options]
 {}
 
 `funcnet COMMAND --help` says more, `funcnet --version` the version.
+"""
+FIRST = """\
+Neural networks as plain functions, every gradient formula proven. Try one of these:
+
+  funcnet verify --forward "x @ w" --shape x=7,11 --shape w=11,13 --grad "x = dy @ w.T" --grad "w = x.T @ x"
+      a gradient formula that you have on paper: right, or what the mistake is
+  funcnet verify --example
+      a file with a wrong gradient, and how to find it; then your own: funcnet verify mine.py --shape x=7,11
+  funcnet verify mine.py:loss --model
+      every custom gradient that your loss meets
+  funcnet train digits
+      a convolutional network on real data, its formulas verified first: half a minute
+  funcnet new my_project
+      a model, its training and its tests, to start from
+
+`funcnet --help` lists all commands.
 """
 _NEEDED = ("matplotlib", "rich", "sklearn", "tyro")  # the extra [cli]
 
@@ -114,11 +136,16 @@ def _code(args: list[str], stop: Stop) -> int:
         if not isinstance(error, FuncnetError):
             traceback.print_exc()
             return 70
-        return _fail(args, _one_line(error), 2)
+        from funcnet.train.agreement import EXIT, PeersError
+
+        return _fail(args, _one_line(error), EXIT if isinstance(error, PeersError) else 2)
 
 
 def _run(args: list[str]) -> int:
-    command = args[0] if args else ""
+    if not args:
+        print(FIRST, end="")
+        return 0
+    command = args[0]
     if command in ("-h", "--help"):
         print(USAGE.format("\n".join(f"  {name} {text}" for name, text in COMMANDS.items())), end="")
         return 0
@@ -130,6 +157,8 @@ def _run(args: list[str]) -> int:
     choice("command", command, COMMANDS, "funcnet --help")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(f"{', '.join(missing)} not installed: pip install 'funcnet[cli]'")
+    if "jax" not in sys.modules:
+        _cache.keep()
     return importlib.import_module(f"funcnet.cli.{command}").run(args[1:])
 
 

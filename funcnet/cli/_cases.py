@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from funcnet.ops.attention import rope
 
-__all__ = ["CASES", "DTYPES", "EXACT", "LAWS", "Measured", "draw", "measure"]
+__all__ = ["CASES", "DTYPES", "EXACT", "LAWS", "Measured", "draw", "measure", "shapes"]
 
 DTYPES = ("float64", "float32", "bfloat16")
 EXACT = 1e-10  # in float64, relative to the largest value or gradient
@@ -26,44 +27,43 @@ LAWS = (
     "a gradient has the dtype of its leaf",
 )
 
-Draw = Callable[[jax.Array, str], jax.Array]  # from a key and the dtype of floats
+Draw = Callable[[np.random.Generator, str], Any]  # of random numbers and the dtype of floats
 Case = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments, options; a Draw for every array
 
 
 def _normal(*shape: int) -> Draw:
-    return lambda key, dtype: jax.random.normal(key, shape, dtype)
+    return lambda rng, dtype: rng.standard_normal(shape).astype(jnp.dtype(dtype))
 
 
 def _positive(*shape: int) -> Draw:
     """State: never narrower than float32."""
     wide = {"bfloat16": "float32"}
-    return lambda key, dtype: jax.random.uniform(key, shape, wide.get(dtype, dtype), 0.5, 1.5)
+    return lambda rng, dtype: rng.uniform(0.5, 1.5, shape).astype(wide.get(dtype, dtype))
 
 
 def _unit(*shape: int) -> Draw:
-    return lambda key, dtype: jax.random.uniform(key, shape, dtype)
+    return lambda rng, dtype: rng.random(shape).astype(jnp.dtype(dtype))
 
 
 def _probabilities(*shape: int) -> Draw:
-    return lambda key, dtype: jax.random.dirichlet(key, jnp.ones(shape[-1]), shape[:-1]).astype(dtype)
+    return lambda rng, dtype: rng.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(jnp.dtype(dtype))
 
 
 def _ids(high: int, *shape: int, low: int = 0) -> Draw:
-    return lambda key, _: jax.random.randint(key, shape, low, high)
+    return lambda rng, _: rng.integers(low, high, shape)
 
 
 def _recursion(size: int) -> Draw:
     """Coefficients of a stable recursion, not divided by the first, which is 2."""
-    rest = lambda key, dtype: jax.random.uniform(key, (size - 1,), dtype) / size
-    return lambda key, dtype: jnp.concatenate([jnp.full(1, 2, dtype), rest(key, dtype)])
+    return lambda rng, dtype: np.append(2, rng.random(size - 1) / size).astype(jnp.dtype(dtype))
 
 
 def _mask(*shape: int) -> Draw:
-    return lambda key, _: jax.random.bernoulli(key, 0.6, shape)
+    return lambda rng, _: rng.random(shape) < 0.6
 
 
 def _key() -> Draw:
-    return lambda key, _: key
+    return lambda rng, _: jax.random.key(int(rng.integers(2**31)))
 
 
 def _case(*args: Any, **options: Any) -> Case:
@@ -84,6 +84,13 @@ def _heads(d: int, h: int, h_kv: int, e: int) -> dict[str, dict[str, Draw]]:
         "v": {"w": _normal(d, h_kv, e), "b": _normal(h_kv, e)},
         "o": {"w": _normal(h, e, d), "b": _normal(d)},
     }
+
+
+def _experts(d: int, h: int, experts: int) -> dict[str, dict[str, Draw]]:
+    """The parameters of moe."""
+    into = {"w": _normal(experts, d, h), "b": _normal(experts, h)}
+    down = {"w": _normal(experts, h, d), "b": _normal(experts, d)}
+    return {"router": {"w": _normal(d, experts)}, "up": into, "gate": into, "down": down}
 
 
 _OF_ONE_ARRAY = """
@@ -247,6 +254,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         _case(_normal(2, 7, 11, 3), kernel=(2, 3)),
         _case(_normal(3, 13, 5), kernel=(3,), stride=2, padding="same"),
     ),
+    "moe": (
+        _case(_experts(3, 2, 5), _normal(2, 7, 3)),
+        _case(_experts(3, 2, 5), _normal(2, 7, 3), k=3, activation="gelu", renormalise=False, capacity=0.7),
+    ),
     "mse": (_case(_normal(7, 11), _normal(7, 11)),),
     "multihead": (
         _case(_heads(7, 3, 3, 5), _normal(2, 11, 7)),
@@ -289,22 +300,30 @@ CASES: dict[str, tuple[Case, ...]] = {
 }
 
 
-def draw(case: Case, key: jax.Array, dtype: str = "float32") -> Case:
-    """The case with arrays.
+def draw(case: Case, seed: int, dtype: str = "float32") -> Case:
+    """The case with arrays, drawn by NumPy, which need not compile for that.
 
     Args:
         case: of `CASES`.
-        key: a random key.
+        seed: of all.
         dtype: of its floats; state stays in float32 or wider.
 
     Returns:
         The positional arguments and the options.
     """
     leaves, tree = jax.tree.flatten(case)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        tree, [v(k, dtype) if callable(v) else v for v, k in zip(leaves, keys, strict=True)]
+    drawn = (
+        v(np.random.default_rng([seed, i]), dtype) if callable(v) else v for i, v in enumerate(leaves, 1)
     )
+    return jax.tree.unflatten(tree, [jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in drawn])
+
+
+def shapes(name: str, seed: int) -> str:
+    """Those of an operation's first case: ``7×11, 11×13``, and how many more there are."""
+    first, *more = CASES[name]
+    arrays = [v for v in jax.tree.leaves(draw(first, seed)[0]) if hasattr(v, "shape")]
+    text = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in arrays)
+    return f"{text} and {len(more)} more" if more else text
 
 
 class Measured(NamedTuple):
@@ -320,37 +339,48 @@ class Measured(NamedTuple):
     laws: tuple[str, ...]
 
 
-def measure(operation: ModuleType, case: Case, key: jax.Array) -> Measured:
+def measure(operation: ModuleType, case: Case, seed: int) -> Measured:
     """Compute one case in every dtype.
 
     Args:
         operation: with `reference`, `apply` and `vjp`.
         case: of `CASES`.
-        key: a random key.
+        seed: of its arguments.
     """
     errors, dtypes_kept, exact = {}, True, ()
     with jax.enable_x64(True):  # for all: dropout draws another mask without it
-        options = draw(case, key)[1]
+        options = draw(case, seed)[1]
         functions = (operation.reference, operation.apply, operation.vjp)
         reference, apply, vjp = (functools.partial(f, **options) for f in functions)
-        by_formula = jax.jit(lambda args, dy: vjp(*args)[1](dy))
-        by_jax, attached = (
-            jax.jit(functools.partial(_by_jax, f), static_argnums=0) for f in (reference, apply)
-        )
-        for dtype in DTYPES:
-            args, _ = draw(case, key, dtype)
-            dy = _random_like(jax.eval_shape(reference, *args), jax.random.fold_in(key, 1))
-            grads = by_formula(args, dy)
+        formula = lambda args, dy: vjp(*args)[1](dy)
+
+        def all_ways(args: Any, dy: Any) -> tuple[Any, ...]:
+            grads = formula(args, dy)
             moving = tuple(i for i, grad in enumerate(grads) if grad is not None)
-            value, truth = by_jax(moving, _wide(args), _wide(dy))
-            errors[dtype] = _error(grads, truth)
+            return grads, *(_by_jax(f, moving, args, dy) for f in (reference, apply))
+
+        narrow, wide = (jax.jit(f, compiler_options=_QUICKLY) for f in (formula, all_ways))
+        for dtype in DTYPES:
+            args, _ = draw(case, seed, dtype)
+            dy = _random_like(jax.eval_shape(reference, *args), seed)
+            grads, (value, truth), attached = wide(_wide(args), _wide(dy))
             if dtype == "float64":
-                found = attached(moving, args, dy)
-                exact = (_error(found[0], value), errors[dtype], _error(found[1], truth))
-            leaves = jax.tree.leaves([args[i] for i in moving])
+                exact = (_error(attached[0], value), _error(grads, truth), _error(attached[1], truth))
+            else:
+                grads = narrow(args, dy)
+            errors[dtype] = _error(grads, truth)
+            leaves = jax.tree.leaves(
+                [arg for arg, grad in zip(args, grads, strict=False) if grad is not None]
+            )
             dtypes_kept &= [v.dtype for v in jax.tree.leaves(grads)] == [v.dtype for v in leaves]
     holds = [*(error <= EXACT for error in exact), dtypes_kept]
     return Measured(errors, tuple(itertools.compress(LAWS, holds)))
+
+
+# Most of the time is compiling, and each program is run once or three times.
+_QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jax.__version_info__ < (0, 11):  # MLIR's emitters take half of the time; later versions know no others
+    _QUICKLY["xla_cpu_use_fusion_emitters"] = False
 
 
 def _by_jax(f: Callable[..., Any], moving: tuple[int, ...], args: Sequence[Any], dy: Any) -> tuple[Any, Any]:
@@ -364,21 +394,20 @@ def _by_jax(f: Callable[..., Any], moving: tuple[int, ...], args: Sequence[Any],
     return y, pullback(dy)
 
 
-def _random_like(tree: Any, key: jax.Array) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+def _random_like(tree: Any, seed: int) -> Any:
+    rng = np.random.default_rng([seed, 0])  # those of arguments count from 1
+    return jax.tree.map(lambda v: jnp.asarray(rng.standard_normal(v.shape).astype(v.dtype)), tree)
 
 
 def _wide(tree: Any) -> Any:
     """The floats in float64, exactly."""
-    return jax.tree.map(lambda v: v.astype("float64") if jnp.issubdtype(v.dtype, jnp.floating) else v, tree)
+    cast = lambda v: jnp.asarray(np.asarray(v).astype("float64"))
+    return jax.tree.map(lambda v: cast(v) if jnp.issubdtype(v.dtype, jnp.floating) else v, tree)
 
 
 def _error(got: Any, want: Any) -> float:
     """The largest error of any leaf, relative to the largest element of all; infinite if it is not finite."""
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    error = max(float(jnp.abs(g.astype("float64") - w).max()) for g, w in pairs)
-    error /= max(float(jnp.abs(w).max()) for w in jax.tree.leaves(want)) or 1.0
+    got, want = ([np.asarray(v).astype("float64") for v in jax.tree.leaves(tree)] for tree in (got, want))
+    error = max(float(np.abs(g - w).max()) for g, w in zip(got, want, strict=True))
+    error /= max(float(np.abs(w).max()) for w in want) or 1.0
     return error if math.isfinite(error) else math.inf

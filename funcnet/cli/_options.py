@@ -12,7 +12,7 @@ import tyro
 
 from funcnet.cli import UsageError
 
-__all__ = ["files", "parse"]
+__all__ = ["files", "parse", "with_minus"]
 
 R = TypeVar("R")
 
@@ -28,6 +28,23 @@ def files(*paths: Path | None, suffixes: Sequence[str], command: str) -> None:
             raise UsageError(f"{path} is no {' or '.join(suffixes)} file ({command} --help)")
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}")
+
+
+def with_minus(args: list[str], *options: str) -> list[str]:
+    """The arguments; what follows some options is their value, though it begins with a minus sign."""
+    joined = list[str]()
+    for arg in args:
+        if (
+            joined
+            and joined[-1] in options
+            and arg.startswith("-")
+            and not arg.startswith("--")
+            and arg != "-h"
+        ):
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
 
 
 def parse(function: Callable[..., R], args: list[str], command: str, description: str | None = None) -> R:

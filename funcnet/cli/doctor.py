@@ -1,6 +1,7 @@
 """`funcnet doctor`: versions, known faults, and whether this machine computes right."""
 
 from funcnet import backend
+from funcnet.cli import _cache
 from funcnet.cli._options import parse
 from funcnet.cli._text import heading, table
 
@@ -17,7 +18,7 @@ def run(args: list[str]) -> int:
     """The command."""
     parse(_options, args, "funcnet doctor")
     heading("this machine")
-    table(("", ""), list(backend.facts().items()))
+    table(("", ""), [*backend.facts().items(), ("programs kept", _cache.state())])
     faults = backend.known_faults()
     heading(f"\nfaults known of jaxlib {backend.jaxlib_version()}: {len(faults) or 'none'}")
     for fault in faults:

@@ -13,7 +13,7 @@ import tyro
 
 from funcnet import tasks
 from funcnet._signals import Stop, signals
-from funcnet.cli import UsageError, choice
+from funcnet.cli import UsageError, _mesh, choice
 from funcnet.cli._options import parse
 from funcnet.cli._text import heading
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from funcnet.tasks._task import Task
     from funcnet.tasks._training import Training
     from funcnet.train import Checkpoints, State
+    from funcnet.train.agreement import Peers
     from funcnet.train.history import History
     from funcnet.verifier import Report
 
@@ -31,7 +32,11 @@ __all__ = ["run"]
 _RESERVE = ".funcnet-reserve.tmp"
 
 _SCORES = ("eval_accuracy", "eval_loss")  # of every task; what else one has is a share
+_TRY = "Try a --learning-rate ten times smaller, or larger"
+_HARDLY = 1.5  # times the accuracy of always the commonest class
+_SOME, _STILL = 2, 0.98  # steps in a tenth of a run, to judge it by; the share of a loss that is left of it
 _SECONDS_BETWEEN_PAGES = 30.0  # at most, while there is no evaluation
+_ONE = _mesh.Devices()
 
 USAGE = """\
 usage: funcnet train TASK [options]
@@ -55,6 +60,8 @@ class Prepared(NamedTuple):
     page: "_report.Run"
     rates: dict[str, int | float]
     tensorboard: bool
+    mesh: Any = None
+    first: bool = True  # of several processes, the one that writes
 
 
 def run(args: list[str]) -> int:
@@ -71,7 +78,8 @@ def run(args: list[str]) -> int:
         training: Annotated[module.Training, tyro.conf.arg(name="")],  # pyright: ignore[reportInvalidTypeForm]
         out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
         resume: bool = False,
-    ) -> tuple[Any, Any, Path | None, bool]:
+        devices: Annotated[_mesh.Devices, tyro.conf.arg(name="")] = _ONE,
+    ) -> tuple[Any, ...]:
         """Options.
 
         Args:
@@ -80,14 +88,23 @@ def run(args: list[str]) -> int:
             out: the run folder, new or empty; by default runs/TASK-TIME.
             resume: go on with the run in --out DIR, exactly as if it had not been interrupted. The other
                 options are those that it was begun with.
+            devices: on which.
         """
-        return options, training, out, resume
+        return options, training, out, resume, devices
 
     chosen = parse(options, args[1:], f"funcnet train {name}", f"Train {name}: {tasks.TASKS[name]}.")
-    return train(name, *chosen)
+    with _mesh.joined(chosen[-1]):
+        return train(name, *chosen)
 
 
-def train(name: str, options: Any, training: "Training", out: Path | None, resume: bool = False) -> int:
+def train(
+    name: str,
+    options: Any,
+    training: "Training",
+    out: Path | None,
+    resume: bool = False,
+    devices: _mesh.Devices = _ONE,
+) -> int:
     """Train a task and write its run folder.
 
     Args:
@@ -96,30 +113,69 @@ def train(name: str, options: Any, training: "Training", out: Path | None, resum
         training: how.
         out: the folder; None: runs/TASK-TIME.
         resume: go on with what is in it.
+        devices: on which; of several processes each calls this, and the first one writes.
 
     Returns:
         0, or 1: a formula is wrong; 3: a number was not finite; 128 + the number of the signal that ended it.
 
     Once the training has begun, its parameters are saved before anything else is said or raised.
     """
+    from funcnet import store
+    from funcnet.train.agreement import gathered
+
+    if resume and out is None:
+        raise UsageError(f"--resume goes on in a run folder: --out DIR (funcnet train {name} --help)")
+    with signals() as stop, contextlib.ExitStack() as untrained:
+        with gathered("funcnet train") as peers:
+            made = _prepared(name, options, training, out, resume, devices, peers, untrained)
+        if isinstance(made, int):
+            return made
+        run, state, history, params = made
+        with stop.held():
+            if run.first:
+                store.save(run.folder / _RESERVE, params)
+            untrained.pop_all()
+            return run_and_save(run, state, history, stop)
+
+
+def _prepared(
+    name: str,
+    options: Any,
+    training: "Training",
+    out: Path | None,
+    resume: bool,
+    devices: _mesh.Devices,
+    peers: "Peers",
+    untrained: contextlib.ExitStack,
+) -> Any:
+    """A run up to its first step, its state and history, and its first parameters; or an exit code."""
     import jax
 
     import funcnet
-    from funcnet import backend, store
+    from funcnet import backend
     from funcnet.cli import _report
     from funcnet.cli.summary import table_of
     from funcnet.tasks import _run
     from funcnet.tasks._training import LOSS_SCALE
     from funcnet.train import Checkpoints, History, init
 
-    if resume and out is None:
-        raise UsageError(f"--resume goes on in a run folder: --out DIR (funcnet train {name} --help)")
-    before = out if resume and out is not None and _run.begun(out) else None
+    layout = _mesh.mesh_of(devices.mesh)
+    rules = _mesh.rules_of(devices.shard, layout)
+    first = peers.index == 0
+    goes_on = peers.of_first(first and resume and out is not None and _run.begun(out))
+    before = out if goes_on else None
     if training.tensorboard:
         _tensorboard()
     module = getattr(tasks, name)
     task = module.prepare(options, training)
+    if peers.count > 1 and task.steps is None:
+        raise UsageError(
+            f"--distributed: the learning rate follows a clock, of which each process has its own: --steps "
+            f"(funcnet train {name} --help)"
+        )
     facts = {"funcnet": funcnet.__version__, **backend.facts()}
+    if peers.count > 1:
+        facts["processes"] = f"{peers.count}, with {jax.device_count()} devices"
     parts = {
         "options": dataclasses.asdict(options),
         "training": dataclasses.asdict(training),
@@ -128,60 +184,66 @@ def train(name: str, options: Any, training: "Training", out: Path | None, resum
         "versions": facts,
     }
     described = _run.described(name, task.config, **parts)
-    with signals() as stop, contextlib.ExitStack() as untrained:
-        if before is not None:
-            folder, notes = before, _run.same(before, described)
-        else:
-            folder, notes = _run.create(out, name, task.config, **parts), [f"{out} is empty: the run begins"]
-            untrained.callback((folder / "config.json").unlink, missing_ok=True)  # so it can be used again
-        heading(f"{name}: {tasks.TASKS[name]}")
-        print("\n".join(f"{fact:<10}{value}" for fact, value in facts.items() if value))
-        print("".join(f"note: {note}\n" for note in task.notes), end="")
-        key_init, key_check, key_train = _run.keys(options.seed)
-        scale = LOSS_SCALE if training.dtype == "float16" else None
-        params = module.NET.init(key_init, task.config)
-        state = init(params, task.optimizer, key=key_train, average=training.average, loss_scale=scale)
-        batches = task.batches()
-        every = training.checkpoint_every or task.every
-        best = ("eval_accuracy", "max")
-        config = _run.identity(described)
-        checkpoints = Checkpoints(folder / "checkpoints", every=every, best=best, config=config)
-        history = History()
-        if resume and notes:
-            print("\n".join(["", *notes]))
-        if before is not None:
-            state, history = checkpoints.restore(state, batches)
+    config = _run.identity(described)
+    same = {"--out": out, "--resume": resume, "--mesh": devices.mesh, "--shard": devices.shard}
+    peers.same("command", {name: str(value) for name, value in {**same, **config}.items()})
+    folder, notes = before, list[str]()
+    if before is not None:
+        notes = _run.same(before, described)
+    elif first:
+        folder, notes = _run.create(out, name, task.config, **parts), [f"{out} is empty: the run begins"]
+        untrained.callback((folder / "config.json").unlink, missing_ok=True)  # so it can be used again
+    folder = Path(peers.of_first(str(folder)))
+    heading(f"{name}: {tasks.TASKS[name]}")
+    print("\n".join(f"{fact:<10}{value}" for fact, value in facts.items() if value))
+    print("".join(f"note: {note}\n" for note in task.notes), end="")
+    key_init, key_check, key_train = _run.keys(options.seed)
+    scale = LOSS_SCALE if training.dtype == "float16" else None
+    params = module.NET.init(key_init, task.config)
+    with _set(layout):
+        laid = params if layout is None else _laid(module, task.config, params, rules)
+        state = init(laid, task.optimizer, key=key_train, average=training.average, loss_scale=scale)
+    batches = task.batches()
+    every = training.checkpoint_every or task.every
+    best = ("eval_accuracy", "max")
+    checkpoints = Checkpoints(folder / "checkpoints", every=every, best=best, config=config)
+    history = History()
+    if resume and notes:
+        print("\n".join(["", *notes]))
+    if before is not None:
+        state, history = checkpoints.restore(state, batches)
+        if first:
             _say_where(folder, state)
-            if _is_over(task, state, batches) and (folder / "params.safetensors").exists():
-                print(f"this run is done; {folder} holds its parameters, after step {state.step}")
-                _score(task, history)
-                return 0
-        report = check(module, task, params, key_check)
-        if not report.ok and not report.is_unseen:
-            return 1
-        kind = jax.local_devices()[0].device_kind
-        prepared = Prepared(
-            name,
-            task,
-            folder,
-            batches,
-            checkpoints,
-            _report.Run(
-                (name, tasks.TASKS[name]),
-                task.held_out,
-                task.unit,
-                task.steps,
-                table_of(module, task.config),
-                report,
-                {part: described[part] for part in ("options", "training", "model", "data", "versions")},
-            ),
-            rates(task, params, kind, training.dtype),
-            training.tensorboard,
-        )
-        with stop.held():
-            store.save(folder / _RESERVE, params)
-            untrained.pop_all()
-            return run_and_save(prepared, state, history, stop)
+        done = _is_over(task, state, batches) and (folder / "params.safetensors").exists()
+        if peers.of_first(done):
+            print(f"this run is done; {folder} holds its parameters, after step {state.step}")
+            _score(task, history)
+            return 0
+    report = check(module, task, params, key_check)
+    if not report.ok and not report.is_unseen:
+        return 1
+    kind = jax.local_devices()[0].device_kind
+    run = Prepared(
+        name,
+        task,
+        folder,
+        batches,
+        checkpoints,
+        _report.Run(
+            (name, tasks.TASKS[name]),
+            task.held_out,
+            task.unit,
+            task.steps,
+            table_of(module, task.config),
+            report,
+            {part: described[part] for part in ("options", "training", "model", "data", "versions")},
+        ),
+        rates(task, params, kind, training.dtype),
+        training.tensorboard,
+        layout,
+        first,
+    )
+    return run, state, history, params
 
 
 def _say_where(folder: Path, state: "State") -> None:
@@ -223,6 +285,8 @@ def run_and_save(run: Prepared, state: "State", history: "History", stop: Stop) 
     Returns:
         The exit code of `train`.
     """
+    import jax
+
     from funcnet import store
     from funcnet.tasks import _plots
     from funcnet.tasks._training import weights
@@ -238,7 +302,10 @@ def run_and_save(run: Prepared, state: "State", history: "History", stop: Stop) 
     except BaseException as error:
         failure = error
         left, history = getattr(error, "state", None), getattr(error, "history", history)
-    if left is not None:
+    together = failure is None or isinstance(failure, NonFiniteError)
+    if left is not None and run.mesh is not None:  # by collectives: not where a process may be alone
+        left = _here(left) if together or jax.process_count() == 1 else None
+    if left is not None and run.first:
         saved = f"the parameters after step {left.step}"
         try:
             folder.mkdir(parents=True, exist_ok=True)  # someone may have tidied up
@@ -252,13 +319,14 @@ def run_and_save(run: Prepared, state: "State", history: "History", stop: Stop) 
         saved = f"{folder} holds the last checkpoint"
     ended = _why(history, failure, stop)
     try:
-        _plots.curves(
-            folder / "curves.png", history, title=f"funcnet train {run.name}", held_out=task.held_out
-        )
-        saved += ", and the curves so far"
-        if failure is None and left is not None and not stop.number and task.finish is not None:
-            task.finish(weights(left), folder)
-        _write_page(run, history, ended)
+        if run.first:
+            _plots.curves(
+                folder / "curves.png", history, title=f"funcnet train {run.name}", held_out=task.held_out
+            )
+            saved += ", and the curves so far"
+            if failure is None and left is not None and not stop.number and task.finish is not None:
+                task.finish(weights(left), folder)
+            _write_page(run, history, ended)
     except Exception as error:
         failure = failure or error
     if stop.number:
@@ -272,32 +340,81 @@ def run_and_save(run: Prepared, state: "State", history: "History", stop: Stop) 
         raise failure
     _score(task, history)
     print(f"trained in {history[-1]['seconds']:.0f} s; everything is in {folder}")
+    if nothing := _learned_nothing(history) or _knows_one_class(history, task):
+        say(nothing)
     return 0
 
 
 def _fit(run: Prepared, state: "State", history: "History") -> tuple["State", "History"]:
     """Train, with everything written down that is."""
+    import jax
+
+    from funcnet import shard
     from funcnet.train import fit
 
     with contextlib.suppress(OSError):  # a full disk does not end a run
-        _write_page(run, history, None)
+        if run.first:
+            _write_page(run, history, None)
     with contextlib.ExitStack() as stack:
         logs: list[Any] = [run.folder, _page_log(run, history)]
-        if run.tensorboard:
+        if run.tensorboard and run.first:
             writer = _tensorboard()(str(run.folder / "tensorboard"), purge_step=int(state.step) + 1)
             stack.callback(writer.close)
             logs.append(_tensorboard_log(writer))
+        stack.enter_context(_set(run.mesh))
         return fit(
             run.task.step,
             state,
-            run.batches,
+            run.batches if run.mesh is None else shard.place(run.batches),
             until=run.task.steps,
             log=logs,
-            evaluate=run.task.evaluate,
+            evaluate=run.task.evaluate if jax.process_count() == 1 else _apart(run.task),
             every=run.task.every,
             rates=run.rates,
             checkpoints=run.checkpoints,
         )
+
+
+def _set(mesh: Any) -> contextlib.AbstractContextManager[Any]:
+    """Within, the mesh is set, if there is one."""
+    import jax
+
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def _here(state: "State") -> "State":
+    """A state that lies on a mesh, on one device of this process; all processes call it."""
+    import jax
+
+    from funcnet.train.agreement import everywhere
+
+    return jax.device_put(jax.device_get(everywhere(state)), jax.local_devices()[0])
+
+
+def _apart(task: "Task") -> Callable[["State"], dict[str, float]]:
+    """The evaluation of a task for several processes: each does all of it, on one device of its own."""
+    import jax
+
+    own = jax.make_mesh((1,), ("data",), devices=jax.local_devices()[:1])
+
+    def evaluate(state: "State") -> dict[str, float]:
+        here = _here(state)
+        with jax.set_mesh(own):
+            return task.evaluate(here)
+
+    return evaluate
+
+
+def _laid(module: ModuleType, config: Any, params: Any, rules: Any) -> Any:
+    """The parameters where the rules say; what lies where is printed."""
+    import jax
+
+    from funcnet import shard
+
+    specs = module.NET.specs(config)
+    heading("\nparameters on the mesh")
+    print(shard.table(specs, rules))
+    return jax.device_put(params, shard.of(specs, rules))
 
 
 def _problem(error: BaseException) -> str:
@@ -321,6 +438,32 @@ def _score(task: "Task", history: "History") -> None:
     others = [name for name in history.names() if name.startswith("eval_") and name not in _SCORES]
     more = "".join(f", {name[5:].replace('_', ' ')} {history.column(name)[1][-1]:.2%}" for name in others)
     heading(f"{task.held_out} accuracy {accuracy:.2%}, loss {loss:.4f} nats per {task.unit}{more}")
+
+
+def _learned_nothing(history: "History") -> str:
+    """What to say of a run whose loss is where it was; nothing of one that learned, or is too short."""
+    _, losses = history.column("loss")
+    tenth = len(losses) // 10
+    if tenth < _SOME or not losses[-tenth:].mean() >= _STILL * losses[:tenth].mean():
+        return ""
+    fell = f"{losses[:tenth].mean():.3g} in its first steps, {losses[-tenth:].mean():.3g} in its last"
+    return f"it learned nothing: the loss was {fell}. {_TRY}"
+
+
+def _knows_one_class(history: "History", task: "Task") -> str:
+    """What to say of a run whose accuracy is hardly that of always the commonest class, of three or more."""
+    import numpy as np
+
+    last = history.column("eval_accuracy")[1][-1:]  # of a recipe that has one
+    if len(history.column("loss")[1]) // 10 < _SOME or not last.size or not last[0] <= _HARDLY / 3:
+        return ""
+    labels = task.examples(1)[1].labels
+    if not np.issubdtype(labels.dtype, np.integer):
+        return ""
+    commonest = np.bincount(labels[labels >= 0]).max() / labels.size
+    if commonest > 1 / 3 or not last[0] <= _HARDLY * commonest:
+        return ""
+    return f"it learned next to nothing: always the commonest class would have {commonest:.2%}. {_TRY}"
 
 
 def _news() -> Callable[[dict[str, Any]], dict[str, Any]]:

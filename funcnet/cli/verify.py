@@ -7,6 +7,7 @@ Arguments are drawn at random, of the shapes that are given.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -21,13 +22,18 @@ from typing import Annotated, Any
 
 import tyro
 
-from funcnet.cli import UsageError, choice
-from funcnet.cli._options import parse
+from funcnet.cli import UsageError, choice, new
+from funcnet.cli._options import parse, with_minus
 from funcnet.cli._text import heading, table
 
 __all__ = ["run"]
 
 MAX_SIZE = 2**24  # elements of an argument
+MAX_AXES = 32
+MAX_FLOPS = 1e13  # of all runs of formulas as text; with more they are refused
+MAX_BYTES = 2**32  # of all values on the way of one run
+RUNS = 12  # of truth and formula, at least, for one verdict
+MAX_DEPTH = 16  # decorators around a rule
 DTYPES = ("float32", "float64", "bfloat16", "float16", "int32", "bool")
 _SHAPE = re.compile(r"(?P<name>\w+)=(?P<sizes>(\d{1,9}(,\d{1,9})*)?)(:(?P<dtype>\w+))?")
 
@@ -46,7 +52,8 @@ class Options:
     its arguments have shapes. funcnet verify FILE.py:loss --model: every rule that a loss meets; the file
     holds params and batch (and perhaps key and model_state): values, or functions without arguments.
 
-    funcnet verify --op conv, or --all: the library's own.
+    funcnet verify --op conv, or --all: the library's own. --example writes a file with a wrong gradient, to
+    try it.
 
     Exit code 0: right; 1: something is wrong; 2: it could not be run; 4: nothing is wrong, but something
     could not be verified.
@@ -63,10 +70,14 @@ class Options:
             bfloat16, float16, int32 (zeros and ones) or bool. Once for each argument.
         op: an operation of the library, on small arguments of its own.
         all: every operation of the library, in float64, float32 and bfloat16.
+        example: write wrong_gradient.py, a layer with a mistake in its gradient, and say how to verify it.
         html: write the report as a page into this file.
         json: write the report as JSON into this file.
+        annotate: "github": print what is wrong or unseen as annotations of a workflow too.
         seed: of the arguments and of what else is random.
+        force: verify formulas as text that take long (1e13 operations) or much memory (4 GiB), too.
         budget: seconds for naming the mistake in one wrong formula.
+        order: 2: verify the derivative of the formula, or rule, in its turn.
     """
 
     functions: Annotated[
@@ -79,20 +90,25 @@ class Options:
     shape: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=SIZES")] = ()
     op: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     all: Annotated[int, tyro.conf.UseCounterAction] = 0
+    example: Annotated[int, tyro.conf.UseCounterAction] = 0
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    annotate: Annotated[str | None, tyro.conf.arg(metavar="github")] = None
     seed: int = 0
+    force: Annotated[int, tyro.conf.UseCounterAction] = 0
     budget: float = 10.0
+    order: int = 1
 
 
 def run(args: list[str]) -> int:
     """The command."""
-    options = parse(Options, args, "funcnet verify")
+    options = parse(Options, with_minus(args, "--forward"), "funcnet verify")
     ways = {
         "FORWARD BACKWARD": bool(options.functions),
         "--forward": options.forward is not None,
         "--op": options.op is not None,
         "--all": bool(options.all),
+        "--example": bool(options.example),
     }
     if (options.model or options.allow) and not (options.model and len(options.functions) == 1):
         raise UsageError("--model goes with one function, the loss: FILE.py:loss (funcnet verify --help)")
@@ -106,14 +122,22 @@ def run(args: list[str]) -> int:
         raise UsageError("--shape does not go with --model, whose file holds params and batch")
     if options.shape and (options.op or options.all):
         raise UsageError("--shape does not go with --op or --all, which have arguments of their own")
+    if options.annotate is not None:
+        choice("form of annotations", options.annotate, ("github",), "funcnet verify --help")
     if not 0 <= options.seed < 2**32:
         raise UsageError(f"--seed is {options.seed}: expected 0 to {2**32 - 1}")
     if not 0 <= options.budget < math.inf:
         raise UsageError(f"--budget is {options.budget}: expected seconds")
+    if options.order not in (1, 2):
+        raise UsageError(f"--order is {options.order}: expected 1 or 2")
+    if options.order == 2 and (options.model or options.all):
+        raise UsageError("--order does not go with --model or --all")
     for file in (options.html, options.json):
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"{file}: there is no folder {file.parent}")
 
+    if options.example:
+        return _example()
     if options.model:
         report = _of_model(options, options.functions[0])
     elif len(options.functions) == 1 and ":" not in options.functions[0]:
@@ -132,6 +156,11 @@ def run(args: list[str]) -> int:
         options.html.write_text(report.to_html(), "utf-8")
     if options.json is not None:
         options.json.write_text(report.to_json() + "\n", "utf-8")
+    if options.annotate is not None:
+        from funcnet.cli._annotations import annotations
+
+        for line in annotations(report):
+            print(line)
     heading(report.verdict, "bold green" if report.ok else "bold red")
     return 0 if report.ok else 4 if report.is_unseen else 1
 
@@ -156,6 +185,8 @@ def _draw(shapes: Sequence[str], seed: int) -> dict[str, Any]:
         if name in drawn:
             raise UsageError(f"--shape {text}: {name} has a shape already")
         choice("dtype", dtype, DTYPES, f"--shape {text}")
+        if len(sizes) > MAX_AXES:
+            raise UsageError(f"--shape {name}=...: {len(sizes)} axes, more than {MAX_AXES}")
         if math.prod(sizes) > MAX_SIZE:
             raise UsageError(f"--shape {text}: {math.prod(sizes):,} elements, more than {MAX_SIZE:,}")
         values: Any = rng.standard_normal(sizes)
@@ -165,11 +196,17 @@ def _draw(shapes: Sequence[str], seed: int) -> dict[str, Any]:
     return drawn
 
 
+def _asked(options: Options) -> dict[str, Any]:
+    """What is handed on to `funcnet.verify`."""
+    return {"seed": options.seed, "budget": options.budget, "order": options.order}
+
+
 # ---- functions --------------------------------------------------------------------------------------------
 
 
 def _of_functions(options: Options) -> Any:
     import funcnet as fn
+    from funcnet.verifier.compare import source
 
     if len(options.functions) != 2:
         given = " ".join(options.functions)
@@ -177,9 +214,20 @@ def _of_functions(options: Options) -> Any:
     modules: dict[str, ModuleType] = {}
     forward, backward = (_function(text, modules) for text in options.functions)
     args = _in_order(options.functions[0], forward, _draw(options.shape, options.seed))
-    report = fn.verify(forward, backward, args, seed=options.seed, budget=options.budget)
-    sources = {"forward": _source(forward), "backward": _source(backward)}
-    return dataclasses.replace(report, sources=report.sources or {k: v for k, v in sources.items() if v})
+    report = fn.verify(forward, backward, args, **_asked(options))
+    sources = {"forward": source(forward), "backward": source(backward)}
+    return dataclasses.replace(report, sources={k: v for k, v in sources.items() if v} | report.sources)
+
+
+def _example() -> int:
+    """A file with a wrong gradient in this folder, and the command that finds the mistake."""
+    try:
+        file = new.copy("wrong_gradient.py", Path())
+    except FileExistsError:
+        raise UsageError("wrong_gradient.py is there already, and would be overwritten") from None
+    heading(f"{file}: a layer with a hand-derived gradient, one line of it wrong. Next:")
+    print(f"funcnet verify {file} --shape x=7,11 --shape w=11,13 --shape b=13")
+    return 0
 
 
 def _of_model(options: Options, text: str) -> Any:
@@ -207,9 +255,9 @@ def _of_rules(options: Options, place: str) -> Any:
 
     module = _load(place)
     found = {
-        name: value
-        for name, value in vars(module).items()
-        if tape.is_rule(value) and value.fun.__module__ == module.__name__
+        name: rule
+        for name, rule in _rules_in(vars(module), module.__name__)
+        if module.__file__ in tape.files_of(rule)
     }
     if not found:
         raise UsageError(
@@ -217,26 +265,45 @@ def _of_rules(options: Options, place: str) -> Any:
         )
     drawn, reports = _draw(options.shape, options.seed), list[Any]()
     for name, rule in found.items():
-        parameters = inspect.signature(rule.fun).parameters.values()
+        parameters = inspect.signature(tape.function_of(rule)).parameters.values()
         names = [p.name for p in parameters if p.name in drawn or p.default is p.empty]
         if missing := [one for one in names if one not in drawn]:
             why = f"not verified: its argument {missing[0]} has no shape: --shape {missing[0]}=..."
-            row = Row(name, "", "", 1, 0.0, 0.0, False, "", None, f"{why} ({tape.line_of(rule)})")
+            place = tape.line_of(rule)
+            row = Row(name, "", "", 1, 0.0, 0.0, False, "", None, f"{why} ({place})", place)
             reports.append(Report((row,)))
             continue
-        args = tuple(drawn[one] for one in names)
-        reports.append(fn.verify(rule, args, seed=options.seed, budget=options.budget))
+        last = max((k for k, p in enumerate(parameters) if p.name in drawn), default=-1)
+        args = tuple(drawn.get(p.name, p.default) for p in list(parameters)[: last + 1])
+        reports.append(fn.verify(rule, args, **_asked(options)))
     return _together(reports)
+
+
+def _rules_in(names: Mapping[str, Any], module: str, within: str = "") -> Iterator[tuple[str, Any]]:
+    """The derivative rules of a module and of its classes, each once, beneath what is wrapped around them."""
+    from funcnet.verifier import tape
+
+    seen = set[int]()
+    for name, value in names.items():
+        if isinstance(value, type) and value.__module__ == module and not within:
+            yield from _rules_in(vars(value), module, f"{name}.")
+        for _ in range(MAX_DEPTH):  # a mock is wrapped around itself
+            if not tape.is_rule(value) and (inner := _wrapped(value)) is not None:
+                value = inner
+        if tape.is_rule(value) and id(value) not in seen:
+            seen.add(id(value))
+            yield within + name, value
+
+
+def _wrapped(value: Any) -> Any:
+    """What `jax.jit`, `staticmethod` or another decorator is put around; None where there is nothing."""
+    return None if isinstance(value, type | ModuleType) else getattr(value, "__wrapped__", None)
 
 
 def _together(reports: Sequence[Any]) -> Any:
     from funcnet.verifier import Report
 
-    return Report(
-        tuple(row for report in reports for row in report.rows),
-        tuple(finding for report in reports for finding in report.findings),
-        tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-    )
+    return functools.reduce(Report.and_then, reports) if reports else Report(())
 
 
 def _function(text: str, modules: dict[str, ModuleType]) -> Callable[..., Any]:
@@ -275,7 +342,8 @@ def _load(place: str) -> ModuleType:
             assert spec is not None  # the name ends in .py
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            with _known(module):
+                spec.loader.exec_module(module)
             return module
     except ModuleNotFoundError as error:
         if is_file or not f"{place}.".startswith(f"{error.name}."):
@@ -284,6 +352,20 @@ def _load(place: str) -> ModuleType:
     except (Exception, SystemExit) as error:  # whatever somebody's file may raise
         text = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UsageError(f"{place} cannot be imported: {text}") from error
+
+
+@contextlib.contextmanager
+def _known(module: ModuleType) -> Iterator[None]:
+    """While a file runs, its module is found by its name, as dataclasses do whose annotations are text."""
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        if before is None:
+            sys.modules.pop(module.__name__, None)
+        else:
+            sys.modules[module.__name__] = before
 
 
 @contextlib.contextmanager
@@ -316,53 +398,72 @@ def _in_order(text: str, forward: Callable[..., Any], drawn: Mapping[str, Any]) 
     return tuple(drawn[name] for name in names[:used])
 
 
-def _source(function: Callable[..., Any]) -> str:
-    try:
-        return inspect.cleandoc("\n" + inspect.getsource(function))
-    except (OSError, TypeError):
-        return ""
-
-
 # ---- formulas as text -------------------------------------------------------------------------------------
 
 
 def _of_formulas(options: Options, definition: str) -> Any:
     import jax
+
+    import funcnet as fn
+    from funcnet.verifier.formulas.expression import ExpressionError, plain
+    from funcnet.verifier.formulas.written import Formulas
+
+    drawn = _draw(options.shape, options.seed)
+    texts = _gradients(options.grad, drawn)
+    moving = {name: texts[name] for name in drawn if name in texts}
+    args = tuple(drawn[name] for name in moving)
+    try:
+        backward = Formulas(definition, moving, drawn)
+        y = jax.eval_shape(backward.forward, *args)
+        jax.eval_shape(backward, *args, y)  # what cannot be computed is said here
+    except ExpressionError as error:
+        named = {"--forward": definition, **{f"--grad {name}": text for name, text in moving.items()}}
+        option = next(option for option, text in named.items() if plain(text) == error.text)
+        raise UsageError(f"{option}: {error}") from error
+    if not options.force:
+        _check_expense(backward, args, y)
+    report = fn.verify(backward.forward, backward, args, **_asked(options))
+    findings = tuple(_with_formula(finding, backward) for finding in report.findings)
+    lines = [f"{name} = {text}" for name, text in moving.items()]
+    notes = report.notes
+    if not y.shape and any(map(backward.is_of_one, moving.values())):
+        notes += ("a gradient without dy is taken for that of dy = 1",)
+    sources = {"forward": definition, "backward": "\n".join(lines)}
+    return dataclasses.replace(report, findings=findings, notes=notes, sources=sources)
+
+
+def _with_formula(finding: Any, formulas: Any) -> Any:
+    """The finding with the right formula, where no edit of the wrong one gave it: derived, and verified."""
     import jax.numpy as jnp
 
     import funcnet as fn
 
-    drawn = _draw(options.shape, options.seed)
-    texts = _gradients(options.grad, drawn)
-    moving = [name for name in drawn if name in texts]
-    value = _formula("--forward", definition, list(drawn))
-    uses_y = any(re.search(r"\by\b", text) for text in texts.values())
-    names = [*drawn, "dy", *["y"] * uses_y]
-    gradients = {name: _formula(f"--grad {name}", texts[name], names) for name in moving}
+    name = finding.argument
+    if not finding.is_mistake or finding.code or name not in formulas.texts:
+        return finding
+    shapes = {k: v.shape if jnp.issubdtype(v.dtype, jnp.floating) else v for k, v in formulas.given.items()}
+    derived = fn.derive(formulas.definition, shapes, wrt=[name])
+    texts = derived.plain if formulas.is_of_one(formulas.texts[name]) else {}
+    text = (texts or derived.gradients).get(name)
+    return dataclasses.replace(finding, code=f"{name} = {text}") if text else finding
 
-    def given(args: Sequence[Any]) -> dict[str, Any]:
-        """All arguments: those that are not differentiated are constants, in the dtype of the others."""
-        like = args[0].dtype
-        constants = {
-            name: v.astype(like) if jnp.issubdtype(v.dtype, jnp.floating) else v for name, v in drawn.items()
-        }
-        return {**constants, **dict(zip(moving, args, strict=True))}
 
-    def forward(*args: Any) -> Any:
-        return value(**given(args))
+def _check_expense(backward: Any, args: Sequence[Any], y: Any) -> None:
+    """Refuse formulas that would run for minutes, or need more memory than there may be, before they run."""
+    import jax
 
-    def backward(*args_and_dy: Any) -> tuple[Any, ...]:
-        *args, dy = args_and_dy
-        values = {**given(args), "dy": dy, **({"y": forward(*args)} if uses_y else {})}
-        return tuple(gradients[name](**values) for name in moving)
+    from funcnet.verifier.formulas.expense import expense
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in moving])  # pyright: ignore[reportFunctionMemberAccess]
-    args = tuple(drawn[name] for name in moving)
-    jax.eval_shape(backward, *args, jax.eval_shape(forward, *args))  # what cannot be computed is said here
-    report = fn.verify(forward, backward, args, seed=options.seed, budget=options.budget)
-    lines = [f"{name} = {texts[name]}" for name in moving]
-    return dataclasses.replace(report, sources={"forward": definition, "backward": "\n".join(lines)})
+    def once(args: Any, dy: Any) -> Any:
+        return jax.vjp(backward.forward, *args)[1](dy), backward(*args, dy)
+
+    flops, size = expense(jax.make_jaxpr(once)(args, y))
+    for much, most, what in (
+        (RUNS * flops, MAX_FLOPS, "operations"),
+        (size, MAX_BYTES, "bytes on the way"),
+    ):
+        if much > most:
+            raise UsageError(f"to verify this takes {much:.0e} {what}, more than {most:.0e}: --force runs it")
 
 
 def _gradients(given: Sequence[str], drawn: Mapping[str, Any]) -> dict[str, str]:
@@ -387,65 +488,41 @@ def _gradients(given: Sequence[str], drawn: Mapping[str, Any]) -> dict[str, str]
     return texts
 
 
-def _formula(option: str, text: str, names: Sequence[str]) -> Callable[..., Any]:
-    """The function of a text, whose errors name the option that it came from."""
-    from funcnet.verifier.expression import ExpressionError, formula
-
-    try:
-        compiled = formula(text, names)
-    except ExpressionError as error:
-        raise UsageError(f"{option}: {error}") from error
-
-    def call(**values: Any) -> Any:
-        try:
-            return compiled(**values)
-        except ExpressionError as error:
-            raise UsageError(f"{option}: {error}") from error
-
-    return call
-
-
 # ---- the library's own operations -------------------------------------------------------------------------
 
 
 def _of_operation(options: Options, name: str) -> Any:
-    import jax
-
     import funcnet as fn
     from funcnet.cli._cases import CASES, draw
 
     choice("operation", name, sorted(CASES), "funcnet verify --help")
     reports = []
     for case in CASES[name]:
-        args, static = draw(case, jax.random.key(options.seed))
-        reports.append(
-            fn.verify(getattr(fn, name), args, static=static, seed=options.seed, budget=options.budget)
-        )
+        args, static = draw(case, options.seed)
+        reports.append(fn.verify(getattr(fn, name), args, static=static, **_asked(options)))
     return _together(reports)
 
 
 def _of_all(options: Options) -> Any:
     """Every operation, as a table that grows while it is computed."""
-    import jax
-
     import funcnet as fn
     from funcnet.cli import _cases
     from funcnet.verifier import Report, Row
 
     rows, lines = [], []
     for name in sorted(_cases.CASES):
-        measured = [
-            _cases.measure(getattr(fn, name), case, jax.random.key(options.seed))
-            for case in _cases.CASES[name]
-        ]
+        measured = [_cases.measure(getattr(fn, name), case, options.seed) for case in _cases.CASES[name]]
         errors = {dtype: max(m.errors[dtype] for m in measured) for dtype in _cases.DTYPES}
         broken = [law for law in _cases.LAWS if not all(law in m.laws for m in measured)]
         held = f"BROKEN: {', '.join(broken)}" if broken else f"{len(_cases.LAWS)} of {len(_cases.LAWS)}"
         lines.append([name, str(len(measured)), *(f"{error:.0e}" for error in errors.values()), held])
         note = ", ".join(broken) or ", ".join(f"{dtype} {errors[dtype]:.0e}" for dtype in _cases.DTYPES[1:])
-        rows.append(Row(name, "all", "", len(measured), errors["float64"], _cases.EXACT, not broken, note))
+        shapes = _cases.shapes(name, options.seed)
+        rows.append(
+            Row(name, "all", shapes, len(measured), errors["float64"], _cases.EXACT, not broken, note)
+        )
     columns = ["operation", "cases", *_cases.DTYPES, "laws"]
     table(columns, lines, right=["cases", *_cases.DTYPES])
     print("largest error of a gradient by formula against jax.vjp of the definition in float64;")
     print("laws: " + "; ".join(_cases.LAWS))
-    return Report(tuple(rows))
+    return Report(tuple(rows), seed=options.seed)

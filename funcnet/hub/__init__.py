@@ -11,6 +11,6 @@ reads its files, and `recurrent` converts the weights of one lstm, gru or rnn.
 
 from funcnet.hub import silero
 from funcnet.hub.files import read_safetensors, write_safetensors
-from funcnet.hub.folder import load, save
+from funcnet.hub.folder import config, load, save
 
-__all__ = ["load", "read_safetensors", "save", "silero", "write_safetensors"]
+__all__ = ["config", "load", "read_safetensors", "save", "silero", "write_safetensors"]

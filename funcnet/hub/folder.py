@@ -1,6 +1,7 @@
 """A model's folder, as transformers keeps it: config.json and model.safetensors, or several such files."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from funcnet.nets import encoder, transformer
 from funcnet.nets import mamba as mamba_net
 from funcnet.nets import vit as vit_net
 
-__all__ = ["load", "save"]
+__all__ = ["config", "load", "save"]
 
 # By the `model_type` of config.json.
 _FAMILIES = {
@@ -59,6 +60,10 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
         OSError: a file is missing or cannot be read.
     """
     source = path_text("load", "folder", folder)
+    if not os.path.isdir(source):
+        command = "hf download OWNER/NAME --local-dir FOLDER"
+        told = f"no such folder, and hub.load downloads nothing: `{command}` does"
+        raise FileNotFoundError(errno.ENOENT, told, source)
     files = {_CONFIG: read_json(os.path.join(source, _CONFIG))}
     if os.path.exists(generation := os.path.join(source, _GENERATION)):
         files[_GENERATION] = read_json(generation)
@@ -66,6 +71,20 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
     family, config = _read(files, tensors, f"load: {os.path.join(source, '')}")
     params = from_tensors(family.names(config), _shapes(family, config), tensors, source)
     return jax.tree.map(lambda leaf: _on_device(leaf, source), params), config
+
+
+def config(path: str | os.PathLike[str]) -> Any:
+    """The Config that a pretrained model's config.json describes; no weights are needed.
+
+    Args:
+        path: the file, or its folder.
+
+    Raises:
+        StructureError, ValueRangeError, FileFormatError, OSError: as `load`.
+    """
+    source = path_text("config", "path", path)
+    source = os.path.join(source, _CONFIG) if os.path.isdir(source) else source
+    return _read({_CONFIG: read_json(source)}, (), f"config: {os.path.join(os.path.dirname(source), '')}")[1]
 
 
 def _read(files: Mapping[str, Any], tensors: Collection[str], where: str) -> tuple[Any, Any]:

@@ -243,6 +243,7 @@ def test_what_has_changed():
     assert several[:2] + several[3:] == (5, 0, None)
 
 
+@pytest.mark.slow
 def test_a_bound_that_is_certified_holds():
     config = convnet.Config((8, 8, 2), channels=(3, 5), depth=2, hidden=7, classes=3)
     params, x = loud(convnet.init(KEY, config)), normal(5, 8, 8, 2)

@@ -19,6 +19,7 @@ from funcnet.analysis._results import Activation, Gradient, Row, Whole, XRay
 from funcnet.analysis._spectra import Convolved, Weight
 from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeError
 from funcnet.nets import convnet, encoder, mlp, transformer
+from tests.budget import few
 from tests.errors import golden
 
 CONFIG = convnet.Config((4, 4, 2), channels=(3,), hidden=5, classes=3)
@@ -94,7 +95,7 @@ WINDOWS = {
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("same", "stride") else pytest.param(n, marks=pytest.mark.slow) for n in WINDOWS],
+    few(WINDOWS, ("same", "stride")),
 )
 @pytest.mark.parametrize("work", [_spectra.WORK, 0], ids=["frequencies", "kernel alone"])
 def test_bounds_and_condition_of_convolutions(name, work, monkeypatch):

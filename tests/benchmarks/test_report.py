@@ -113,7 +113,7 @@ def test_a_noisy_run_says_so():
 
 def test_a_chart_has_a_bar_for_every_ratio(tmp_path):
     paths = report.draw(a_run(), tmp_path)
-    assert [path.name for path in paths] == ["benchmark-a-steps.png"]
+    assert [path.name for path in paths] == ["benchmark-summary.png", "benchmark-a-steps.png"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     table = a_run().suites[0].tables[0]
     assert report.charted(table) == ["NNX", "torch"]
@@ -228,7 +228,25 @@ def test_nothing_is_overwritten(monkeypatch, tmp_path):
         report.write(a_run(), path)
 
 
-def test_the_page_in_the_docs_is_what_a_committed_run_gives():
-    page = report.PAGE.read_text(encoding="utf-8")
+def test_the_pages_in_the_docs_are_what_a_committed_run_gives():
+    """If not: python -m benchmarks --page FILE."""
+    shown = {
+        str(path.relative_to(report.DOCS)): path.read_text(encoding="utf-8")
+        for path in [report.DOCS / "benchmark-figures.md", *(report.DOCS / "figures").glob("*.md")]
+    }
     runs = [report.read(path) for path in Path(report.RESULTS).glob("*/2*.json")]
-    assert page in [report.page(run) for run in runs]
+    assert shown in [report.pages(run) for run in runs]
+
+
+def test_the_first_page_says_in_words_who_is_ahead():
+    pages = report.pages(a_run())
+    assert [*pages] == ["benchmark-figures.md", "figures/who-is-ahead.md", "figures/a.md"]
+    first = pages["benchmark-figures.md"]
+    assert (
+        "- **torch**: of 2 rows funcnet is ahead in 1, level within 5 % in 0, behind in 1. "
+        "It takes 1.26 times funcnet's time, in the geometric mean (0.80 to 2.00)." in first
+    )
+    assert "It needs 2.00 times funcnet's memory." in first
+    assert "| torch" not in first
+    assert "| a | an MLP \\| wide | torch | ×0.80 |" in pages["figures/who-is-ahead.md"]
+    assert "![Steps](../pictures/benchmark-a-steps.png)" in pages["figures/a.md"]

@@ -26,6 +26,7 @@ def called(capsys, *args):
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_smaller_run(run, capsys):
     code, out, err = called(capsys, "compress", run, "--flops", 0.5, "--examples", 50)
     assert (code, err) == (0, "")

@@ -10,7 +10,7 @@ import pytest
 
 import funcnet
 from funcnet import cli
-from funcnet.cli import main
+from funcnet.cli import _mesh, main
 
 
 def call(capsys, *args):
@@ -45,7 +45,8 @@ def test_help_of_a_task_explains_its_options(capsys, task):
     code, out, err = call(capsys, "train", task, "--help")
     assert (code, err) == (0, "")
     module = getattr(funcnet.tasks, task)
-    names = [*module.Options.__dataclass_fields__, *module.Training.__dataclass_fields__, "resume"]
+    names = [*module.Options.__dataclass_fields__, *module.Training.__dataclass_fields__]
+    names += ["resume", *_mesh.Devices.__dataclass_fields__]
     for name in names:
         assert f"--{name.replace('_', '-')} " in out
     assert "--out DIR" in out
@@ -57,7 +58,8 @@ def test_help_of_a_task_explains_its_options(capsys, task):
 
 
 @pytest.mark.parametrize(
-    "command", ["predict", "generate", "compare", "summary", "pca", "xray", "verify", "doctor"]
+    "command",
+    ["predict", "generate", "compare", "summary", "pca", "xray", "plan", "verify", "derive", "doctor"],
 )
 def test_help_of_a_command(capsys, command):
     code, out, err = call(capsys, command, "--help")
@@ -66,9 +68,7 @@ def test_help_of_a_command(capsys, command):
 
 
 def test_wrong_commands(capsys):
-    names = "train, predict, generate, listen, compare, summary, pca, xray, compress, verify, doctor"
-    known = f"{names} (funcnet --help)"
-    assert refused(capsys) == f"funcnet: which command: there are {known}"
+    known = f"{', '.join(cli.COMMANDS)} (funcnet --help)"
     assert refused(capsys, "trian") == f"funcnet: no command 'trian': there are {known}"
     tasks = "digits, fashion, chars, tones, speech"
     assert refused(capsys, "train", "digit") == (

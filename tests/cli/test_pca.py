@@ -66,6 +66,7 @@ def test_the_activations_of_a_run(here, capsys):
     assert shares(out) == [f"{ratio:.1%}" for ratio in ratios]
 
 
+@pytest.mark.slow
 def test_of_a_text_a_row_for_each_character(here, capsys):
     text = "what is small is not added to what is large, " * 20
     (here / "text.txt").write_text(text)

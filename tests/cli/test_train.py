@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,7 @@ def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_digits_with_every_formula_verified(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "config", lambda options: SMALL[digits])
     folder = tmp_path / "run"
@@ -605,6 +607,7 @@ def child(folder, **options):
         yield process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))],
@@ -733,3 +736,44 @@ def test_a_run_that_is_interrupted_ends_as_one_that_was_not(small):
         }
         assert ours["learning_rate"] == theirs["learning_rate"]
     assert Path("run/sample.txt").read_bytes() == Path("whole/sample.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        (np.full(40, 2.3), True),
+        (np.linspace(2.3, 2.29, 40), True),
+        (np.linspace(2.3, 0.1, 40), False),
+        (np.full(19, 2.3), False),  # too short to tell
+    ],
+)
+def test_a_run_that_learned_nothing_says_so(losses, told):
+    from funcnet.cli.train import _learned_nothing
+    from funcnet.train import History
+
+    history = History([{"step": i + 1, "loss": float(loss)} for i, loss in enumerate(losses)])
+    assert _learned_nothing(history).startswith("it learned nothing: the loss was 2.3") == told
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "labels", "steps", "told"),
+    [
+        (0.30, [0, 0, 1, 2, 3, 4, 5, 6, 7, 8], 20, True),
+        (0.31, [0, 0, 1, 2, 3, 4, 5, 6, 7, 8], 20, False),
+        (0.30, [[0, 0, 1, 2, 3], [4, 5, 6, 7, -1]], 20, True),
+        (0.50, [0, 0, 0, 0, 1, 1], 20, False),  # of two classes it says nothing
+        (0.10, [0, 0, 1, 2, 3, 4, 5, 6, 7, 8], 19, False),  # too short to tell
+        (0.10, [0.0, 0.5], 20, False),
+        (None, [0, 1, 2, 3, 4], 20, False),  # a recipe without one
+    ],
+)
+def test_a_run_that_knows_one_class_says_so(accuracy, labels, steps, told):
+    from funcnet.cli.train import _knows_one_class
+    from funcnet.train import History
+
+    records = [{"step": i + 1, "loss": 1.0 / (i + 1)} for i in range(steps)]
+    last = {} if accuracy is None else {"eval_accuracy": accuracy}
+    history = History([*records[:-1], records[-1] | last])
+    held = SimpleNamespace(labels=np.asarray(labels))
+    said = _knows_one_class(history, SimpleNamespace(examples=lambda n: (None, held)))
+    assert said.startswith("it learned next to nothing: always the commonest class would have 20.00%") == told

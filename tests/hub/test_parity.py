@@ -92,9 +92,9 @@ DECODERS = [
         id="llama linear, tied",
         marks=slow,
     ),
-    pytest.param("Qwen2", LLAMA | SLIDING, id="qwen2 sliding"),
+    pytest.param("Qwen2", LLAMA | SLIDING, id="qwen2 sliding", marks=slow),
     pytest.param("Qwen2", LLAMA | {"rope_parameters": YARN}, id="qwen2 yarn", marks=slow),
-    pytest.param("Qwen3", LLAMA, id="qwen3"),
+    pytest.param("Qwen3", LLAMA, id="qwen3", marks=slow),
     pytest.param("Mamba", MAMBA, id="mamba"),
     pytest.param(
         "Mamba", MAMBA | {"tie_word_embeddings": False, "use_bias": True}, id="mamba untied", marks=slow
