@@ -126,12 +126,14 @@ def test_every_shape_becomes_a_grid_that_loses_no_error(shape):
     off = np.asarray(10.0 ** rng.uniform(-12, -1, shape))
     at = tuple(int(rng.integers(size)) for size in shape)
     off[at] = -0.875
-    text = Report((row("x", None, sample=Sample(off, 0 * off, "as given")),)).to_html()
+    text = Report((row("x", None, sample=Sample(off, np.zeros(shape), "as given")),)).to_html()
     width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', text).groups())
     assert text.count("<rect ") == 3 * width * height <= 3 * off.size
     assert max(width, height) <= 32
     assert f"<title>x{list(at) if at else ''}: -0.88</title>" in text
-    assert Report((row("x", np.abs(off)),)).to_html().count("<rect ") == width * height, "of a model"
+    assert Report((row("x", np.asarray(np.abs(off))),)).to_html().count("<rect ") == width * height, (
+        "of a model"
+    )
 
 
 def test_pooling_keeps_what_is_not_finite():
