@@ -119,6 +119,7 @@ def unchecked():
     """Annotations are not checked: funcnet's own errors speak, as they do for users."""
     import jaxtyping
 
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)
