@@ -129,6 +129,15 @@ def test_every_family_has_a_title_in_the_table_of_operations():
     assert titles.keys() == set(funcnet._OPERATIONS.values())
 
 
+def test_every_operation_shows_its_verification():
+    import funcnet
+
+    shown = json.loads((ROOT / "docs/verified.json").read_text("utf-8"))
+    assert {row["operation"] for row in shown["rows"]} == set(funcnet._OPERATIONS), "renew it: verify --all"
+    assert shown["ok"], shown["verdict"]
+    assert all(row["ok"] for row in shown["rows"])
+
+
 def compared():
     return script("compared")
 

@@ -348,7 +348,10 @@ def _load(place: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if is_file or not f"{place}.".startswith(f"{error.name}."):
             raise UsageError(f"{place} cannot be imported: {error}") from error
-        raise UsageError(f"there is no module {place!r}, neither here nor installed") from error
+        from funcnet import _OPERATIONS
+
+        hint = f"; of the library: --op {place}" if place in _OPERATIONS else ""
+        raise UsageError(f"there is no module {place!r}, neither here nor installed{hint}") from error
     except (Exception, SystemExit) as error:  # whatever somebody's file may raise
         text = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UsageError(f"{place} cannot be imported: {text}") from error

@@ -117,6 +117,10 @@ def test_methods_scalars_and_integers(capsys, folder):
             "there is no file nowhere.py",
         ),
         (["nowhere:f", "nowhere:g"], "there is no module 'nowhere', neither here nor installed"),
+        (
+            ["linear"],
+            "there is no module 'linear', neither here nor installed; of the library: --op linear",
+        ),
         (["nowhere.deep:f", "nowhere:g"], "there is no module 'nowhere.deep', neither here nor installed"),
         (["needs_zzz:f", "needs_zzz:g"], "needs_zzz cannot be imported: No module named 'zzz'"),
         (["needs_zzz.py:f", "stops:g"], "needs_zzz.py cannot be imported: No module named 'zzz'"),
