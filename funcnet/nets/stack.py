@@ -95,7 +95,8 @@ def apply(
         whole, rest = _split(rest, [rounds * period, layers - rounds * period])
 
     def run(x: Any, group: Any, in_loop: bool) -> Any:
-        apart, step = unstack(group), period if in_loop else None
+        apart = [group] if in_loop and period == 1 else unstack(group)
+        step = period if in_loop else None
         for i in range(0, len(apart), period):
             first = i if in_loop else rounds * period + i
 
@@ -113,7 +114,8 @@ def apply(
 
     x = _stream(x)
     if rounds:
-        whole = jax.tree.map(lambda v: v.reshape(rounds, period, *v.shape[1:]), whole)
+        if period > 1:
+            whole = jax.tree.map(lambda v: v.reshape(rounds, period, *v.shape[1:]), whole)
         x, _ = jax.lax.scan(lambda x, group: (run(x, group, True), None), x, whole, unroll=unroll)
     return run(x, rest, False) if rounds * period < layers else x
 

@@ -127,7 +127,7 @@ def forward(
         total = jnp.exp(sinks - m)
     ot, m, total = _over_blocks(form, z, step, (ot, m, total))
     total = jnp.where(total > 0, total, 1)
-    ot = ot / (total * (1 - form.rate))
+    ot = ot / (total * (1 - form.rate) if form.rate else total)
     m, log_total = (_from_queries(z, x.mT)[..., 0] for x in (m, jnp.log(total)))
     return _from_queries(z, ot.mT).astype(v.dtype), m, log_total
 
@@ -188,7 +188,8 @@ def backward(
     zeros = lambda x: _varying(q, jnp.zeros(x.shape, sums))[0]
     dbias = None if bias is None else zeros(_padded(z, bias))
     dqt, dk, dv, dbias = _over_blocks(form, z, step, (zeros(q.mT), zeros(k), zeros(v), dbias))
-    dq, dk, dv = _from_queries(z, dqt.mT) * form.scale, _from_keys(z, dk) * scale, _from_keys(z, dv)
+    dq, dk, dv = _from_queries(z, dqt.mT) * form.scale, _from_keys(z, dk), _from_keys(z, dv)
+    dk = dk if scale == 1.0 else dk * scale
     if bias is not None and dbias is not None:
         dbias = narrow(dbias[tuple(slice(size) for size in _full(z, bias).shape)].reshape(bias.shape), bias)
     dq, dk, dv = (narrow(g, x) for g, x in zip((dq, dk, dv), leaves, strict=True))
@@ -281,11 +282,15 @@ def _list_blocks(form: Form, z: _Sizes) -> tuple[list[tuple[int, int]], list[tup
 
 
 def _at(x: Array, i: Array) -> Array:
-    return lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
+    if x.shape[0] == 1:
+        return lax.squeeze(x, (0,))
+    return lax.dynamic_index_in_dim(x, i, 0, keepdims=False, allow_negative_indices=False)
 
 
 def _put(x: Array, y: Array, i: Array) -> Array:
-    return lax.dynamic_update_index_in_dim(x, y, i, 0)
+    if x.shape[0] == 1:
+        return y[None]
+    return lax.dynamic_update_index_in_dim(x, y, i, 0, allow_negative_indices=False)
 
 
 def _pad(x: Array, size: int, axis: int) -> Array:
@@ -312,7 +317,7 @@ def _from_queries(z: _Sizes, x: Array) -> Array:
     x = x.reshape(blocks, *z.n, z.h_kv, group, z.rows, x.shape[-1])
     x = x.transpose(*range(1, n + 1), 0, n + 3, n + 1, n + 2, n + 4)
     x = x.reshape(*z.n, blocks * z.rows, z.h, x.shape[-1])
-    return lax.slice_in_dim(x, 0, z.t, axis=n)
+    return x if x.shape[n] == z.t else lax.slice_in_dim(x, 0, z.t, axis=n)
 
 
 def _by_keys(z: _Sizes, x: Array) -> Array:
@@ -327,7 +332,7 @@ def _from_keys(z: _Sizes, x: Array) -> Array:
     n, blocks = len(z.n), z.blocks[1]
     x = x.transpose(*range(1, n + 1), 0, n + 2, n + 1, n + 3)
     x = x.reshape(*z.n, blocks * z.columns, z.h_kv, x.shape[-1])
-    return lax.slice_in_dim(x, 0, z.s, axis=n)
+    return x if x.shape[n] == z.s else lax.slice_in_dim(x, 0, z.s, axis=n)
 
 
 def _of_heads(z: _Sizes, x: Array) -> Array:

@@ -171,7 +171,7 @@ def vjp(
     """
     _check.mapping("embedding.vjp", "params", params)
     w, ids = params["w"], _known(ids, params["w"].shape[0])
-    y = w.at[ids].get(mode="fill", fill_value=0)
+    y = w.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
     if padding_index is not None:
         padding = ids == padding_index
         y = jnp.where(padding[..., None], lax.stop_gradient(y), y)
@@ -200,7 +200,7 @@ def _add_rows(ids: Array, rows: Array, *, v: int) -> Array:
     if not ids.size:  # a scatter of nothing forgets over which devices its rows vary
         return rules.same_variance(jnp.zeros((v, rows.shape[-1]), wide(rows.dtype)), rows)[0]
     sums = jnp.zeros((v, rows.shape[-1]), wide(rows.dtype))
-    return sums.at[ids].add(rows.astype(sums.dtype), mode="drop")
+    return sums.at[ids].add(rows.astype(sums.dtype), mode="drop", wrap_negative_indices=False)
 
 
 def cost(params: Params, ids: Integer[Abstract, "*n"], *, padding_index: int | None = None) -> Cost:

@@ -13,13 +13,15 @@ from jax import lax
 __all__ = ["centred", "moments"]
 
 
-def moments(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """c, the mean of x over `axes` less its first element, and the biased variance; the axes are kept.
+def moments(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x less its mean over `axes`; c, that mean less the first element; the biased variance.
 
-    The mean itself is first + c.
+    The axes are kept. The mean itself is first + c.
     """
-    c = _from_first(x, axes).mean(axes, keepdims=True)
-    return c, (centred(x, c, axes) ** 2).mean(axes, keepdims=True)
+    d = _from_first(x, axes)
+    c = d.mean(axes, keepdims=True)
+    d = d - c
+    return d, c, (d**2).mean(axes, keepdims=True)
 
 
 def centred(x: jax.Array, c: jax.Array, axes: Sequence[int]) -> jax.Array:

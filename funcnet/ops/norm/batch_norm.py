@@ -173,13 +173,17 @@ def vjp(
     train = train and 0 not in x.shape[:-1]
     state = lax.stop_gradient(state)
     if train:
-        c = _mean(_centred(rows, real, 0, train), real)
-        variance = _mean(_centred(rows, real, c, train) ** 2, real)
-        state = _moved(state, _first(rows, real) + c, variance, _count(rows, real), momentum)
+        first = _first(rows, real)
+        d = _masked(rows - first, real)
+        c = _mean(d, real)
+        d = _masked(d - c, real)
+        variance = _mean(d**2, real)
+        state = _moved(state, first + c, variance, _count(rows, real), momentum)
     else:
         c, variance = (state[name].astype(rows.dtype)[None] for name in ("mean", "var"))
+        d = _centred(rows, real, c, train)
     rstd = lax.rsqrt(variance + eps)
-    y = _bias.add(w.astype(rows.dtype)[None] * (_centred(rows, real, c, train) * rstd), params)
+    y = _bias.add(w.astype(rows.dtype)[None] * (d * rstd), params)
     y = _masked(y, real).reshape(x.shape).astype(x_.dtype)
     return (y, state), Partial(rules.bind(_pullback, train=train), params, x, mask, c, rstd)
 
@@ -218,10 +222,10 @@ def _masked(rows: Array, real: Array | None) -> Array:
     return rows if real is None else jnp.where(real, rows, 0)
 
 
-def _count(rows: Array, real: Array | None) -> Array:
+def _count(rows: Array, real: Array | None) -> Array | float:
     """How many elements a mean is over, at least 1."""
     if real is None:
-        return jnp.asarray(count(rows.shape[0], rows.dtype), rows.dtype)
+        return count(rows.shape[0], rows.dtype)
     return jnp.maximum(real.sum(), 1).astype(rows.dtype)
 
 
@@ -236,17 +240,20 @@ def _first(rows: Array, real: Array | None) -> Array:
     return lax.stop_gradient(lax.dynamic_slice_in_dim(rows, first, 1))
 
 
-def _centred(rows: Array, real: Array | None, c: Array | int, train: bool) -> Array:
+def _centred(rows: Array, real: Array | None, c: Array, train: bool) -> Array:
     """rows less their mean, which is c, in training c + the first; 0 for padding, whatever it holds."""
     return _masked((rows - _first(rows, real) if train else rows) - c, real)
 
 
-def _moved(state: State, mean: Array, variance: Array, n: Array, momentum: float) -> State:
+def _moved(state: State, mean: Array, variance: Array, n: Array | float, momentum: float) -> State:
     """The state, moved towards the statistics [1, c] of n elements, where those are two or more."""
-    batch = lax.stop_gradient({"mean": mean[0], "var": variance[0] * (n / jnp.maximum(n - 1, 1))})
+    enough = n > 1  # known, unless there is a mask, or a symbol
+    unbiased = n / (n - 1 if enough is True else jnp.maximum(n - 1, 1))
+    batch = lax.stop_gradient({"mean": mean[0], "var": variance[0] * unbiased})
 
     def moved(old: Array, new: Array) -> Array:
-        return jnp.where(n > 1, momentum * old + (1 - momentum) * new.astype(old.dtype), old)
+        new = momentum * old + (1 - momentum) * new.astype(old.dtype)
+        return new if enough is True else jnp.where(enough, new, old)
 
     return rules.like(state, {name: moved(state[name], value) for name, value in batch.items()})
 

@@ -132,9 +132,9 @@ def vjp(
     _check.mapping("group_norm.vjp", "params", params)
     w, x_ = common(params["w"], x)
     h = _split(x_, groups, spatial).astype(wide(x_.dtype))
-    c, variance = moments(h, _WITHIN)
+    d, c, variance = moments(h, _WITHIN)
     rstd = lax.rsqrt(variance + eps)
-    xhat = (centred(h, c, _WITHIN) * rstd).reshape(x.shape)
+    xhat = (d * rstd).reshape(x.shape)
     y = _bias.add(align(w.astype(h.dtype), x.ndim) * xhat, params)
     return y.astype(x_.dtype), Partial(
         rules.bind(_pullback, groups=groups, spatial=spatial), params, x, c, rstd

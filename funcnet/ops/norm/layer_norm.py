@@ -95,9 +95,9 @@ def vjp(params: Params, x: Float[Array, "*n d"], eps: float = 1e-5) -> tuple[Flo
     _check.mapping("layer_norm.vjp", "params", params)
     w, x_ = common(params["w"], x)
     h = x_.astype(wide(x_.dtype))
-    c, variance = moments(h, (-1,))
+    d, c, variance = moments(h, (-1,))
     rstd = lax.rsqrt(variance + eps)
-    y = _bias.add(align(w.astype(h.dtype), h.ndim) * (centred(h, c, (-1,)) * rstd), params)
+    y = _bias.add(align(w.astype(h.dtype), h.ndim) * (d * rstd), params)
     return y.astype(x_.dtype), Partial(_pullback, params, x, c, rstd)
 
 

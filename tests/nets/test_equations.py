@@ -1,0 +1,32 @@
+"""How many equations the traced program of each net has: tracing, lowering and compiling walk through all."""
+
+import jax
+import pytest
+
+from benchmarks.studies.equations import count
+from tests.nets.test_everywhere import NETS, drawn, gradient, sized
+
+MOST = {  # of the forward pass, and of the gradient with it
+    "mlp": (13, 34),
+    "convnet": (119, 229),
+    "crnn": (277, 579),
+    "recurrent": (155, 435),
+    "mamba": (197, 585),
+    "vad": (162, 304),
+    "resnet": (282, 568),
+    "resnet with bottlenecks": (469, 934),
+    "transformer": (367, 742),
+    "transformer with rope": (397, 823),
+    "transformer with alibi": (338, 978),
+    "encoder": (395, 792),
+    "vit": (315, 650),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_no_net_has_more_equations_than_it_had(name):
+    net, config, apply, of = NETS[name]
+    args = drawn(net, config), sized(of, b=2, t=5), jax.random.key(1)
+    found = [count(jax.make_jaxpr(f)(*args).jaxpr) for f in (apply, gradient(apply))]
+    more = [f"{n} of at most {most}" for n, most in zip(found, MOST[name], strict=True) if n > most]
+    assert not more, f"{name}: {', '.join(more)}. Say in the commit what they are for, or leave them out."
