@@ -1,7 +1,8 @@
-"""Compiled programs kept for the next run: JAX's persistent cache, in a folder of the user's, for commands.
+"""What a command keeps for the next one, in a folder of the user's: programs, and which formulas are right.
 
-JAX reads these settings when it is imported. A program that was compiled for another processor may crash, and
-JAX does not look, so that the folder is named by the processor, jaxlib and XLA_FLAGS.
+Programs are JAX's persistent cache, whose settings JAX reads when it is imported. One that was compiled for
+another processor may crash, and JAX does not look, so that the folder is named by the processor, jaxlib and
+XLA_FLAGS.
 """
 
 import contextlib
@@ -11,10 +12,14 @@ import platform
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from funcnet import backend
 
-__all__ = ["LIMIT", "folder", "keep", "state"]
+if TYPE_CHECKING:
+    from funcnet.verifier.memory import Memory
+
+__all__ = ["LIMIT", "folder", "keep", "memory", "state"]
 
 LIMIT = 500_000_000  # bytes, of all folders together, when a command begins
 _SWITCH, _JAX = "FUNCNET_CACHE", "JAX_COMPILATION_CACHE_DIR"
@@ -47,6 +52,16 @@ def folder(environment: MutableMapping[str, str] = os.environ) -> Path:
     """Where the programs of this processor, jaxlib and XLA_FLAGS are."""
     facts = "\n".join([_processor(), backend.jaxlib_version(), environment.get("XLA_FLAGS", "")])
     return _root(environment) / hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def memory(read: bool, environment: MutableMapping[str, str] = os.environ) -> "Memory | None":
+    """What was found right on this machine, by this software; None where FUNCNET_CACHE=off."""
+    from funcnet.verifier.memory import Memory
+
+    if environment.get(_SWITCH) == "off":
+        return None
+    facts = {**backend.facts(), "processor": _processor()}
+    return Memory(_root(environment).with_name("verified.json"), facts, read=read)
 
 
 def state(environment: MutableMapping[str, str] = os.environ) -> str:

@@ -2,18 +2,19 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from funcnet import tasks
 from funcnet._signals import Stop, signals
-from funcnet.cli import UsageError, _mesh, choice
+from funcnet.cli import UsageError, _cache, _mesh, choice
 from funcnet.cli._options import parse
 from funcnet.cli._text import heading
 
@@ -37,6 +38,9 @@ _HARDLY = 1.5  # times the accuracy of always the commonest class
 _SOME, _STILL = 2, 0.98  # steps in a tenth of a run, to judge it by; the share of a loss that is left of it
 _SECONDS_BETWEEN_PAGES = 30.0  # at most, while there is no evaluation
 _ONE = _mesh.Devices()
+_NO = ("", "0", "false")  # of a variable that is a switch
+
+Verify = Literal["always", "remembered", "off"]
 
 USAGE = """\
 usage: funcnet train TASK [options]
@@ -78,6 +82,7 @@ def run(args: list[str]) -> int:
         training: Annotated[module.Training, tyro.conf.arg(name="")],  # pyright: ignore[reportInvalidTypeForm]
         out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
         resume: bool = False,
+        verify: Verify | None = None,
         devices: Annotated[_mesh.Devices, tyro.conf.arg(name="")] = _ONE,
     ) -> tuple[Any, ...]:
         """Options.
@@ -88,12 +93,15 @@ def run(args: list[str]) -> int:
             out: the run folder, new or empty; by default runs/TASK-TIME.
             resume: go on with the run in --out DIR, exactly as if it had not been interrupted. The other
                 options are those that it was begun with.
+            verify: gradient formulas before the first step: always; those that are not remembered, as this
+                software has found them right on this machine; or off. By default remembered; where CI is set,
+                always.
             devices: on which.
         """
-        return options, training, out, resume, devices
+        return options, training, out, resume, devices, verify
 
     chosen = parse(options, args[1:], f"funcnet train {name}", f"Train {name}: {tasks.TASKS[name]}.")
-    with _mesh.joined(chosen[-1]):
+    with _mesh.joined(chosen[4]):
         return train(name, *chosen)
 
 
@@ -104,6 +112,7 @@ def train(
     out: Path | None,
     resume: bool = False,
     devices: _mesh.Devices = _ONE,
+    verify: Verify | None = None,
 ) -> int:
     """Train a task and write its run folder.
 
@@ -114,6 +123,7 @@ def train(
         out: the folder; None: runs/TASK-TIME.
         resume: go on with what is in it.
         devices: on which; of several processes each calls this, and the first one writes.
+        verify: formulas; None: those that are not remembered, all where CI is set.
 
     Returns:
         0, or 1: a formula is wrong; 3: a number was not finite; 128 + the number of the signal that ended it.
@@ -127,7 +137,7 @@ def train(
         raise UsageError(f"--resume goes on in a run folder: --out DIR (funcnet train {name} --help)")
     with signals() as stop, contextlib.ExitStack() as untrained:
         with gathered("funcnet train") as peers:
-            made = _prepared(name, options, training, out, resume, devices, peers, untrained)
+            made = _prepared(name, options, training, out, resume, devices, verify, peers, untrained)
         if isinstance(made, int):
             return made
         run, state, history, params = made
@@ -145,6 +155,7 @@ def _prepared(
     out: Path | None,
     resume: bool,
     devices: _mesh.Devices,
+    verify: Verify | None,
     peers: "Peers",
     untrained: contextlib.ExitStack,
 ) -> Any:
@@ -219,7 +230,7 @@ def _prepared(
             print(f"this run is done; {folder} holds its parameters, after step {state.step}")
             _score(task, history)
             return 0
-    report = check(module, task, params, key_check)
+    report = check(module, task, params, key_check, verify)
     if not report.ok and not report.is_unseen:
         return 1
     kind = jax.local_devices()[0].device_kind
@@ -260,18 +271,25 @@ def _is_over(task: "Task", state: "State", batches: Any) -> bool:
     return (task.steps is not None and int(state.step) >= task.steps) or getattr(batches, "done", 0) >= 1
 
 
-def check(module: ModuleType, task: "Task", params: Any, key: Any) -> "Report":
+def check(module: ModuleType, task: "Task", params: Any, key: Any, verify: Verify | None = None) -> "Report":
     """Show the layers of a model, and whether its gradient formulas are right."""
     from funcnet import verifier
     from funcnet.cli.summary import show
 
     heading("\nmodel")
     show(module, task.config)
+    if verify == "off":
+        heading("\ngradient formulas in this model: not verified (--verify off)")
+        return verifier.Report(())
     heading("\ngradient formulas in this model, against jax.vjp of their definitions, in float64")
     began = time.perf_counter()
-    report = verifier.verify_model(task.step.loss, params, next(task.batches()), key=key)
+    verify = verify or ("remembered" if os.environ.get("CI", "").lower() in _NO else "always")
+    memory = _cache.memory(read=verify == "remembered")
+    report = verifier.verify_model(task.step.loss, params, next(task.batches()), key=key, memory=memory)
     print(report.table())
     print(f"verified in {time.perf_counter() - began:.1f} s")
+    if any(row.note.startswith("since") for row in report.rows):
+        print("what is right since a day was not verified again: --verify always does")
     if report.is_unseen:
         heading("trained all the same: what was not verified may be right", "bold yellow")
     elif not report.ok:

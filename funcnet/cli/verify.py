@@ -240,7 +240,7 @@ def _of_model(options: Options, text: str) -> Any:
     held = {name: getattr(module, name) for name in _HELD if hasattr(module, name)}
     if missing := [name for name in ("params", "batch") if name not in held]:
         raise UsageError(f"{place} holds no {missing[0]}: a value, or a function without arguments")
-    given = {name: value() if callable(value) else value for name, value in held.items()}
+    given: dict[str, Any] = {name: value() if callable(value) else value for name, value in held.items()}
     params, batch = given.pop("params"), given.pop("batch")
     return fn.verify_model(loss, params, batch, **given, seed=options.seed, allow=options.allow)
 

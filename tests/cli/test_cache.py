@@ -1,12 +1,18 @@
-"""Compiled programs that a command keeps for the next one."""
+"""What a command keeps for the next one: compiled programs, and which formulas were found right."""
 
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from funcnet.cli import _cache
+import funcnet as fn
+from funcnet import rules
+from funcnet.cli import _cache, summary, train
+from funcnet.tasks import digits
 
 MAIN = "from funcnet.cli import main; raise SystemExit(main())"
 
@@ -92,3 +98,59 @@ def test_a_second_run_compiles_nothing_and_trains_the_same(tmp_path):
     assert len(compiled) > 5
     assert train("second") == first == without
     assert programs() == compiled
+
+
+# ---- what was found right ---------------------------------------------------------------------------------
+
+CALL = rules.Call(fn.softmax, (jax.ShapeDtypeStruct((2, 3), "float32"),), {})
+
+
+@pytest.mark.parametrize("changed", ["python", "jax", "jaxlib", "numpy", "XLA_FLAGS", "devices", "processor"])
+def test_what_was_found_right_is_so_under_these_facts(changed, tmp_path, monkeypatch):
+    facts = _cache.backend.facts()
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    before = _cache.memory(True, environment).key(CALL)
+    assert before == _cache.memory(True, environment).key(CALL) != ""
+    if changed == "processor":
+        monkeypatch.setattr(_cache, "_processor", lambda: "another")
+    else:
+        assert changed in facts
+        monkeypatch.setattr(_cache.backend, "facts", lambda: {**facts, changed: "another"})
+    assert _cache.memory(True, environment).key(CALL) != before
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "is_read"),
+    [
+        (None, {}, True),
+        ("remembered", {}, True),
+        ("always", {}, False),
+        (None, {"CI": "true"}, False),
+        (None, {"CI": "false"}, True),
+        ("remembered", {"CI": "true"}, True),
+        ("remembered", {"FUNCNET_CACHE": "off"}, None),
+        ("off", {}, None),
+    ],
+)
+def test_when_it_is_read(option, environment, is_read, tmp_path, monkeypatch, capsys):
+    for name in ("CI", "FUNCNET_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"XDG_CACHE_HOME": str(tmp_path), **environment}.items():
+        monkeypatch.setenv(name, value)
+    params = {"w": jnp.ones((3, 2))}
+    fn.verify_model(loss, params, jnp.ones((5, 3)), memory=_cache.memory(False))
+    assert (tmp_path / "funcnet" / "verified.json").exists() is ("FUNCNET_CACHE" not in environment)
+    task = SimpleNamespace(
+        config=None, step=SimpleNamespace(loss=loss), batches=lambda: iter([jnp.ones((5, 3))])
+    )
+    monkeypatch.setattr(summary, "show", lambda *_: None)
+    report = train.check(digits, task, params, None, option)
+    assert report.ok
+    out = capsys.readouterr().out
+    assert ("--verify always" in out) is bool(is_read)
+    assert [row.note.startswith("since") for row in report.rows] == [bool(is_read)] * (option != "off")
+    assert ("not verified (--verify off)" in out) is (option == "off")
+
+
+def loss(params, batch):
+    return fn.linear.apply(params, batch).sum()

@@ -271,6 +271,15 @@ def test_a_run_without_trouble(quick, capsys):
     assert {path.name for path in Path("run").iterdir()} == FILES | {"mistakes.png"}
 
 
+def test_how_formulas_are_verified_is_an_option(quick, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "check", lambda *args: asked.append(args[-1]) or verifier.Report(()))
+    for given in ([], ["always"], ["remembered"], ["off"]):
+        shutil.rmtree("run", ignore_errors=True)
+        assert quick(*(["--verify", *given] if given else [])) == 0
+    assert asked == [None, "always", "remembered", "off"]
+
+
 def test_steps_that_are_not_finite(quick, capsys):
     """As a guarded step goes: the second fault in a row is the last thing that happens."""
 
