@@ -73,8 +73,13 @@ def init(
         rules: as in `of`.
         mesh: as in `of`.
         whole_below: as in `of`.
+
+    Raises:
+        StructureError, ShapeError: specs are those of other params.
+        ValueRangeError, DTypeError: as in `of`.
     """
     to = of(specs, rules, mesh, whole_below=whole_below)
+    spec.fits("shard.init", specs, jax.eval_shape(f, key))
     return jax.jit(f, out_shardings=to)(key)
 
 
@@ -157,15 +162,15 @@ def check_axis(where: str, path: str, axis: str, mesh: Any) -> None:
 def _check(where: str, specs: Any, rules: Any, mesh: Any) -> None:
     spec.check(where, specs)
     is_axes = lambda over: over is None or isinstance(over, str | tuple | list)
-    if not isinstance(rules, Mapping) or not all(
-        isinstance(name, str) and is_axes(over) and all(isinstance(axis, str) for axis in _tuple(over))
-        for name, over in rules.items()
-    ):
+    pairs = rules.items() if isinstance(rules, Mapping) else [("", rules)]
+    for name, over in pairs:
+        if name and isinstance(name, str) and is_axes(over) and all(isinstance(a, str) for a in _tuple(over)):
+            continue
         raise DTypeError(
             f"{where}: rules are not a dict of names.",
             path="rules",
             expected='rules: the name of an axis -> an axis of the mesh, {"d": "data"}',
-            actual=f"rules: {describe(rules)}",
+            actual=f"rules[{name!r}]: {describe(over)}" if name else f"rules: {describe(rules)}",
         )
     for name, over in rules.items():
         for axis in _tuple(over):

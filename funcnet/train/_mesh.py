@@ -1,6 +1,7 @@
 """How a training state lies on a mesh and stays there, and how a batch on a mesh is cut into parts."""
 
 import itertools
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -13,8 +14,52 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from funcnet._letters import Axes, as_spec, axes_of, devices
+from funcnet.errors import ValueRangeError, describe
 
-__all__ = ["cut", "gathered", "kept", "placed", "retyped", "rows_over", "stacked", "touches"]
+__all__ = [
+    "check", "cut", "gathered", "home", "is_split", "kept", "placed", "retyped", "rows_over", "stacked",
+    "touches",
+]  # fmt: skip
+
+
+def home(tree: PyTree) -> Any:
+    """The mesh that is set, or else the one that a tree lies on; None."""
+    if not jax.sharding.get_abstract_mesh().empty:
+        with suppress(ValueError):  # within a trace
+            return jax.sharding.get_mesh()
+    lie = [leaf.sharding for leaf in jax.tree.leaves(tree) if _known(leaf)]
+    return next((sharding.mesh for sharding in lie if isinstance(sharding, NamedSharding)), None)
+
+
+def check(where: str, path: str, tree: PyTree, mesh: Any) -> None:
+    """Refuse arrays that were put elsewhere than on the devices of the mesh."""
+    for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not _known(leaf) or not leaf.committed:
+            continue
+        lies = leaf.sharding.mesh if isinstance(leaf.sharding, NamedSharding) else None
+        other = lies is not None and bool(lies.explicit_axes) and lies != mesh
+        if other or (mesh is not None and leaf.sharding.device_set != {*mesh.devices.flat}):
+            name = f"{path}{jax.tree_util.keystr(leaf_path)}"
+            raise ValueRangeError(
+                f"{where}: {name} lies on other devices.",
+                path=name,
+                expected=_shown(mesh),
+                actual=f"{describe(leaf)} on {_shown(lies)}",
+                hint="with jax.set_mesh(mesh): make params and state there, batches by fn.shard.place",
+            )
+
+
+def _shown(mesh: Any) -> str:
+    return "no mesh" if mesh is None else "a mesh of " + " × ".join(f"{n} {k}" for n, k in mesh.shape.items())
+
+
+def is_split(tree: PyTree) -> bool:
+    """Whether any device holds a part of an array only."""
+    return any(_known(leaf) and not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
+
+
+def _known(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
 
 
 def placed(tree: PyTree, params: PyTree) -> PyTree:
@@ -22,12 +67,10 @@ def placed(tree: PyTree, params: PyTree) -> PyTree:
 
     A step returns them there: born elsewhere, the second step would be another program.
     """
-    known = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-    lie = [leaf.sharding for leaf in jax.tree.leaves(params) if known(leaf)]
-    mesh = next((sharding.mesh for sharding in lie if isinstance(sharding, NamedSharding)), None)
+    mesh = home(params)
 
     def put(leaf: Any) -> Any:
-        if mesh is None or not known(leaf):
+        if mesh is None or not _known(leaf):
             return leaf
         lies = isinstance(leaf.sharding, NamedSharding)
         to = leaf.sharding if lies else NamedSharding(mesh, PartitionSpec())

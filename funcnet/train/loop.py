@@ -17,7 +17,7 @@ from funcnet import signature
 from funcnet._signals import signals
 from funcnet.errors import DTypeError, StructureError, ValueRangeError, describe
 from funcnet.mean import scalar
-from funcnet.train import _check, agreement
+from funcnet.train import _check, _mesh, agreement
 from funcnet.train._pieces import versions
 from funcnet.train.agreement import gathered
 from funcnet.train.checkpoints import Checkpoints
@@ -112,8 +112,8 @@ def fit(
         StructureError: the step or `evaluate` returns anything else; several processes differ in the state,
             an option, the batch or the program of the step.
         ValueRangeError: there was no batch, `state` has a NaN or an infinity or was given to a step before,
-            which deleted it, two things are recorded under one name, or `steps`, `until`, `minutes`, `every`
-            or the name of a rate makes no sense.
+            which deleted it, it or the batch lies elsewhere than on the mesh, two things are recorded under
+            one name, or `steps`, `until`, `minutes`, `every` or the name of a rate makes no sense.
         OSError: the last checkpoint cannot be written.
         PeersError: of several processes one is lost, does not come within `timeout`, or has ended the run by
             an error of its own. It names them.
@@ -138,7 +138,9 @@ def fit(
     count = _count(steps, until, first)
     every = None if every is None else _check.whole("train.fit", "every", every, 1)
     rates, limit = _rates(rates), _seconds(minutes)
-    state = thawed(step, state)
+    state, mesh = thawed(step, state), _mesh.home(state)
+    _mesh.check("train.fit", "state", state, mesh)
+    state = _mesh.placed(state, state)
     with gathered("train.fit", agreement.seconds("train.fit", timeout)) as peers:
         alone, sinks = peers.count == 1, sinks if peers.index == 0 else ()
         if not alone:
@@ -191,6 +193,7 @@ def fit(
                     whole = False
                     batch = _check.own("train.fit", batch, done + 1)
                     if done == first:
+                        _mesh.check("train.fit", "batch", batch, mesh)
                         if not alone:
                             peers.same("batch", _types("batch", batch))
                             peers.same("step", _program(step, state, batch))
@@ -204,6 +207,8 @@ def fit(
                     if done == first + 1:
                         peers.wait(metrics)
                         say(f"first step after {records.restart(done):.1f} s: values checked, step compiled")
+                        if mesh is not None and mesh.size > 1 and not _mesh.is_split((state.params, batch)):
+                            say(f"nothing is split: each of {mesh.size} devices does all (fn.shard.place)")
                     at = evaluate is not None and every is not None and done % every == 0
                     if at:
                         records.read(evaluation=measured)

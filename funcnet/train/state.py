@@ -93,8 +93,8 @@ def init(
         ShapeError: `key` is an array of several keys.
         StructureError: the optimizer needs a step of its own: it keeps two sets of params (`optax.lookahead`)
             or takes the gradient of each example (`optax.contrib.dpsgd`).
-        ValueRangeError: something is given that a step has deleted, or `average` or `loss_scale` lies outside
-            of its range.
+        ValueRangeError: something is given that a step has deleted, params lie elsewhere than on the mesh
+            that is set, or `average` or `loss_scale` lies outside of its range.
 
     >>> import optax
     >>> state = init({"w": jnp.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
@@ -126,6 +126,8 @@ def init(
             raise DTypeError(
                 f"train.init: {name} is no array.", path=name, expected="arrays", actual=_check.shown(leaf)
             )
+    if (mesh := _mesh.home(())) is not None:
+        _mesh.check("train.init", "params", params, mesh)
     opt_state = optimizers.init(transformation, params)
     # The optimizer may keep params themselves in its state, and one array may stand at two places of params:
     # a buffer can be donated only once, so each leaf gets its own.

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import funcnet as fn
-from funcnet.errors import DTypeError, ValueRangeError
+from funcnet.errors import DTypeError, StructureError, ValueRangeError
 from funcnet.nets import transformer
 
+KEY = jax.random.key(0)
 CONFIG = transformer.Config(vocabulary=64, context=16, layers=2, heads=4, kv_heads=2, d=32, bias=False)
 
 
@@ -59,11 +60,9 @@ def test_table_says_what_stayed_whole_and_why():
 def test_params_are_born_where_they_lie_with_the_numbers_of_one_device():
     with jax.set_mesh(mesh(2, 2)):
         init = lambda key: transformer.init(key, CONFIG)
-        params = fn.shard.init(
-            init, jax.random.key(0), transformer.specs(CONFIG), fn.shard.FSDP, whole_below=1
-        )
+        params = fn.shard.init(init, KEY, transformer.specs(CONFIG), fn.shard.FSDP, whole_below=1)
     assert params["tokens"]["w"].sharding.spec == jax.P(None, "data")
-    want = jax.jit(init)(jax.random.key(0))
+    want = jax.jit(init)(KEY)
     for got, one in zip(jax.tree.leaves(params), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(np.asarray(got), np.asarray(one), rtol=1e-6)
 
@@ -75,6 +74,7 @@ def test_params_are_born_where_they_lie_with_the_numbers_of_one_device():
         ({"d": "date"}, ValueRangeError, "hint      'data'?"),
         ({"dd": "data"}, ValueRangeError, "names of axes: d, d_hidden, e, h, h_kv, layers, t, v"),
         ({"d": 3}, DTypeError, "rules are not a dict of names"),
+        ({"h": "data", "d": jax.P("data")}, DTypeError, "got       rules['d']: a P"),
         ([("d", "data")], DTypeError, "rules are not a dict of names"),
     ],
 )
@@ -82,6 +82,13 @@ def test_rules_that_make_no_sense(rules, kind, says):
     with pytest.raises(kind) as raised:
         fn.shard.of(transformer.specs(CONFIG), rules, mesh(2, 2))
     assert says in str(raised.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_specs_of_other_params():
+    other = {"w": fn.spec.Spec((64, 32), "float32", ("v", "d"))}
+    with pytest.raises(StructureError, match=r"shard\.init: specs are those of another tree"):
+        fn.shard.init(lambda key: transformer.init(key, CONFIG), KEY, other, fn.shard.FSDP, mesh(2, 2))
 
 
 def test_without_a_mesh():

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import funcnet as fn
-from funcnet.errors import ShapeError
+from funcnet.errors import ShapeError, ValueRangeError
 from funcnet.train import _mesh
 
 KINDS = [AxisType.Explicit, AxisType.Auto]
@@ -87,6 +87,72 @@ def test_what_holds_it_is_needed(monkeypatch, name, broken):
     monkeypatch.setattr(_mesh, name, broken)
     with pytest.raises((AssertionError, jax.errors.JaxRuntimeError)):
         run(mesh(AxisType.Auto, 4))
+
+
+def fitted(on, state=None, batch=None):
+    """A run of two steps on a mesh; of a state made there, and a batch placed there, if none is given."""
+    params, whole = arrays()
+    step = fn.train.make_step(loss, optax.sgd(0.1))
+    with jax.set_mesh(on):
+        state = state or fn.train.init(params, optax.sgd(0.1), key=KEY)
+        batch = fn.shard.place([whole] * 2) if batch is None else [batch] * 2
+        state, history = fn.train.fit(step, state, batch, until=2)
+    assert step._cache_size() == 1
+    return state, history
+
+
+def test_fit_puts_a_state_of_one_device_on_the_mesh_that_is_set(capsys):
+    on = mesh(AxisType.Explicit, 4)
+    want = fitted(on)[1]
+    assert "nothing is split" not in capsys.readouterr().out
+    state = fn.train.init(arrays()[0], optax.sgd(0.1), key=KEY)
+    state, got = fitted(on, state)
+    assert state.params["w"].sharding.mesh == on
+    np.testing.assert_allclose([one["loss"] for one in got], [one["loss"] for one in want])
+
+
+def test_fit_says_that_nothing_is_split(capsys):
+    fitted(mesh(AxisType.Explicit, 4), batch=arrays()[1])
+    assert "nothing is split: each of 4 devices does all (fn.shard.place)" in capsys.readouterr().out
+
+
+def elsewhere(what):
+    """Params, the state or the batch on one device or another mesh, and the mesh that is set."""
+    params, batch = arrays()
+    on, first = mesh(AxisType.Explicit, 4), jax.devices()[0]
+    if what == "params":
+        with jax.set_mesh(on):
+            fn.train.init(jax.device_put(params, first), optax.sgd(0.1), key=KEY)
+    if what == "state":
+        fitted(on, fn.train.init(jax.device_put(params, first), optax.sgd(0.1), key=KEY))
+    if what == "batch":
+        fitted(on, batch=next(fn.shard.place([batch], mesh=mesh(AxisType.Explicit, 2, 2))))
+    if what == "mesh":
+        state = fn.train.init(jax.tree.map(jnp.asarray, params), optax.sgd(0.1), key=KEY)
+        fn.train.fit(
+            fn.train.make_step(loss, optax.sgd(0.1)), state, fn.shard.place([batch], mesh=on), steps=1
+        )
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("what", "name", "expected", "actual"),
+    [
+        ("params", "train.init: params['b']", "a mesh of data 4", "float64[8] on no mesh"),
+        ("state", "train.fit: state.params['b']", "a mesh of data 4", "float64[8] on no mesh"),
+        ("batch", "train.fit: batch[0]", "a mesh of data 4", "float64[8, 8] on a mesh of data 2 × tensor 2"),
+        ("mesh", "train.fit: batch[0]", "no mesh", "float64[8, 8] on a mesh of data 4"),
+    ],
+)
+def test_what_lies_elsewhere(what, name, expected, actual):
+    with pytest.raises(ValueRangeError) as raised:
+        elsewhere(what)
+    assert str(raised.value).splitlines() == [
+        f"{name} lies on other devices.",
+        f"  expected  {expected}",
+        f"  got       {actual}",
+        "  hint      with jax.set_mesh(mesh): make params and state there, batches by fn.shard.place",
+    ]
 
 
 # ---- a batch in parts -------------------------------------------------------------------------------------
