@@ -50,9 +50,10 @@ class Ready:
         given = copy.copy(self.given)
         vars(given).pop("arrays", None)
         object.__setattr__(given, "args", args)
+        x64 = any(a.dtype == np.float64 for a in jax.tree.leaves(args))
         with jax.enable_x64(True):
             ready = dataclasses.replace(self.judge, problem=dataclasses.replace(given, args=wide(args)))
-            return compare.verdict(ready, given, False, None, 0.0, np.random.default_rng(seed))
+            return compare.verdict(ready, given, x64, None, 0.0, np.random.default_rng(seed))
 
 
 def false_alarms(pairs: int) -> list[dict[str, object]]:
