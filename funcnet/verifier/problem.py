@@ -315,9 +315,12 @@ def pose(
             else _without(lambda: plain(met, all_of_them=False), reference)
         )
 
+        placed = functools.partial(tape.placed, token=object())
+
         def remade(change: Any) -> Any:
             f = lambda *a: forward(*a, **static)
-            f = f if change is _same else _without(lambda: tape.changed(change), f)
+            within = placed if change is _same else lambda: tape.changed(change)
+            f = _without(within, f)
             pull = lambda args: pulled(f, args)
             return (lambda args, dy: pull(args)[1](dy)), (lambda args: numbers(pull(args)[0]))
 

@@ -18,6 +18,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
+from jax.extend import source_info_util
 
 from funcnet import rules
 from funcnet.verifier import trace
@@ -33,6 +34,7 @@ __all__ = [
     "line_of",
     "met",
     "name_of",
+    "placed",
     "plain",
     "replaced",
     "tape",
@@ -120,6 +122,39 @@ def changed(change: Callable[[Any], Any]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def placed(token: Any) -> Iterator[None]:
+    """Let each equation of a backward pass keep its line: JAX gives all of them that of the call."""
+
+    def answer(call: Any, rule: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        backward = None if brought_by(rule, "jax") else getattr(rule, "bwd", None)
+        return call(rule if backward is None else _with(rule, bwd=_placed(backward)), *args, **options)
+
+    with replaced(answer, RULES[:1], token):
+        yield
+
+
+def _placed(backward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(backward)
+    def run(*args: Any, **options: Any) -> Any:
+        none: Any = ()  # None would leave that of the call
+        context = source_info_util.user_context(none, name_stack=source_info_util.current_name_stack())
+        context.__enter__()
+        try:
+            return backward(*args, **options)
+        finally:
+            context.__exit__(None, None, None)  # which would look into that of an error
+
+    return run
+
+
+def _with(rule: Any, **parts: Any) -> Any:
+    """The rule with other parts."""
+    other = type(rule)(rule.fun)
+    vars(other).update(vars(rule) | parts)
+    return other
+
+
 @dataclasses.dataclass
 class Call:
     """A rule, as it is called with arguments of one kind.
@@ -155,9 +190,7 @@ class Call:
             self.is_derived = True
             return derivative(*args, **options)
 
-        watched = type(rule)(rule.fun)
-        vars(watched).update(vars(rule) | {part: noted})
-        return watched
+        return _with(rule, **{part: noted})
 
     def came(self, *values: Any) -> None:
         """Note a call with such arrays."""

@@ -2,6 +2,7 @@
 
 import linecache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import funcnet as fn
 from funcnet.verifier import Finding, trace
 from funcnet.verifier.diagnosis import words
 from funcnet.verifier.finding import together
+from funcnet.verifier.problem import pose
 
 
 def normal(*shape, seed=0):
@@ -51,6 +53,18 @@ def test_operations_of_funcnet_keep_lines_of_their_own():
     assert {eqn.line for eqn in program.equations if eqn.primitive} != {""}
     report = fn.verify(fn.softmax, (X,))
     assert report.ok
+
+
+def test_the_backward_pass_of_a_rule_keeps_its_own_lines():
+    @jax.custom_vjp
+    def f(x):
+        return x * x
+
+    f.defvjp(lambda x: (x * x, x), lambda x, dy: (dy * jnp.cos(x),))
+    problem = pose(f, (X,), None)
+    program, _ = trace.trace(lambda x, dy: problem.gradients([x], [dy]), X, X)
+    named = {words.named(program, k) for k in range(len(program.equations))}
+    assert {"`jnp.cos(x)`", "`dy * jnp.cos(x)`"} <= named
 
 
 def helper(x):
