@@ -23,7 +23,7 @@ _ELSEWHERE = {
     "dense": "fn.linear",
     "embed": "fn.embedding",
     "fit": "fn.train.fit",
-    "flatten": "x.reshape(len(x), -1)",
+    "flatten": "x.reshape(x.shape[0], -1)",
     "grad": "jax.grad: funcnet's functions are differentiated by JAX",
     "jit": "jax.jit",
     "lazylinear": "fn.linear",

@@ -66,17 +66,19 @@ def check(where: str, path: str, function: Any, names: Sequence[str]) -> str | N
     how = _key(parameters, len(args)) if keyed else None
     positional = names if how == "position" else args
     # A name at the wrong place tells of arguments in another order, loss(params, key, batch), and of a state
-    # that is expected and not there, loss(params, model_state, batch): both would be called without a word.
+    # that is expected and not there, loss(params, state, batch): both would be called without a word.
     pairs = zip(parameters, positional, strict=False)
-    swapped = any(name in ("key", "model_state") and given != name for name, given in pairs)
+    told = ("key", "model_state", *(name for name in names if name == "batch"))
+    swapped = any(name in told and given != name for name, given in pairs)
     try:
         signature.bind(*positional, **({"key": None} if how == "keyword" else {}))
         if not swapped:
             return how
     except TypeError:
         pass
-    hint = None
-    if "model_state" in parameters and "model_state" not in names:
+    hint, own = None, [*parameters]
+    stateful = "model_state" in own or (own[2:3] == ["batch"] and own[1] != "key")
+    if stateful and "model_state" not in names:
         hint = "this run has no model_state: give it the one that the function takes"
     elif "key" in parameters and not keyed:
         hint = f"no key is given here: bind one, functools.partial({path}, key=...)"

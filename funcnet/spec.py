@@ -114,7 +114,8 @@ def decay_mask(specs: Any) -> Any:
 
 def check(where: str, specs: Any) -> None:
     """Refuse a tree in which a leaf is no Spec."""
-    for path, leaf in jax.tree.leaves_with_path(specs, is_leaf=is_spec):
+    leaves = jax.tree.leaves_with_path(specs, is_leaf=is_spec)
+    for path, leaf in [((), None)] if specs is None else leaves:
         if not is_spec(leaf):
             name = f"specs{jax.tree_util.keystr(path)}"
             raise DTypeError(
@@ -122,6 +123,7 @@ def check(where: str, specs: Any) -> None:
                 path=name,
                 expected="specs: those of a net, specs(config), or of an operation, specs(params)",
                 actual=describe(leaf),
+                hint='of a net of your own: {"head": fn.linear.specs(params["head"]), ...}',
             )
 
 

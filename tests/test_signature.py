@@ -98,6 +98,14 @@ test_errors = golden(
   got       loss(params, model_state, batch)
   hint      this run has no model_state: give it the one that the function takes""",
         ),
+        (  # the same, where the state is called something else
+            refuse(lambda p, s, batch: 0, *KEYED),
+            StructureError,
+            """here: loss does not take the arguments that it is given.
+  expected  loss(params, batch) or loss(params, batch, key)
+  got       loss(p, s, batch)
+  hint      this run has no model_state: give it the one that the function takes""",
+        ),
         (
             refuse(lambda params, batch, key: 0, *STATEFUL),
             StructureError,

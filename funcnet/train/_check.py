@@ -36,14 +36,18 @@ def function(where: str, path: str, value: Any, form: str) -> None:
 
 
 def iterable(where: str, batches: Any) -> Iterable[PyTree]:
-    """Refuse what gives no batches, or gives the rows of an array or the names of a dict for batches."""
+    """Refuse what gives no batches, but rows of an array, names of a dict, or the arrays of a data set."""
     one = (
         isinstance(batches, Mapping | str | bytes) or hasattr(batches, "_fields") or hasattr(batches, "dtype")
     )
     many = any(hasattr(batches, name) for name in ("__iter__", "__getitem__"))
-    if many and not one and not isinstance(batches, type):
+    ranks = {getattr(b, "ndim", None) for b in batches} if isinstance(batches, tuple | list) else set()
+    parts = len(ranks) > 1 and None not in ranks  # (x, labels): no two batches have axes so different
+    if many and not one and not parts and not isinstance(batches, type):
         return batches
     hint = "put one batch into a list: [batch]" if one else None
+    if parts:
+        hint = "of a whole data set: train.batches(arrays, size, seed=0) or train.in_order(arrays, size)"
     raise DTypeError(
         f"{where}: batches is no iterable of batches.",
         path="batches",

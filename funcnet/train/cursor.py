@@ -15,8 +15,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import PyTree
 
+from funcnet import signature
 from funcnet.errors import DTypeError, FuncnetError, ValueRangeError, describe, shorten
-from funcnet.train._check import flag, function, whole
+from funcnet.train._check import flag, whole
 
 Position = dict[str, Any]
 Transform = Callable[[PyTree, np.random.Generator], PyTree]
@@ -64,6 +65,11 @@ class Cursor(Iterator[PyTree]):
 
     def __next__(self) -> PyTree:
         return self._advance(self._read)
+
+    @property
+    def endless(self) -> bool:
+        """Whether they go on for ever."""
+        return self._epochs is None
 
     @property
     def part(self) -> Callable[[Rows], tuple[int, list[PyTree]]] | None:
@@ -168,7 +174,7 @@ def over(
     skip_bad = whole(where, "skip_bad", skip_bad, 0)
     drop_remainder = flag(where, "drop_remainder", drop_remainder)
     if transform is not None:
-        function(where, "transform", transform, "transform(batch, rng), or None")
+        signature.check(where, "transform", transform, ("batch", "rng"))
     if size > n and drop_remainder:
         raise ValueRangeError(
             f"{where}: a batch of {size} cannot be filled with {n} examples.",

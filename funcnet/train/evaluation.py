@@ -13,6 +13,7 @@ from funcnet.errors import DTypeError, ShapeError, StructureError, ValueRangeErr
 from funcnet.mean import Mean
 from funcnet.train import _check
 from funcnet.train.agreement import everywhere
+from funcnet.train.cursor import Cursor
 from funcnet.train.metric import checked
 
 
@@ -44,7 +45,8 @@ def evaluate(
         there was no weight.
 
     Raises:
-        ValueRangeError: there was no example, or `params` went with a state that was given to a step.
+        ValueRangeError: there was no example, batches never end, or `params` went with a state that was given
+            to a step.
         ShapeError: the arrays of a batch do not agree on the number of examples, or a metric has neither one
             value nor one for each of them.
         DTypeError: a metric is not real, or an argument or a leaf of a batch is not what it should be.
@@ -57,6 +59,14 @@ def evaluate(
     names = ("params", "batch") if model_state is None else ("params", "model_state", "batch")
     signature.check("train.evaluate", "metrics", metrics, names)
     _check.iterable("train.evaluate", batches)
+    if isinstance(batches, Cursor) and batches.endless:
+        raise ValueRangeError(
+            "train.evaluate: batches never end.",
+            path="batches",
+            expected="a finite iterable",
+            actual="batches of epochs=None",
+            hint="train.in_order(arrays, size) gives each example once",
+        )
     _check.here("train.evaluate", "params", params)
     _check.here("train.evaluate", "model_state", model_state)
     compiled = jax.jit(metrics)

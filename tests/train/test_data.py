@@ -178,8 +178,15 @@ ERRORS = {
         lambda: batches(np.arange(3), 1, seed=0, transform="flip"),  # pyright: ignore[reportArgumentType]
         DTypeError,
         """train.batches: transform is not a function.
-  expected  transform(batch, rng), or None
+  expected  transform(batch, rng)
   got       'flip' (str)""",
+    ),
+    "transform of a batch alone": (
+        lambda: batches(np.arange(3), 1, seed=0, transform=lambda batch: batch),  # pyright: ignore[reportArgumentType, reportCallIssue]
+        StructureError,
+        """train.batches: transform does not take the arguments that it is given.
+  expected  transform(batch, rng)
+  got       transform(batch)""",
     ),
     "a function": (
         lambda: in_order({"x": batches}, 1),

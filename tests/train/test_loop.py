@@ -622,6 +622,7 @@ WRONG = {  # options of fit, and the error
     "a function": ({"batches": data}, DTypeError, "call it: a generator function"),
     "one array": ({"batches": X}, DTypeError, r"put one batch into a list: \[batch\]"),
     "one dict": ({"batches": {"x": X}}, DTypeError, "batches is no iterable of batches"),
+    "a data set": ({"batches": (X, X[:, 0])}, DTypeError, r"train.batches\(arrays, size, seed=0\)"),
     "a number": ({"batches": 3}, DTypeError, "batches is no iterable of batches"),
     "text": ({"batches": [("text", X)]}, DTypeError, r"batch\[0\] is no array of numbers"),
     "objects": ({"batches": [np.array([None])]}, DTypeError, r"object\[1\]"),
@@ -790,6 +791,15 @@ def test_evaluate_compiles_once_per_shape():
   expected  metrics(params, batch)
   got       metrics(params, batch, key)
   hint      no key is given here: bind one, functools.partial(metrics, key=...)""",
+        ),
+        (
+            lambda params, batch: {"x": batch},
+            fn.train.batches(np.ones(3), 1, seed=0),
+            ValueRangeError,
+            """train.evaluate: batches never end.
+  expected  a finite iterable
+  got       batches of epochs=None
+  hint      train.in_order(arrays, size) gives each example once""",
         ),
         (
             lambda params, batch: {"x": batch},

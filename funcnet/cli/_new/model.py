@@ -42,7 +42,7 @@ def apply(params, images):
     """Images [n, 8, 8, 1], channels last, to logits [n, 10]."""
     x = fn.max_pool.apply(activation(fn.conv.apply(params["conv1"], images)), kernel=(2, 2))
     x = fn.max_pool.apply(activation(fn.conv.apply(params["conv2"], x)), kernel=(2, 2))
-    return fn.linear.apply(params["head"], x.reshape(len(x), -1))
+    return fn.linear.apply(params["head"], x.reshape(x.shape[0], -1))
 
 
 def loss(params, batch):
