@@ -8,13 +8,13 @@ from tests.nets.test_everywhere import NETS, drawn, gradient, sized
 
 MOST = {  # of the forward pass, and of the gradient with it
     "mlp": (13, 34),
-    "convnet": (119, 229),
-    "crnn": (277, 579),
+    "convnet": (111, 214),
+    "crnn": (269, 564),
     "recurrent": (155, 435),
     "mamba": (197, 585),
-    "vad": (162, 304),
-    "resnet": (282, 568),
-    "resnet with bottlenecks": (469, 934),
+    "vad": (152, 284),
+    "resnet": (258, 521),
+    "resnet with bottlenecks": (433, 863),
     "transformer": (367, 742),
     "transformer with rope": (397, 823),
     "transformer with alibi": (338, 978),

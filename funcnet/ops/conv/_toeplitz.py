@@ -63,7 +63,7 @@ def forward(w: Array, x: Array, static: Map) -> Array:
     """y [*n, *out, c_out] = T(w) x, x [*n, *size, c_in], in the dtype that holds both."""
     w, x = common(w, x)
     xs, window = _border(_split(x, w.ndim - 2, static.groups), static)
-    y = _toeplitz(_split_kernel(w, static.groups), xs, window=window, method=static.method)
+    y = _toeplitz(_of_groups(w, static.groups), xs, window=window, method=static.method)
     return y.reshape(*x.shape[: x.ndim - w.ndim + 1], *static.window.out, w.shape[-1])
 
 
@@ -73,7 +73,7 @@ def transposed(w: Array, dy: Array, static: Map) -> Array:
     lead, c_in = dy.shape[: dy.ndim - w.ndim + 1], w.shape[-2] * static.groups
     dys = _split(dy, w.ndim - 2, static.groups)
     inner = _inside_border(static)
-    dxs = _transposed(dys, _split_kernel(w, static.groups), window=inner, method=static.method)
+    dxs = _transposed(dys, _of_groups(w, static.groups), window=inner, method=static.method)
     return fold_border(dxs, static.window, static.padding_mode).reshape(*lead, *static.window.sizes, c_in)
 
 
@@ -83,7 +83,8 @@ def kernel_gradient(x: Array, dy: Array, like: Array, static: Map) -> Array:
     xs, window = _border(_split(x, like.ndim - 2, static.groups), static)
     dys = _split(dy, like.ndim - 2, static.groups)
     dws = _kernel_gradient(xs, dys, window=window, method=static.method)
-    return narrow(jnp.moveaxis(dws, -3, -2).reshape(like.shape), like)
+    dws = dws if static.groups == 1 else jnp.moveaxis(dws, -3, -2)
+    return narrow(dws.reshape(like.shape), like)
 
 
 def squares(x: Array, dy: Array, ndim: int, static: Map) -> Array:
@@ -94,9 +95,8 @@ def squares(x: Array, dy: Array, ndim: int, static: Map) -> Array:
     x, dy = common(x, dy)
     n, d = x.shape[0], ndim - 2
     xs, window = _border(_split(x, d, static.groups), static)
-    dys = _split(dy, d, static.groups)  # [images, *out, g, c]
-    ends = [(0, 0), *window.padding, (0, 0), (0, 0)]
-    padded = jnp.pad(xs, ends)
+    dys = _split(dy, d, static.groups)
+    padded = jnp.pad(xs, _ends(xs, window))
     patches = jnp.stack([padded[(slice(None), *seen)] for _, seen in window.taps], -2)  # [..., g, taps, c]
 
     t = math.prod((*x.shape[1 : x.ndim - d - 1], *window.out))
@@ -380,11 +380,16 @@ def _inside_border(static: Map) -> Window:
 
 
 def _border(x: Array, static: Map) -> tuple[Array, Window]:
-    """x [n, *size, g, c] continued beyond its border, and the window that is left for the product."""
+    """x of `_split` continued beyond its border, and the window that is left for the product."""
     if static.padding_mode != "zeros":
-        ends = [(0, 0), *static.window.padding, (0, 0), (0, 0)]
-        x = jnp.pad(x, ends, mode=PAD_MODES[static.padding_mode])
+        x = jnp.pad(x, _ends(x, static.window), mode=PAD_MODES[static.padding_mode])
     return x, _inside_border(static)
+
+
+def _ends(x: Array, window: Window) -> list[tuple[int, int]]:
+    """The padding of each axis of x [n, *size, ...]."""
+    padded = [(0, 0), *window.padding]
+    return padded + [(0, 0)] * (x.ndim - len(padded))
 
 
 def fold_border(dx: Array, window: Window, padding_mode: str) -> Array:
@@ -418,12 +423,19 @@ def _positions(window: Window, axis: int, padding_mode: str) -> tuple[np.ndarray
 
 
 # ---- the three products: x [n, *size, g, c_in], w [*kernel, g, c_in, c_out], y [n, *out, g, c_out] --------
+#
+# Of one group without the axis g, which the primitive adds when it is lowered: the traced program has none.
 
 
 def _split(x: Array, d: int, groups: int) -> Array:
-    """x [*n, *size, g · c] as [n, *size, g, c]."""
+    """x [*n, *size, g · c] as [n, *size, g, c]; of one group as [n, *size, c]."""
     at = x.ndim - d - 1
-    return x.reshape(math.prod(x.shape[:at]), *x.shape[at:-1], groups, x.shape[-1] // groups)
+    channels = (groups, x.shape[-1] // groups) if groups > 1 else x.shape[-1:]
+    return x.reshape(math.prod(x.shape[:at]), *x.shape[at:-1], *channels)
+
+
+def _of_groups(w: Array, groups: int) -> Array:
+    return w if groups == 1 else _split_kernel(w, groups)
 
 
 def _split_kernel(w: Array, groups: int) -> Array:
@@ -440,10 +452,16 @@ def _kernel_problem(x: Array, dy: Array, window: Window) -> forms.Problem:
     return forms.Problem(window, x.shape[0], x.shape[-2], x.shape[-1], dy.shape[-1], x.dtype)
 
 
-def _primitive(name: str, field: str, problem: Any, result: str) -> rules.Bilinear:
-    """One of the three products: XLA's convolution, but on CPU the form that `forms.on_cpu` chooses."""
+def _primitive(name: str, field: str, problem: Any, result: str, groups: tuple[int, ...]) -> rules.Bilinear:
+    """One of the three products: XLA's convolution, but on CPU the form that `forms.on_cpu` chooses.
+
+    groups: the axes g of a, of b and of the result.
+    """
 
     def run(a: Array, b: Array, window: Window, form: Any) -> Array:
+        if a.ndim == len(window.sizes) + 2:
+            a, b = (jnp.expand_dims(v, at) for v, at in zip((a, b), groups[:2], strict=True))
+            return run(a, b, window, form).squeeze(groups[2])
         p = problem(a, b, window)
         if 0 in (*p.x, *p.w, *p.y):
             return jnp.zeros(getattr(p, result), a.dtype)
@@ -465,11 +483,11 @@ def _primitive(name: str, field: str, problem: Any, result: str) -> rules.Biline
     return rules.bilinear(name, product, "window", "method", on_cpu=on_cpu)
 
 
-_toeplitz = _primitive("conv", "toeplitz", _toeplitz_problem, "y")
+_toeplitz = _primitive("conv", "toeplitz", _toeplitz_problem, "y", (-3, -2, -2))
 _transposed = _primitive(
-    "conv_transposed", "transposed", lambda dy, w, window: _toeplitz_problem(w, dy, window), "x"
+    "conv_transposed", "transposed", lambda dy, w, window: _toeplitz_problem(w, dy, window), "x", (-2, -3, -2)
 )
-_kernel_gradient = _primitive("conv_kernel_gradient", "kernel_gradient", _kernel_problem, "w")
+_kernel_gradient = _primitive("conv_kernel_gradient", "kernel_gradient", _kernel_problem, "w", (-2, -2, -3))
 
 
 def _batch(
@@ -491,6 +509,9 @@ def _batch(
             ]
             c = product(*(jnp.zeros(shape, a.dtype) for shape in empty), **static)
             return jnp.zeros((0, *c.shape), c.dtype), 0
+        if a_axis is not None and b_axis is not None and a.ndim == len(static["window"].sizes) + 3:
+            c = product(jnp.moveaxis(a, a_axis, into_a), jnp.moveaxis(b, b_axis, into_b), **static)
+            return c, into_c % c.ndim  # of one group: the new axis is that of the groups
         a = a if a_axis is None else _join(a, a_axis, into_a)
         b = b if b_axis is None else _join(b, b_axis, into_b)
         c = product(a, b, **static)
