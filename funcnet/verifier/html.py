@@ -70,7 +70,8 @@ code, pre, td.number { font: .875em/1.6 ui-monospace, SFMono-Regular, Menlo, Con
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 500; font-size: .875rem; color: var(--soft); }
-th, td { padding: .5rem 1.25rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+th, td { padding: .5rem clamp(.3rem, 1.2vw, 1.25rem) .5rem 0;
+  border-bottom: 1px solid var(--line); vertical-align: baseline; }
 th.number, td.number { text-align: right; white-space: nowrap; }
 td:last-child, th:last-child { padding-right: 0; }
 article { border-left: 3px solid var(--wrong); padding: .1rem 0 .1rem 1.1rem; margin: 0 0 1.75rem; }
@@ -272,7 +273,7 @@ def _number(column: str) -> str:
 
 def _finding(finding: Finding) -> str:
     facts = {
-        "fix": escape(finding.suggestion),
+        "fix": _prose(finding.suggestion),
         "write": f"<code>{escape(finding.code)}</code>" if finding.code else "",
         "wrong at": escape(finding.where),
         "example": escape(finding.example),
@@ -282,14 +283,19 @@ def _finding(finding: Finding) -> str:
     lines = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
     return (
         f'<article class="{"mistake" if finding.is_mistake else "convention"}">\n'
-        f"<h3><code>{escape(finding.argument or 'formula')}</code>: {escape(finding.message)}</h3>\n"
+        f"<h3><code>{escape(finding.argument or 'formula')}</code>: {_prose(finding.message)}</h3>\n"
         + (f"<dl>{lines}</dl>\n" if lines else "")
         + f'<p class="soft small"><code>{finding.kind}</code>: {escape(KINDS[finding.kind])}.</p>\n</article>'
     )
 
 
+def _prose(text: str) -> str:
+    """A sentence, whose code stands between backticks."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _notes(notes: tuple[str, ...]) -> str:
-    return "<ul>\n" + "\n".join(f"<li>{escape(note)}</li>" for note in notes) + "\n</ul>" if notes else ""
+    return "<ul>\n" + "\n".join(f"<li>{_prose(note)}</li>" for note in notes) + "\n</ul>" if notes else ""
 
 
 # ---- formulas ---------------------------------------------------------------------------------------------
