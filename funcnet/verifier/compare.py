@@ -521,8 +521,8 @@ def _sources(problem: Problem) -> dict[str, str]:
     return {"backward": "\n\n".join(texts)} if texts else {}
 
 
-def source(function: Callable[..., Any]) -> str:
-    """The text of a function; "" where it is written in no file."""
+def source(function: Any) -> str:
+    """The text of a function; "" where it is written in no file, or there is none."""
     try:
         return textwrap.dedent(inspect.getsource(function)).rstrip()
     except (OSError, TypeError):
