@@ -61,7 +61,8 @@ def verify_model(
         seed: of the cotangents and of the random arguments.
         allow: names of rules, or their places as in ``mine.py:57``, that need not be verified or right; the
             name of several that are not right allows none of them.
-        memory: of what was found right before, by the commands; None: all is verified.
+        memory: of what commands found right before; with one, a loss that meets nothing but operations is not
+            run, if these are right at random values. None: all is verified.
 
     Returns:
         A `Report` with one row per rule and set of shapes: its worst leaf, and its number of calls.
@@ -73,8 +74,11 @@ def verify_model(
     for name, given in (("params", params), ("batch", batch), ("model_state", model_state), ("key", key)):
         check_values("verify_model", name, given)
     key = jax.random.key(seed) if key is None else key
-    if memory is not None and (known := _known(memory, loss, params, model_state, batch, key)):
-        return Report(tuple(known))
+    if memory is not None and (distinct := _alone(loss, params, model_state, batch, key)):
+        rows = tuple(_verdict_on_operation(same, seed, memory).row for same in distinct)
+        memory.save()
+        if all(row.ok for row in rows):
+            return Report(rows, seed=seed)
     with rules.record() as calls, tape.tape() as met:
         signature.call("verify_model", loss, params, model_state, batch, key)
         recorded = list(calls)
@@ -248,18 +252,11 @@ def _judged(name: str, problem: Problem, count: int, seed: int) -> Row:
 # ---- the operations of funcnet ----------------------------------------------------------------------------
 
 
-def _known(memory: Memory, *setting: Any) -> list[Row] | None:
-    """The rows of a loss that calls nothing but operations which were right before; it is not run."""
+def _alone(*setting: Any) -> list[list[rules.Call]]:
+    """The operations that a loss calls; none where it meets anything else, for which it must be run."""
     with rules.record() as calls, tape.tape() as met:
         program = _program(*setting)
-    if program is None or met or any(_foreign(program, met)):
-        return None
-    rows = list[Row]()
-    for same in _distinct(calls):
-        if (row := memory.row(memory.key(same[0]), same)) is None:
-            return None
-        rows.append(row)
-    return rows
+    return [] if program is None or met or any(_foreign(program, met)) else _distinct(calls)
 
 
 def _distinct(calls: Sequence[rules.Call]) -> list[list[rules.Call]]:

@@ -15,10 +15,9 @@ import numpy as np
 
 from funcnet.errors import DTypeError, StructureError, describe
 from funcnet.verifier import tape, trace
-from funcnet.verifier.trace import widened
+from funcnet.verifier.trace import QUICKLY, widened
 
 __all__ = [
-    "QUICKLY",
     "SMALL",
     "Problem",
     "after_forward",
@@ -38,7 +37,6 @@ __all__ = [
     "wide",
 ]
 
-QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of XLA
 SMALL = 50_000  # elements; above, one point is enough, and mistakes are named at other sizes
 
 

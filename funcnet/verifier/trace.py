@@ -23,12 +23,14 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet import rules
 from funcnet._programs import CALLS, parts_of_scan
 
 __all__ = [
     "CALL",
     "HIDDEN",
     "NUMPY",
+    "QUICKLY",
     "RESHAPES",
     "Equation",
     "Place",
@@ -558,7 +560,15 @@ def apply(eqn: Equation, operands: Sequence[Any]) -> Sequence[Any]:
         operands = [v if _is_key(v) or v.dtype == d else v.astype(d) for v, d in takes]
         if (shapes := tuple(map(np.shape, operands))) != eqn.shapes:  # XLA would say so in the terminal
             raise ValueError(f"{eqn.name} is a program for {eqn.shapes}, not for {shapes}")
+    if rules.products_saveable(eqn.primitive) and sum(v.size for v in operands) <= QUICK:
+        return [up(_quickly(eqn.primitive, tuple(eqn.params))(*operands, **eqn.params))]
     return bind(eqn, operands, up)
+
+
+@functools.cache
+def _quickly(primitive: Any, static: tuple[str, ...]) -> Callable[..., Any]:
+    """A product, a convolution's say, whose optimisations take XLA longer than a verdict's few runs."""
+    return jax.jit(primitive.bind, static_argnames=static, compiler_options=QUICKLY)
 
 
 def runs_as_it_is(eqn: Equation) -> bool:
@@ -581,6 +591,8 @@ _SCATTERS = {
     "scatter_min": jax.lax.scatter_min,
     "scatter_mul": jax.lax.scatter_mul,
 }
+QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of XLA
+QUICK = 2**20  # elements that a product takes; with more it runs longer than it is compiled
 STEPS = 10_000  # of a loop that asks a condition; a longer one is left to JAX
 
 
