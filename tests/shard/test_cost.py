@@ -79,10 +79,10 @@ def test_of_the_experts_those_count_that_a_token_moves():
 
 @pytest.mark.slow
 def test_all_meshes():
-    """`python -m benchmarks meshes`: bytes sent exactly, within 10 % of one mesh; bytes held within 25 %."""
+    """`python -m benchmarks meshes`: bytes sent exactly, within 5 % of one mesh; bytes held within 25 %."""
     for row in meshes.rows():
-        low = 1 if "fsdp4" not in row["mesh"] else 0.9
-        assert low <= row["sent ÷ formula"] <= (1.0001 if low == 1 else 1.1), row
+        low = 1 if "fsdp4" not in row["mesh"] else 0.95
+        assert low <= row["sent ÷ formula"] <= (1.0001 if low == 1 else 1.05), row
         assert 0.75 <= row["formula ÷ held"] <= 1.25, row
 
 
