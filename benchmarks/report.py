@@ -230,8 +230,8 @@ def _in_words(peer: str, ratios: Sequence[float], what: str, verb: str) -> str:
     mean, least, most = statistics.geometric_mean(ratios), min(ratios), max(ratios)
     spread = f", in the geometric mean ({least:.2f} to {most:,.2f})" if len(ratios) > 1 else ""
     return (
-        f"- **{peer}**: of {len(ratios)} {'row' if len(ratios) == 1 else 'rows'} funcnet is ahead in {ahead}, "
-        f"level within 5 % in {level}, behind in {behind}. "
+        f"- **{peer}**: of {len(ratios)} {'row' if len(ratios) == 1 else 'rows'} funcnet is ahead "
+        f"in {ahead}, level within 5 % in {level}, behind in {behind}. "
         f"It {verb} {mean:.2f} times funcnet's {what}{spread}."
     )
 
