@@ -223,8 +223,8 @@ def sent(case: Case, split: Split) -> tuple[int, int]:
 
 
 # Where a device sends more than 1.05 times what it sends for plain JAX: at most so many bytes. Of what is
-# merged into rows an inner split axis is gathered (images by height, features of heads), a recurrence goes over
-# all of its time, and safe numbers take more sums (batch_norm about the first element, cosine, l2_norm).
+# merged into rows an inner split axis is gathered (images by height, features of heads), a recurrence goes
+# over all of its time, and safe numbers take more sums (batch_norm about the first element, cosine, l2_norm).
 MORE = {
     "attention-e": 25_728, "attention-e_v": 14_016, "attention-h": 6_144, "attention-s": 28_288,
     "avg_pool-n1": 4_096, "batch_norm-fsdp": 1_344, "batch_norm-n0": 960, "batch_norm-n1": 12_288,
