@@ -65,7 +65,8 @@ CODE_OF = {dtype: code for code, dtype in CODES.items()}
 
 CONVERT = (
     "pickled files can run code, so none is opened. Where torch is: "
-    "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
+    "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors; of "
+    "a plain state_dict, fn.hub.write_safetensors(file, {k: v.numpy() for k, v in torch.load(this).items()})."
 )
 # How files begin that lie where a safetensors file should, what they are, and what to do about it. The length
 # of a header does not begin so.

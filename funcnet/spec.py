@@ -115,7 +115,8 @@ def decay_mask(specs: Any) -> Any:
 def check(where: str, specs: Any) -> None:
     """Refuse a tree in which a leaf is no Spec."""
     leaves = jax.tree.leaves_with_path(specs, is_leaf=is_spec)
-    for path, leaf in [((), None)] if specs is None else leaves:
+    bare = not leaves and not isinstance(specs, dict | list | tuple)  # None, or a Config, which has no leaves
+    for path, leaf in [((), specs)] if bare else leaves:
         if not is_spec(leaf):
             name = f"specs{jax.tree_util.keystr(path)}"
             raise DTypeError(

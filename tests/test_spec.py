@@ -208,6 +208,7 @@ MISTAKES = [
     (lambda: fn.linear.specs({"w": "x"}), StructureError, "params['w'] is no parameter of it"),
     (lambda: fn.spec.decay_mask({"w": 1}), DTypeError, "specs['w'] is no Spec"),
     (lambda: fn.spec.decay_mask(None), DTypeError, "specs is no Spec"),
+    (lambda: fn.spec.decay_mask(transformer.Config(64, context=8)), DTypeError, "specs is no Spec"),
     (lambda: tree("f", {"w": jnp.ones((3, 5))}, {"w": ("d",)}), ShapeError, "1 axes are named"),
 ]
 

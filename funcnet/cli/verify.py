@@ -210,7 +210,9 @@ def _of_functions(options: Options) -> Any:
 
     if len(options.functions) != 2:
         given = " ".join(options.functions)
-        raise UsageError(f"two functions are needed, not {given!r} (funcnet verify --help)")
+        raise UsageError(
+            f"two functions are needed, not {given!r}, or a loss with --model (funcnet verify --help)"
+        )
     modules: dict[str, ModuleType] = {}
     forward, backward = (_function(text, modules) for text in options.functions)
     args = _in_order(options.functions[0], forward, _draw(options.shape, options.seed))

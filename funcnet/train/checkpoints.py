@@ -323,9 +323,9 @@ class Checkpoints:
         state: State,
         *,
         position: Mapping[str, Any] | None,
-        log: tuple[str, int] | None,
-        seconds: float,
-        record: Mapping[str, Any],
+        log: tuple[str, int] | None = None,
+        seconds: float = 0.0,
+        record: Mapping[str, Any] = {},
     ) -> None:
         """For loops: copy the state to the host, and write it while the run goes on.
 
@@ -416,9 +416,9 @@ class Checkpoints:
         state: State,
         *,
         position: Mapping[str, Any] | None,
-        log: tuple[str, int] | None,
-        seconds: float,
-        record: Mapping[str, Any],
+        log: tuple[str, int] | None = None,
+        seconds: float = 0.0,
+        record: Mapping[str, Any] = {},
     ) -> None:
         """For loops: `save`, unless just that was written last, and wait until it is on the disk.
 

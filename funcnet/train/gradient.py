@@ -243,7 +243,8 @@ def _plain(result: Any) -> tuple[Float[Array, ""] | Mean, None, dict[str, Any]]:
     if not isinstance(result, tuple) or isinstance(result, Mean):
         return of_loss("train.make_step", result), None, {}
     if len(result) != 2 or not isinstance(result[1], dict):
-        stateful = len(result) == 2 and isinstance(result[1], tuple) and len(result[1]) == 2
+        state = result[1] if len(result) == 2 else None
+        stateful = isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict)
         raise StructureError(
             "train.make_step: the loss returned a tuple that is not (scalar, metrics).",
             path="loss",

@@ -132,7 +132,8 @@ def test_methods_scalars_and_integers(capsys, folder):
         (["somebodys_model:SCALE", "x:y"], "somebodys_model:SCALE is not a function but a float"),
         (
             ["somebodys_model:affine"],
-            "two functions are needed, not 'somebodys_model:affine' (funcnet verify --help)",
+            "two functions are needed, not 'somebodys_model:affine', or a loss with --model "
+            "(funcnet verify --help)",
         ),
         (
             ["somebodys_model:affine", "somebodys_model:right", *shapes("x=7,11")],

@@ -219,7 +219,8 @@ def _fresh(name):
 
 CONVERT = (
     "  hint      pickled files can run code, so none is opened. Where torch is: "
-    "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors."
+    "transformers.AutoModel.from_pretrained(folder).save_pretrained(other_folder) writes safetensors; of "
+    "a plain state_dict, fn.hub.write_safetensors(file, {k: v.numpy() for k, v in torch.load(this).items()})."
 )
 test_errors = golden(
     [

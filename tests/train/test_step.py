@@ -194,6 +194,13 @@ ERRORS = {
   expected  a scalar, or (scalar, dict of metrics)
   got       (float64[], {}, {'accuracy': ...})""",
     ),
+    "metrics without names": (
+        lambda p, b, k: (loss(p, b, k), (1.0, 2.0)),
+        StructureError,
+        """train.make_step: the loss returned a tuple that is not (scalar, metrics).
+  expected  a scalar, or (scalar, dict of metrics)
+  got       (float64[], (1.0 (float), 2.0 (float)))""",
+    ),
     "unasked state": (
         lambda p, b, k: (loss(p, b, k), ({"mean": p["b"]}, {})),
         StructureError,
