@@ -148,6 +148,12 @@ def test_an_evaluation_that_beats_the_best_is_kept(tmp_path):
     assert made.steps() == [4, 8], "the earlier of equals, and the newest"
 
 
+def test_a_best_that_no_evaluation_has_is_said(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints", every=2, best=("val_score", "max"))
+    with pytest.warns(UserWarning, match=r"no checkpoint is the best: no 'val_score' in step, .*eval_score"):
+        fit(tmp_path, made=made, until=2, evaluate=lambda state: {"score": 0.5}, every=2)
+
+
 def test_time_goes_on_counting(tmp_path, monkeypatch):
     now = 0.0
 
