@@ -98,10 +98,10 @@ def run(args: list[str]) -> int:
                 always.
             devices: on which.
         """
-        return options, training, out, resume, devices, verify
+        return options, training, out, resume, verify, devices
 
     chosen = parse(options, args[1:], f"funcnet train {name}", f"Train {name}: {tasks.TASKS[name]}.")
-    with _mesh.joined(chosen[4]):
+    with _mesh.joined(chosen[-1]):
         return train(name, *chosen)
 
 
@@ -111,8 +111,8 @@ def train(
     training: "Training",
     out: Path | None,
     resume: bool = False,
-    devices: _mesh.Devices = _ONE,
     verify: Verify | None = None,
+    devices: _mesh.Devices = _ONE,
 ) -> int:
     """Train a task and write its run folder.
 
@@ -122,8 +122,8 @@ def train(
         training: how.
         out: the folder; None: runs/TASK-TIME.
         resume: go on with what is in it.
-        devices: on which; of several processes each calls this, and the first one writes.
         verify: formulas; None: those that are not remembered, all where CI is set.
+        devices: on which; of several processes each calls this, and the first one writes.
 
     Returns:
         0, or 1: a formula is wrong; 3: a number was not finite; 128 + the number of the signal that ended it.
@@ -137,7 +137,7 @@ def train(
         raise UsageError(f"--resume goes on in a run folder: --out DIR (funcnet train {name} --help)")
     with signals() as stop, contextlib.ExitStack() as untrained:
         with gathered("funcnet train") as peers:
-            made = _prepared(name, options, training, out, resume, devices, verify, peers, untrained)
+            made = _prepared(name, options, training, out, resume, verify, devices, peers, untrained)
         if isinstance(made, int):
             return made
         run, state, history, params = made
@@ -154,8 +154,8 @@ def _prepared(
     training: "Training",
     out: Path | None,
     resume: bool,
-    devices: _mesh.Devices,
     verify: Verify | None,
+    devices: _mesh.Devices,
     peers: "Peers",
     untrained: contextlib.ExitStack,
 ) -> Any:

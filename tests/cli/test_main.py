@@ -46,7 +46,7 @@ def test_help_of_a_task_explains_its_options(capsys, task):
     assert (code, err) == (0, "")
     module = getattr(funcnet.tasks, task)
     names = [*module.Options.__dataclass_fields__, *module.Training.__dataclass_fields__]
-    names += ["resume", *_mesh.Devices.__dataclass_fields__]
+    names += ["resume", "verify", *_mesh.Devices.__dataclass_fields__]
     for name in names:
         assert f"--{name.replace('_', '-')} " in out
     assert "--out DIR" in out
