@@ -135,10 +135,16 @@ def page(name: str) -> str:
     return out + verified(name)
 
 
-def verified(name: str) -> str:
-    """What `funcnet verify --all --json docs/verified.json` said of an operation."""
+@functools.cache
+def _verified() -> dict[str, Any]:
+    """What `funcnet verify --all --json docs/verified.json` said, by operation."""
     rows = json.loads((Path(__file__).parent / "verified.json").read_text("utf-8"))["rows"]
-    row = next(row for row in rows if row["operation"] == name)
+    return {row["operation"]: row for row in rows}
+
+
+def verified(name: str) -> str:
+    """The verdict on an operation, in words."""
+    row = _verified()[name]
     cases = f"{row['count']} case{'s' * (row['count'] > 1)}"
     errors = f"float64 {row['error']:.0e}, {row['note']}"
     return (

@@ -163,21 +163,13 @@ def law(case: Case, split: Split, kind: AxisType) -> Any:
     reference, _ = on_floats(case.module.reference, args, plain)
     dy = normal_like(jax.eval_shape(reference, *values))
 
-    def both(f: Any) -> Any:
-        def run(values: Any, dy: Any) -> Any:
-            y, pull = jax.vjp(f, *values)
-            like = lambda c, v: jax.reshard(c, jax.typeof(v).sharding) if kind is AxisType.Explicit else c
-            return y, pull(jax.tree.map(like, dy, y) if f is not reference else dy)
-
-        return run
-
-    want = jax.jit(both(reference))(values, dy)
+    want = jax.jit(_both(reference, AxisType.Auto))(values, dy)
     mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
     to = jax.tree.map(lambda spec: NamedSharding(mesh, spec), split.specs)
     placed = jax.device_put(args, to)
     f, values = on_floats(case.module.apply, placed, options)
     with jax.set_mesh(mesh) if kind is AxisType.Explicit else contextlib.nullcontext():
-        program = jax.jit(both(f)).lower(values, dy).compile()
+        program = jax.jit(_both(f, kind)).lower(values, dy).compile()
         got = program(values, dy)
     close(got, want)
     if kind is AxisType.Explicit:
@@ -187,6 +179,17 @@ def law(case: Case, split: Split, kind: AxisType) -> Any:
         if split.name in expected or (split.name == "n0" and any(d.startswith("*n") for d in expected)):
             assert not jax.tree.leaves(got[0])[0].sharding.is_fully_replicated, split.name
     return program
+
+
+def _both(f: Any, kind: AxisType) -> Any:
+    """(values, dy) -> what f gives, and its gradients; on Explicit axes dy is split as what f gives."""
+
+    def run(values: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(f, *values)
+        like = lambda c, v: jax.reshard(c, jax.typeof(v).sharding) if kind is AxisType.Explicit else c
+        return y, pull(jax.tree.map(like, dy, y))
+
+    return run
 
 
 def sent(case: Case, split: Split) -> tuple[int, int]:
@@ -204,17 +207,12 @@ def sent(case: Case, split: Split) -> tuple[int, int]:
         on_mesh = lambda tree: jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree)
         f, values = on_floats(f, jax.device_put(args, on_mesh(split.specs)), options)
 
-        def run(values: Any, dy: Any) -> Any:
-            y, pull = jax.vjp(f, *values)
-            like = lambda c, v: jax.reshard(c, jax.typeof(v).sharding) if kind is AxisType.Explicit else c
-            return y, pull(jax.tree.map(like, dy, y))
-
         dy, out = cotangent, None
         if results is not None:
             lie = on_mesh(jax.tree.map(lambda sharding: sharding.spec, results))
             dy, out = jax.device_put(cotangent, lie), (lie, tuple(v.sharding for v in values))
         with jax.set_mesh(mesh) if kind is AxisType.Explicit else contextlib.nullcontext():
-            return jax.jit(run, out_shardings=out).lower(values, dy).compile()
+            return jax.jit(_both(f, kind), out_shardings=out).lower(values, dy).compile()
 
     ours = program(case.module.apply, options, AxisType.Explicit)
     theirs = program(case.module.reference, plain, AxisType.Auto, ours.output_shardings[0])

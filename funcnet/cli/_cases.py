@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.ops.attention import rope
+from funcnet.verifier.finding import sizes
 
 __all__ = ["CASES", "DTYPES", "EXACT", "LAWS", "Measured", "draw", "measure", "shapes"]
 
@@ -322,7 +323,7 @@ def shapes(name: str, seed: int) -> str:
     """Those of an operation's first case: ``7×11, 11×13``, and how many more there are."""
     first, *more = CASES[name]
     arrays = [v for v in jax.tree.leaves(draw(first, seed)[0]) if hasattr(v, "shape")]
-    text = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in arrays)
+    text = sizes(arrays)
     return f"{text} and {len(more)} more" if more else text
 
 

@@ -125,10 +125,13 @@ class Ends:
         checkpoints = self._checkpoints
         if checkpoints is None:
             return False
-        best = checkpoints.settings()["best"]
-        if record is not None and best is not None and best[0] not in record and self._peers.index == 0:
-            names = ", ".join(record)
-            warnings.warn(f"train.fit: no checkpoint is the best: no {best[0]!r} in {names}", stacklevel=3)
+        if record is not None and self._peers.index == 0:
+            best = checkpoints.settings()["best"]
+            if best is not None and best[0] not in record:
+                names = ", ".join(record)
+                warnings.warn(
+                    f"train.fit: no checkpoint is the best: no {best[0]!r} in {names}", stacklevel=3
+                )
         if self._alone:
             return checkpoints.due(step, record)
         if record is not None:  # the state that is kept must be the one that was evaluated

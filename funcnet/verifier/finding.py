@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["KINDS", "Finding", "Row", "Sample", "together"]
+__all__ = ["KINDS", "Finding", "Row", "Sample", "sizes", "together"]
 
 # The closed set of kinds, each with what it means. `convention` and `truth_disputed` are no mistakes.
 KINDS = {
@@ -160,3 +160,8 @@ class Row:
     unseen: str = ""
     location: str = ""
     sample: Sample | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+def sizes(arrays: Iterable[Any]) -> str:
+    """The shapes of arrays: ``7×11, 11×13``."""
+    return ", ".join("×".join(map(str, v.shape)) or "scalar" for v in arrays)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet import rules
-from funcnet.verifier.finding import Row
+from funcnet.verifier.finding import Row, sizes
 from funcnet.verifier.problem import is_float
 
 __all__ = ["Memory"]
@@ -50,8 +50,9 @@ class Memory:
             return None
         since, argument, error, allowed = found
         arrays = (v for v in jax.tree.leaves(calls[0].args) if hasattr(v, "shape"))
-        shapes = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in arrays)
-        return Row(_name(calls[0]), argument, shapes, len(calls), error, allowed, True, f"since {since}")
+        return Row(
+            _name(calls[0]), argument, sizes(arrays), len(calls), error, allowed, True, f"since {since}"
+        )
 
     def keep(self, key: str, row: Row) -> None:
         """Remember a row that is right, and forget what was known of one that is not."""

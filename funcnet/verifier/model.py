@@ -17,7 +17,7 @@ from funcnet import rules, signature
 from funcnet._heard import reported
 from funcnet.verifier import blind, laws, tape, trace
 from funcnet.verifier.compare import and_twice, checked, judged, verify
-from funcnet.verifier.finding import Finding, Row
+from funcnet.verifier.finding import Finding, Row, sizes
 from funcnet.verifier.judge import judge_of
 from funcnet.verifier.memory import Memory
 from funcnet.verifier.problem import Problem, check_values, pose, wide
@@ -157,7 +157,7 @@ def _verdict_on_rule(call: tape.Call, seed: int) -> Verdict:
     """By `verify`, at the values of its calls; of the rules of JAX no more than its gradients there."""
     name, place = tape.name_of(call.rule), tape.line_of(call.rule)
     values = call.values
-    shapes = ", ".join("×".join(map(str, v.shape)) or "scalar" for v in values[0]) if values else ""
+    shapes = sizes(values[0]) if values else ""
 
     def unseen(why: str) -> Verdict:
         text = f"{why} ({place})"

@@ -15,6 +15,7 @@ import numpy as np
 
 from funcnet.errors import DTypeError, StructureError, describe
 from funcnet.verifier import tape, trace
+from funcnet.verifier.finding import sizes
 from funcnet.verifier.trace import QUICKLY, widened
 
 __all__ = [
@@ -113,7 +114,7 @@ class Problem:
     @functools.cached_property
     def shapes(self) -> str:
         """Those of the arrays: ``7×11, 11×13``."""
-        return ", ".join("×".join(map(str, v.shape)) or "scalar" for v in self.arrays)
+        return sizes(self.arrays)
 
     @functools.cached_property
     def all_paths(self) -> tuple[str, ...]:
