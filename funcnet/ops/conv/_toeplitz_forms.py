@@ -158,7 +158,7 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, p: Problem) -> Array:
     dy, row = flat(dy), p.window.out[-1]
     # Rows a multiple of 4096 bytes apart share a few lines of the cache; one more column moves them apart.
     apart = int(row * dy.shape[-1] * dy.dtype.itemsize % 4096 == 0)
-    dy = jnp.pad(dy, [(0, 0)] * (dy.ndim - 2) + [(0, apart), (0, 0)])
+    more = [(0, 0)] * (dy.ndim - 3) + [(0, apart), (0, 0)]
     last = p.window.padding[-1]
     window = p.window._replace(
         padding=(*p.window.padding[:-1], (last[0], last[1] + apart * p.window.stride[-1]))
@@ -166,11 +166,12 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, p: Problem) -> Array:
     over = tuple(range(len(window.kernel) - 1))
 
     def of_image(x: Array, dy: Array) -> list[Array]:
-        x, dy = lax.optimization_barrier((_padded(x[None], window.padding), dy))
+        x, dy = lax.optimization_barrier((_padded(x[None], window.padding), jnp.pad(dy, more)))
         return [(flat(x[0][seen]) * dy).sum(over) for _, seen in window.taps]
 
     if _loops_are_local():  # one image at a time stays in the cache
-        zeros = [rules.same_variance(jnp.zeros(dy.shape[-2:], dy.dtype), x, dy)[0]] * p.taps
+        zeros = jnp.zeros((row + apart, dy.shape[-1]), dy.dtype)
+        zeros = [rules.same_variance(zeros, x, dy)[0]] * p.taps
         add = lambda sums, pair: ([a + b for a, b in zip(sums, of_image(*pair), strict=True)], None)
         dw, _ = lax.scan(add, zeros, (x, dy))
         return jnp.stack(dw).sum(1).reshape(p.w)
@@ -229,24 +230,34 @@ def group_by_group(p: Problem, one: Callable[[Problem], Products]) -> Products:
     )
 
 
-def chunk_by_chunk(p: Problem, form: Callable[[Problem], Products], most: int) -> Products:
-    """At most `most` images at a time (a divisor of n), for forms whose intermediates would fill memory."""
+def chunk_by_chunk(
+    p: Problem, form: Callable[[Problem], Products], most: int, least: int | None = None
+) -> Products:
+    """At most `most` images at a time, and at least `least`, for forms whose intermediates would fill memory.
+
+    All at once where n has no such divisor: a loop over a few small images takes longer than all of them.
+    """
     if not known(p.n):
         return form(p)
-    chunk = next(m for m in range(max(1, min(most, p.n)), 0, -1) if p.n % m == 0)
+    most = max(1, min(most, p.n))
+    least = max(1, most // 8) if least is None else least
+    chunk = next((m for m in range(most, least - 1, -1) if p.n % m == 0), p.n)
     if chunk == p.n or not _loops_are_local():
         return form(p)
     some = form(p._replace(n=chunk))
-    cut = lambda v: v.reshape(p.n // chunk, chunk, *v.shape[1:])
+    # Without the axis of groups, which may have a layout of its own: XLA would copy what the loop is given.
+    cut = lambda v: v.reshape(p.n // chunk, chunk, *v.shape[1:-2], v.shape[-2] * v.shape[-1])
+    again = lambda v: v.reshape(*v.shape[:-1], p.groups, v.shape[-1] // p.groups)
     joined = lambda v: v.reshape(p.n, *v.shape[2:])
 
     def kernel_gradient(x: Array, dy: Array) -> Array:
         zeros = rules.same_variance(jnp.zeros(p.w, x.dtype), x, dy)[0]
-        return lax.scan(lambda dw, v: (dw + some.kernel_gradient(*v), None), zeros, (cut(x), cut(dy)))[0]
+        add = lambda dw, v: (dw + some.kernel_gradient(again(v[0]), again(v[1])), None)
+        return lax.scan(add, zeros, (cut(x), cut(dy)))[0]
 
     return Products(
-        lambda w, x: joined(lax.map(lambda x: some.toeplitz(w, x), cut(x))),
-        lambda dy, w: joined(lax.map(lambda dy: some.transposed(dy, w), cut(dy))),
+        lambda w, x: joined(lax.map(lambda x: some.toeplitz(w, again(x)), cut(x))),
+        lambda dy, w: joined(lax.map(lambda dy: some.transposed(again(dy), w), cut(dy))),
         kernel_gradient,
     )
 
@@ -571,6 +582,7 @@ NEEDS = {
 _FEW_CHANNELS, _FEW_COLUMNS, _FEW_TAPS = 4, 64, 32
 _MANY_TAPS, _MANY_GROUPS = 128, 32
 _CHUNK = 2**20  # elements of the patches of a chunk of images
+_PAIR, _LEAST = 2**18, 16  # elements of x and dy in a chunk of images for dw, and how many it has at least
 
 
 def on_cpu(p: Problem, product: str) -> Products:
@@ -580,17 +592,40 @@ def on_cpu(p: Problem, product: str) -> Products:
     dimensions; this is about the rest. Never winograd and fft, which mix the elements of a block: a NaN or a
     large element changes outputs that do not see it.
     """
-    window, again = p.window, functools.partial(on_cpu, product=product)
+    form = functools.partial(_whole_on_cpu, product=product)
+    if product == "kernel_gradient" and known(*p.x[1:]) and not _alone(p) and not _is_matrix(p):
+        # It takes x and dy in other layouts. Of whole arrays XLA makes these copies as soon as they can be
+        # made, that of x in the forward pass already, and keeps them: a third of ResNet-20's memory.
+        pair, planes = math.prod(p.x[1:]) + math.prod(p.y[1:]), math.prod(p.window.out[:-2])
+        least = max(_LEAST // planes, 2)
+        return chunk_by_chunk(p, form, max(_PAIR // pair, 2 * least - 1), least)
+    return form(p)
+
+
+def _alone(p: Problem) -> bool:
+    """Whether each channel has a kernel of its own, and there are enough of them to fill a vector."""
+    return p.c_in == 1 and p.groups >= 8
+
+
+def _is_matrix(p: Problem) -> bool:
+    """Whether the window is one point, and moves by one: a product of matrices."""
+    return (
+        p.taps == 1 and set(p.window.stride) == {1} and p.window.padding == ((0, 0),) * len(p.window.kernel)
+    )
+
+
+def _whole_on_cpu(p: Problem, product: str) -> Products:
+    window, again = p.window, functools.partial(_whole_on_cpu, product=product)
     if not known(*window.sizes):
         return direct(p)
     fits = lambda method: NEEDS[method][1](window)
-    if p.c_in == 1 and p.groups >= 8:  # every channel alone, and enough of them to fill a vector
+    if _alone(p):
         return shifted(p) if p.taps <= _MANY_TAPS else direct(p)
     if 1 < p.groups <= _MANY_GROUPS:
         return group_by_group(p, again)
     if p.groups > 1:
         return direct(p)
-    if p.taps == 1 and set(window.stride) == {1} and window.padding == ((0, 0),) * len(window.kernel):
+    if _is_matrix(p):
         return matmul(p)
     if p.dtype == jnp.float64 and p.taps <= _MANY_TAPS:
         return chunk_by_chunk(p, unfold, _CHUNK // (math.prod(window.out) * p.taps * p.c_in))
@@ -601,7 +636,9 @@ def on_cpu(p: Problem, product: str) -> Products:
     ):
         return shifted(p)
     if len(window.kernel) == 3:
-        return planes(p, again)
+        side_by_side = window.kernel[0] * math.prod(p.x[1:])  # of an image: what `planes` makes of it
+        most = _CHUNK // side_by_side if product == "toeplitz" else p.n
+        return chunk_by_chunk(p, lambda p: planes(p, again), most)
     if product == "toeplitz" and p.c_out <= _FEW_CHANNELS and p.taps * p.c_out <= _FEW_COLUMNS:
         return fold(p)
     if product == "transposed" and p.c_in <= _FEW_CHANNELS and p.taps * p.c_in <= _FEW_COLUMNS:

@@ -314,6 +314,57 @@ def test_loops_over_the_batch(one_device, monkeypatch):
     held_to_the_loop(normal(3, 3, 1, 8), normal(6, 5, 4, 8, seed=3), {"groups": 8})
 
 
+@pytest.mark.parametrize(
+    ("kernel", "size", "options"),
+    [
+        ((3, 3, 5, 5), (4, 6), {}),
+        ((3, 3, 2, 6), (4, 6), {"groups": 3}),
+        ((1, 1, 5, 3), (5, 6), {"stride": 2}),
+        ((3, 2, 2, 5, 5), (5, 4, 3), {}),
+        ((7, 5, 5), (9,), {"padding": "causal"}),
+        ((3, 3, 1, 8), (8, 8), {"groups": 8}),
+    ],
+    ids=str,
+)
+def test_a_kernel_gradient_of_a_few_images_at_a_time(kernel, size, options, monkeypatch):
+    """The loop gives what all images at once do, also where no divisor of their number is large enough."""
+    monkeypatch.setattr("funcnet.ops.conv._toeplitz_forms._loops_are_local", lambda: True)
+    monkeypatch.setattr("funcnet.ops.conv._toeplitz_forms._PAIR", 1)
+    rng = np.random.default_rng(1)
+    c = kernel[-2] * options.get("groups", 1)
+    w = jnp.asarray(rng.standard_normal(kernel), "float32")
+    for n in (32, 37):
+        x = jnp.asarray(rng.standard_normal((n, *size, c)), "float32")
+
+        def grads(x, method):
+            f = lambda w, x: jnp.sin(conv.apply({"w": w}, x, method=method, **options)).sum()
+            return jax.jit(jax.grad(f, (0, 1))).lower(w, x)
+
+        lowered = grads(x, "auto")
+        assert ("while" in lowered.as_text()) == (n == 32 or kernel[-2] == 1)
+        for got, want in zip(lowered.compile()(w, x), grads(x, "direct").compile()(w, x), strict=True):
+            np.testing.assert_allclose(got, want, atol=3e-5 * float(jnp.abs(want).max()))
+
+
+def test_a_net_keeps_no_copy_of_what_its_convolutions_saw(monkeypatch):
+    """XLA would make the copy for dw in the forward pass, and keep it beside the original."""
+
+    def planned(one_device):
+        monkeypatch.setattr("funcnet.ops.conv._toeplitz_forms._loops_are_local", lambda: one_device)
+        w, x = jnp.ones((3, 3, 16, 16), "float32"), jnp.ones((64, 16, 16, 16), "float32")
+
+        def loss(w, x):
+            for _ in range(4):
+                x = fn.relu.apply(fn.conv.apply({"w": w}, x))
+            return x.sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(w, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / x.nbytes
+
+    assert planned(one_device=True) < 6.5  # four results of relu, and two arrays on the way back
+    assert planned(one_device=False) > 8.5  # and a copy of three of them
+
+
 def test_long_kernels_go_through_frequencies():
     """Blocks transformed by matrices (up to 256 samples), and by an FFT."""
     options = {"groups": 8, "padding": "causal"}
