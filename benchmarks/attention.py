@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from benchmarks import harness
+from benchmarks import conv, harness
 from benchmarks.conv import numbers, rates
 from benchmarks.harness import SMOKE, WHOLE, Entrant, Measure, Process, Scale, Table
 
@@ -73,7 +73,10 @@ def run(scale: Scale) -> list[Table]:
     if slow:  # where code lies is a small part of a second: one generation, to save minutes
         timed |= harness.race(ENTRANTS, slow, scale._replace(generations=1))
     rows = [{"case": case, **timed[case], **rates(timed[case], cases[case].flops)} for case in cases]
-    note = "Ratios are to funcnet: above 1, funcnet is faster. GF/s: the seven products, of what is seen."
+    note = (
+        "Ratios are to funcnet: above 1, funcnet is faster. GF/s: the seven products, of what is seen. "
+        f"{conv.told(conv.products(scale))}"
+    )
     tables = [Table("Forward and three gradients", rows, note, chart=True)]
     return tables if scale != WHOLE else [*tables, _long()]
 

@@ -1,15 +1,17 @@
 """Decoding with a cache beside PyTorch: the tokens that a GPT adds to a prompt, greedily.
 
 funcnet's `fn.generate` beside PyTorch in a loop: eager, under `inference_mode`, with a preallocated cache.
-Same weights, same prompts; the tokens must be the same.
+Same weights, same prompts; the tokens must be the same. A second table: the memory that a prompt takes, by its
+length.
 """
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from benchmarks import harness
+from benchmarks import conv, harness
 from benchmarks.harness import SMOKE, WHOLE, Entrant, Measure, Process, Scale, Table
 from benchmarks.models import ALL, Gpt
 
@@ -23,9 +25,16 @@ class Case(NamedTuple):
     new: int = 200
 
 
-LARGE = "GPT 6 × 384, t = 256, batch 8"
-CASES = {"batch 1": Case(LARGE, 1), "batch 8": Case(LARGE, 8)}
+SMALL, LARGE = "GPT 6 × 384, t = 256, batch 8", "GPT 30 × 576, 49,152 tokens"
+# The second has the width, depth, heads and vocabulary of SmolLM2-135M, and GPT-2's blocks as all of these.
+MODELS = ALL | {LARGE: Gpt(30, 9, 576, 256, 1, vocabulary=49_152)}
+CASES = {
+    **{f"GPT 6 × 384, batch {n}": Case(SMALL, n) for n in (1, 8, 32)},
+    "GPT 30 × 576, 49,152 tokens, batch 1": Case(LARGE, 1, new=64),
+    "GPT 30 × 576, 49,152 tokens, batch 32": Case(LARGE, 32, new=32),
+}
 TINY = {"tiny, batch 2": Case("tiny GPT", 2, prompt=2, new=4)}  # for a smoke test
+LENGTHS = (1024, 2048, 4096, 8192)
 
 JAX = Process("benchmarks.decoding", ("jax",))
 ENTRANTS = {
@@ -35,10 +44,12 @@ ENTRANTS = {
 
 
 def run(scale: Scale) -> list[Table]:
-    """One row per number of prompts."""
-    cases = TINY if scale == SMOKE else CASES if scale == WHOLE else {"batch 1": CASES["batch 1"]}
+    """One row per model and number of prompts; one per length of a prompt."""
+    cases = TINY if scale == SMOKE else CASES if scale == WHOLE else dict(list(CASES.items())[:1])
     with harness.running([JAX]) as workers:  # where nothing is compiled yet
         compiled = {case: workers[JAX].ask("compilations", case) for case in cases}
+        lengths = (8, 16) if scale == SMOKE else LENGTHS if scale == WHOLE else LENGTHS[:2]
+        planned = [workers[JAX].ask("prompt", t) for t in lengths]
     timed = harness.race(ENTRANTS, cases, scale._replace(rounds=min(scale.rounds, 4)))
     rows = []
     for case, row in timed.items():
@@ -49,14 +60,31 @@ def run(scale: Scale) -> list[Table]:
             for name, cell in row.items()
             if isinstance(cell, Measure)
         }
-        rows.append({"decoding": case, **row, **speeds, "programs compiled": first, "again": again})
-    size = next(iter(cases.values()))
+        new = {"new tokens": cases[case].new}
+        rows.append({"decoding": case, **row, **new, **speeds, "programs compiled": first, "again": again})
+    prompt = next(iter(cases.values())).prompt
     note = (
-        f"{size.new} new tokens after a prompt of {size.prompt}, {size.model.partition(', ')[0]}, greedy. "
-        "Programs compiled: in the first call of `fn.generate` (the second row's after the first's, in the "
-        "same process), and again in a second one with other tokens."
+        f"New tokens after prompts of {prompt}, greedy. Programs compiled: in the first call of `fn.generate` "
+        "(each row's after those before it, in the same process), and again in a second one with other tokens. "
+        f"{conv.told(conv.products(scale))}"
     )
-    return [Table("Decoding with a cache", rows, note, chart=True)]
+    memory = [
+        {
+            "prompt": f"{t:,} tokens",
+            "temporary memory": Measure(size, size, size, size / planned[0], unit="B"),
+        }
+        for t, size in zip(lengths, planned, strict=True)
+    ]
+    return [
+        Table("Decoding with a cache", rows, note, chart=True),
+        Table(
+            "Memory of a prompt",
+            memory,
+            "Of a GPT 6 × 384, as XLA plans the program of `fn.generate` that reads the prompt and picks the "
+            "first token, besides params, cache and result. Ratios are to the first row: what grows as the "
+            "length does doubles from row to row.",
+        ),
+    ]
 
 
 def _parts(case: str, seed: int = 2) -> tuple[Gpt, Case, Any]:
@@ -64,7 +92,7 @@ def _parts(case: str, seed: int = 2) -> tuple[Gpt, Case, Any]:
     import numpy as np
 
     own = (CASES | TINY)[case]
-    model = ALL[own.model]
+    model = MODELS[own.model]
     assert isinstance(model, Gpt)
     rng = np.random.default_rng(seed)
     return model, own, rng.integers(0, model.vocabulary, (own.batch, own.prompt)).astype(np.int32)
@@ -76,6 +104,7 @@ def _serve_jax() -> None:
 
     import funcnet as fn
     from benchmarks.peers.ours import gpt_config
+    from funcnet.nets import generate
 
     compiled: list[float] = []
 
@@ -101,7 +130,23 @@ def _serve_jax() -> None:
             counts.append(len(compiled) - before)
         return counts[0], counts[1]
 
-    harness.serve(make, check=lambda tokens: tokens.ravel().tolist(), others={"compilations": compilations})
+    def prompt(t: int) -> int:
+        """Temporary bytes of the program for one prompt of t tokens."""
+        model = MODELS[SMALL] if t in LENGTHS else MODELS["tiny GPT"]
+        assert isinstance(model, Gpt)
+        config = gpt_config(replace(model, t=t + 16))
+        shapes = partial(jax.tree.map, lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype))
+        params = shapes(replace(model, t=t + 16).weights())
+        ids, length, stops = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, t), (1,), (0,)))
+        draw = dict.fromkeys(("temperature", "top_p", "min_p", "key"))
+        read = generate._begin.lower(params, ids, length, stops, draw, config, None, t + 16, 16)
+        return read.compile().memory_analysis().temp_size_in_bytes
+
+    harness.serve(
+        make,
+        check=lambda tokens: tokens.ravel().tolist(),
+        others={"compilations": compilations, "prompt": prompt},
+    )
 
 
 def _serve_torch() -> None:

@@ -4,7 +4,7 @@ Loss, gradients and update in float32, from the same weights on the same batch (
 peer in the idiom that its documentation recommends (benchmarks/peers). Losses after three steps must agree.
 """
 
-from benchmarks import harness, models, peers
+from benchmarks import conv, harness, models, peers
 from benchmarks.harness import SMOKE, WHOLE, Entrant, Scale, Table
 from benchmarks.models import Convnet, Resnet
 
@@ -24,6 +24,7 @@ def run(scale: Scale) -> list[Table]:
         [
             "Ratios are to funcnet: above 1, funcnet is faster. The flag of funcnet's guard concerns "
             "convolutions most; what it does to other programs, `python -m benchmarks guard` tells. "
+            f"{conv.told(conv.products(scale))} "
             "How each step is written:",
             "",
             *(f"- {name}: {idiom}" for name, idiom in peers.idioms().items()),
