@@ -1,8 +1,7 @@
 """Decoding with a cache beside PyTorch: the tokens that a GPT adds to a prompt, greedily.
 
 funcnet's `fn.generate` beside PyTorch in a loop: eager, under `inference_mode`, with a preallocated cache.
-Same weights, same prompts; the tokens must be the same. A second table: the memory that a prompt takes, by its
-length.
+Same weights, same prompts; the tokens must be the same. A second table: the memory that a prompt takes.
 """
 
 import sys
@@ -64,8 +63,9 @@ def run(scale: Scale) -> list[Table]:
         rows.append({"decoding": case, **row, **new, **speeds, "programs compiled": first, "again": again})
     prompt = next(iter(cases.values())).prompt
     note = (
-        f"New tokens after prompts of {prompt}, greedy. Programs compiled: in the first call of `fn.generate` "
-        "(each row's after those before it, in the same process), and again in a second one with other tokens. "
+        f"New tokens after prompts of {prompt}, greedy. Programs compiled: in the first call of "
+        "`fn.generate` (each row's after those before it, in the same process), and again in a second one "
+        "with other tokens. "
         f"{conv.told(conv.products(scale))}"
     )
     memory = [

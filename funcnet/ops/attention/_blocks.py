@@ -361,7 +361,7 @@ def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callab
         conditions += _in_reach(form, z, arrays, i, j) if edge else []
         conditions = [align(condition, len(z.n) + 3) for condition in conditions]
         seen = functools.reduce(jnp.logical_and, conditions).mT if conditions else None
-        s = _product(k, q, seen)
+        s = _product(k, q)
         s = s if form.scale == 1.0 else s * form.scale
         slope = None
         if form.softcap is not None:
@@ -389,13 +389,27 @@ def _finite(seen: Array | None, x: Array) -> Array:
     return x if seen is None else jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _product(k: Array, q: Array, seen: Array | None) -> Array:
-    """k qᵀ, and NaN where a row of k or of q is not finite."""
-    s = jnp.matmul(_finite(seen, k), _finite(seen, q).mT, preferred_element_type=wide(q.dtype))
-    if seen is None:
-        return s
-    of_k, of_q = (jnp.where(jnp.isfinite(x).all(-1), 0, jnp.nan).astype(s.dtype) for x in (k, q))
-    return s + of_k[..., :, None] + of_q[..., None, :]
+def _times(a: Array, b: Array) -> Array:
+    """a bᵀ."""
+    return jnp.matmul(a, b.mT, preferred_element_type=wide(a.dtype))
+
+
+def _batched(a: Array, b: Array, a_axis: int | None, b_axis: int | None) -> tuple[Array, int]:
+    size = next(v.shape[at] for v, at in ((a, a_axis), (b, b_axis)) if at is not None)
+    whole = lambda v, at: jnp.broadcast_to(v, (size, *v.shape)) if at is None else jnp.moveaxis(v, at, 0)
+    return _product(whole(a, a_axis), whole(b, b_axis)), 0
+
+
+# The logits k qᵀ. Those that are not seen are replaced afterwards, whatever they are; the transposes, which
+# multiply by what is not seen a 0, take what is finite of it.
+_product = rules.bilinear("logits", _times)
+_transposed = lambda ds, x: _times(ds, jnp.where(jnp.isfinite(x), x, 0).astype(ds.dtype).mT).astype(x.dtype)
+rules.close(
+    _product,
+    to_a=lambda ds, q: _transposed(ds, q),
+    to_b=lambda ds, k: _transposed(ds.mT, k),
+    batch=_batched,
+)
 
 
 def _weigh(vt: Array, p: Array, seen: Array | None) -> Array:
