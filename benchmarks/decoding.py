@@ -28,9 +28,9 @@ SMALL, LARGE = "GPT 6 × 384, t = 256, batch 8", "GPT 30 × 576, 49,152 tokens"
 # The second has the width, depth, heads and vocabulary of SmolLM2-135M, and GPT-2's blocks as all of these.
 MODELS = ALL | {LARGE: Gpt(30, 9, 576, 256, 1, vocabulary=49_152)}
 CASES = {
-    **{f"GPT 6 × 384, batch {n}": Case(SMALL, n) for n in (1, 8, 32)},
-    "GPT 30 × 576, 49,152 tokens, batch 1": Case(LARGE, 1, new=64),
-    "GPT 30 × 576, 49,152 tokens, batch 32": Case(LARGE, 32, new=32),
+    **{f"GPT 6 × 384, batch {n}": Case(SMALL, n, new=new) for n, new in ((1, 200), (8, 200), (32, 100))},
+    "GPT 30 × 576, 49,152 tokens, batch 1": Case(LARGE, 1, new=40),
+    "GPT 30 × 576, 49,152 tokens, batch 32": Case(LARGE, 32, new=16),
 }
 TINY = {"tiny, batch 2": Case("tiny GPT", 2, prompt=2, new=4)}  # for a smoke test
 LENGTHS = (1024, 2048, 4096, 8192)
