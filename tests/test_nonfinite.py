@@ -166,7 +166,7 @@ def test_operations_are_named():
     finding = found(lambda x: fn.attention.apply(x, x, x), large)
     assert finding.operation == "attention"
     assert "fn.attention.apply(x, x, x)" in finding.source
-    assert finding.cause.primitive == "dot_general"
+    assert finding.cause.primitive == "logits"
     params = fn.conv.init(jax.random.key(0), 2, 3, kernel=(3,))
     tall = np.full((1, 5, 2), 3e38, np.float32)
     params = jax.tree.map(lambda w: np.full(w.shape, 9, np.float32), params)
