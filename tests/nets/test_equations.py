@@ -15,11 +15,11 @@ MOST = {  # of the forward pass, and of the gradient with it
     "vad": (152, 284),
     "resnet": (258, 521),
     "resnet with bottlenecks": (433, 863),
-    "transformer": (367, 742),
-    "transformer with rope": (397, 823),
-    "transformer with alibi": (338, 978),
-    "encoder": (395, 792),
-    "vit": (315, 650),
+    "transformer": (336, 680),
+    "transformer with rope": (363, 755),
+    "transformer with alibi": (307, 881),
+    "encoder": (364, 730),
+    "vit": (314, 648),
 }
 
 
