@@ -140,7 +140,9 @@ def _serve_jax() -> None:
         ids, length, stops = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, t), (1,), (0,)))
         draw = dict.fromkeys(("temperature", "top_p", "min_p", "key"))
         read = generate._begin.lower(params, ids, length, stops, draw, config, None, t + 16, 16)
-        return read.compile().memory_analysis().temp_size_in_bytes
+        plan = read.compile().memory_analysis()
+        assert plan is not None
+        return plan.temp_size_in_bytes
 
     harness.serve(
         make,
