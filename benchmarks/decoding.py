@@ -48,7 +48,8 @@ def run(scale: Scale) -> list[Table]:
     with harness.running([JAX]) as workers:  # where nothing is compiled yet
         compiled = {case: workers[JAX].ask("compilations", case) for case in cases}
         lengths = (8, 16) if scale == SMOKE else LENGTHS if scale == WHOLE else LENGTHS[:2]
-        planned = [workers[JAX].ask("prompt", t) for t in lengths]
+        model = next(iter(cases.values())).model
+        planned = [workers[JAX].ask("prompt", model, t) for t in lengths]
     timed = harness.race(ENTRANTS, cases, scale._replace(rounds=min(scale.rounds, 4)))
     rows = []
     for case, row in timed.items():
@@ -80,9 +81,9 @@ def run(scale: Scale) -> list[Table]:
         Table(
             "Memory of a prompt",
             memory,
-            "Of a GPT 6 × 384, as XLA plans the program of `fn.generate` that reads the prompt and picks the "
-            "first token, besides params, cache and result. Ratios are to the first row: what grows as the "
-            "length does doubles from row to row.",
+            f"Of {model.partition(', ')[0]}, as XLA plans the program of `fn.generate` that reads the prompt "
+            "and picks the first token, besides params, cache and result. Ratios are to the first row: what "
+            "grows as the length does doubles from row to row.",
         ),
     ]
 
@@ -130,13 +131,13 @@ def _serve_jax() -> None:
             counts.append(len(compiled) - before)
         return counts[0], counts[1]
 
-    def prompt(t: int) -> int:
+    def prompt(name: str, t: int) -> int:
         """Temporary bytes of the program for one prompt of t tokens."""
-        model = MODELS[SMALL] if t in LENGTHS else MODELS["tiny GPT"]
+        model = MODELS[name]
         assert isinstance(model, Gpt)
-        config = gpt_config(replace(model, t=t + 16))
-        shapes = partial(jax.tree.map, lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype))
-        params = shapes(replace(model, t=t + 16).weights())
+        model = replace(model, t=t + 16)
+        config = gpt_config(model)
+        params = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), model.weights())
         ids, length, stops = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, t), (1,), (0,)))
         draw = dict.fromkeys(("temperature", "top_p", "min_p", "key"))
         read = generate._begin.lower(params, ids, length, stops, draw, config, None, t + 16, 16)

@@ -63,18 +63,14 @@ def _answer() -> None:
     from funcnet.ops.conv._window import Window
 
     calls: dict[str, Callable[[], Any]] = {}
-    chosen = forms.chunk_by_chunk
-
-    def at_once(p: Any, form: Any, most: int, least: int | None = None) -> Any:
-        """What runs where no divisor of n is large enough; only for dw is there a `least`."""
-        return chosen(p, form, most) if least is None else form(p)
 
     def prepare(way: str, case: str) -> int:
-        forms.chunk_by_chunk = chosen if way == WAYS[0] else at_once
+        forms._loops_are_local = lambda: way == WAYS[0]
         jax.clear_caches()
-        f, arguments, again = _step(case) if case in ALL else _alone(case)
+        is_step = case in ALL
+        f, *arguments = ours._program(ALL[case]) if is_step else _alone(case)
         compiled = f.lower(*arguments).compile()
-        calls[way] = again(compiled, arguments)
+        calls[way] = (ours.repeated if is_step else partial)(compiled, *arguments)
         seconds(calls[way], 2)
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -83,13 +79,8 @@ def _answer() -> None:
         d = len(own.kernel)
         window = Window(own.size, own.kernel, (own.stride,) * d, (own.dilation,) * d, own.padding)
         p = forms.Problem(window, own.batch, 1, own.c_in, own.c_out, np.dtype(np.float32))
-        arguments = jnp.asarray(x)[..., None, :], jnp.asarray(dy)[..., None, :]
         dw = lambda x, dy: forms.on_cpu(p, "kernel_gradient").kernel_gradient(x, dy)
-        return jax.jit(dw), arguments, lambda compiled, arguments: partial(compiled, *arguments)
-
-    def _step(case: str) -> tuple[Any, Any, Any]:
-        step, state, batch = ours._program(ALL[case])
-        return step, (state, batch), lambda compiled, given: ours.repeated(compiled, *given)
+        return jax.jit(dw), jnp.asarray(x)[..., None, :], jnp.asarray(dy)[..., None, :]
 
     serve(others={"prepare": prepare, "time": lambda way, count: seconds(calls[way], count)})
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
+from jax.interpreters import batching
 from jaxtyping import Array
 
 from funcnet import rules
@@ -168,7 +169,7 @@ def backward(
         s, slope, seen = logits(_at(q, i), _at(k, j), i, j, edge)
         # Masked last, both: of a query that is NaN, m and d are NaN too.
         p = jnp.exp(_where(seen, s - _at(m, i) - _at(log_total, i), -jnp.inf))
-        q_, kt_, v_ = (_finite(seen, x) for x in (_at(q, i), _at(kt, j), _at(v, j)))
+        q_, kt_, v_ = (x if seen is None else _finite(x) for x in (_at(q, i), _at(kt, j), _at(v, j)))
         dp = jnp.matmul(v_, do_.mT, preferred_element_type=sums)
         p_ = p
         if form.rate:
@@ -377,47 +378,44 @@ def _logits(form: Form, z: _Sizes, arrays: Arrays, bias: Array | None) -> Callab
 
 # ---- what is not seen, whatever it is: 0 · NaN is NaN -----------------------------------------------------
 #
-# Where all of a block is seen (None), the products are plain. Elsewhere they are made of what is finite, and
-# NaN is written where it is seen: so neither they nor their transposes multiply it by the 0 of what is not.
+# Where all of a block is seen (None), the products are plain. Elsewhere logits that are not seen are replaced
+# afterwards, and all other products, their transposes too, take what is finite: so none multiplies NaN by the
+# 0 of what is not seen. NaN is written into the outputs that see it.
 
 
 def _where(seen: Array | None, x: Array, otherwise: float | int) -> Array:
     return x if seen is None else jnp.where(seen, x, otherwise)
 
 
-def _finite(seen: Array | None, x: Array) -> Array:
-    return x if seen is None else jnp.where(jnp.isfinite(x), x, 0)
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _times(a: Array, b: Array) -> Array:
-    """a bᵀ."""
-    return jnp.matmul(a, b.mT, preferred_element_type=wide(a.dtype))
+def _times(k: Array, q: Array) -> Array:
+    """k qᵀ."""
+    return jnp.matmul(k, q.mT, preferred_element_type=wide(q.dtype))
 
 
-def _batched(a: Array, b: Array, a_axis: int | None, b_axis: int | None) -> tuple[Array, int]:
-    size = next(v.shape[at] for v, at in ((a, a_axis), (b, b_axis)) if at is not None)
-    whole = lambda v, at: jnp.broadcast_to(v, (size, *v.shape)) if at is None else jnp.moveaxis(v, at, 0)
-    return _product(whole(a, a_axis), whole(b, b_axis)), 0
+def _transposed(ds: Array, x: Array) -> Array:
+    return (ds @ _finite(x).astype(ds.dtype)).astype(x.dtype)
 
 
-# The logits k qᵀ. Those that are not seen are replaced afterwards, whatever they are; the transposes, which
-# multiply by what is not seen a 0, take what is finite of it.
+def _batched(k: Array, q: Array, *axes: int | None) -> tuple[Array, int]:
+    size = next(v.shape[at] for v, at in zip((k, q), axes, strict=True) if at is not None)
+    first = [batching.bdim_at_front(v, at, size) for v, at in zip((k, q), axes, strict=True)]
+    return _product(*first), 0
+
+
 _product = rules.bilinear("logits", _times)
-_transposed = lambda ds, x: _times(ds, jnp.where(jnp.isfinite(x), x, 0).astype(ds.dtype).mT).astype(x.dtype)
-rules.close(
-    _product,
-    to_a=lambda ds, q: _transposed(ds, q),
-    to_b=lambda ds, k: _transposed(ds.mT, k),
-    batch=_batched,
-)
+rules.close(_product, to_a=_transposed, to_b=lambda ds, k: _transposed(ds.mT, k), batch=_batched)
 
 
 def _weigh(vt: Array, p: Array, seen: Array | None) -> Array:
     """vᵀ p, and NaN for the queries that see a v that is not finite, in the features where one is not."""
-    ot = jnp.matmul(_finite(seen, vt), p, preferred_element_type=wide(p.dtype))
     if seen is None:
-        return ot
+        return jnp.matmul(vt, p, preferred_element_type=wide(p.dtype))
     bad = ~jnp.isfinite(vt)
+    ot = jnp.matmul(jnp.where(bad, 0, vt), p, preferred_element_type=wide(p.dtype))
     sees = jnp.matmul(bad.any(-2, keepdims=True).astype(p.dtype), lax.stop_gradient(p)) > 0
     return jnp.where(bad.any(-1, keepdims=True) & sees, jnp.nan, ot)
 

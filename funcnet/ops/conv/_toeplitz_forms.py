@@ -597,7 +597,7 @@ def on_cpu(p: Problem, product: str) -> Products:
         # It takes x and dy in other layouts. Of whole arrays XLA makes these copies as soon as they can be
         # made, that of x in the forward pass already, and keeps them: a third of ResNet-20's memory.
         pair, planes = math.prod(p.x[1:]) + math.prod(p.y[1:]), math.prod(p.window.out[:-2])
-        least = max(_LEAST // planes, 2)
+        least = max(_LEAST // planes, 2)  # in three dimensions, each plane of an image is one
         return chunk_by_chunk(p, form, max(_PAIR // pair, 2 * least - 1), least)
     return form(p)
 
@@ -615,6 +615,7 @@ def _is_matrix(p: Problem) -> bool:
 
 
 def _whole_on_cpu(p: Problem, product: str) -> Products:
+    """The same for all images at once."""
     window, again = p.window, functools.partial(_whole_on_cpu, product=product)
     if not known(*window.sizes):
         return direct(p)
