@@ -53,8 +53,8 @@ def title(name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code is 2 for bad arguments, 1 for what was refused or got slower."""
-    lines = [f"  {name:<16}{title(name)}" for name in SUITES]
-    lines += ["studies of funcnet itself:", *(f"  {name:<16}{title(name)}" for name in studies())]
+    lines = [f"  {name:<18}{title(name)}" for name in SUITES]
+    lines += ["studies of funcnet itself:", *(f"  {name:<18}{title(name)}" for name in studies())]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from funcnet._numbers import whole
 from funcnet.errors import DTypeError, ValueRangeError, describe
 from funcnet.linalg import _check
+from funcnet.linalg.haar import orthogonal
 
 __all__ = ["orthogonal_kernel"]
 
@@ -70,13 +71,13 @@ def orthogonal_kernel(
 
 def _one(key: jax.Array, c_in: int, c_out: int, taps: list[int]) -> jax.Array:
     c, first = max(c_in, c_out), jax.random.fold_in(key, 0)
-    mixed = jax.random.orthogonal(first, c)
+    mixed = orthogonal(first, c)
     w = (mixed[:c_in] if c_in <= c_out else jnp.eye(c)).reshape(*[1] * len(taps), min(c_in, c), c)
     number = 0
     for axis, size in enumerate(taps):
         for _ in range(size - 1):
             number += 1
-            q = jax.random.orthogonal(jax.random.fold_in(key, number), c)[:, : (c + 1) // 2]
+            q = orthogonal(jax.random.fold_in(key, number), c)[:, : (c + 1) // 2]
             p = q @ q.T
             none = [(0, 0)] * w.ndim
             shift = lambda low, high: [*none[:axis], (low, high), *none[axis + 1 :]]  # noqa: B023

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from funcnet.errors import ShapeError, StructureError, describe
+from funcnet.linalg.haar import orthogonal
 from funcnet.ops import _bias, _check
 from funcnet.ops._draw import Initializer, drawn, weights
 
@@ -30,7 +31,7 @@ def draw(
     p = m if projection is None else _check.positive(where, "projection", projection)
     kw, ku = jax.random.split(key)
     w = drawn(where, kw, initial, (d, gates * m), "iso", (d, gates, m), variance=1 / d)
-    u = jnp.concatenate(list(jax.random.orthogonal(ku, p, (gates,), m=m)), 1)
+    u = jnp.concatenate(list(orthogonal(ku, p, m, stack=gates)), 1)
     bias = _check.flag(where, "bias", bias)
     r = {"r": weights(jax.random.fold_in(key, 2), (m, p), 1 / m)}
     b = {"b": jnp.zeros(gates * m, w.dtype)} if bias else {}
