@@ -242,8 +242,9 @@ def _even(size: int, most: int) -> int:
 def _over_blocks(form: Form, z: _Sizes, step: Callable[[Any, Array, Array, bool], Any], carry: Any) -> Any:
     """step(carry, i, j, whether an edge crosses the block) for every block that is not empty."""
     inner, edge = _list_blocks(form, z)
+    few = len(inner) + len(edge) <= _UNROLLED
     for pairs, crossed in ((inner, False), (edge, True)):
-        if len(pairs) <= _UNROLLED:
+        if few or len(pairs) <= 1:
             for i, j in pairs:
                 carry = step(carry, jnp.int32(i), jnp.int32(j), crossed)
         else:
@@ -252,6 +253,8 @@ def _over_blocks(form: Form, z: _Sizes, step: Callable[[Any, Array, Array, bool]
     return carry
 
 
+# Written out, four blocks of (8, 512, 4, 32) beside a loop over the others save 3 % of the time, and XLA keeps
+# what all of them compute at once: twice the memory.
 _UNROLLED = 4
 
 
