@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -45,16 +45,7 @@ def imports(rounds: int) -> Table:
     """Wall and processor time of one process per program and round."""
     programs = {code: code for name, code in PEERS.items() if _is_installed(name)}
     programs |= {"import funcnet, and its modules used": USED, "(Python alone)": "pass"}
-    if rounds > 1:
-        for code in programs.values():
-            _process_seconds(code)  # byte code compiled, files in the page cache
-    samplers = {name: partial(_process_seconds, code) for name, code in programs.items()}
-    samples = harness.interleave(samplers, rounds)
-    wall, cpu = (
-        harness.summarise([{name: [s[i] for s in taken] for name, taken in samples.items()}]) for i in (0, 1)
-    )
-    rows: list[dict[str, object]]
-    rows = [{"program": name, "wall time": wall[name], "processor time": cpu[name]} for name in programs]
+    rows = timed(programs, rounds)
     for name in PEERS:
         if not _is_installed(name):
             rows.append({"program": PEERS[name], "wall time": "not installed"})
@@ -63,6 +54,19 @@ def imports(rounds: int) -> Table:
         f"the row of that is `{USED}`."
     )
     return Table("Start, import and exit of a process", rows, note)
+
+
+def timed(programs: Mapping[str, str], rounds: int) -> list[dict[str, object]]:
+    """A row per program, of that name: wall and processor time of whole processes, taken in turn."""
+    if rounds > 1:
+        for code in programs.values():
+            _process_seconds(code)  # byte code compiled, files in the page cache
+    samplers = {name: partial(_process_seconds, code) for name, code in programs.items()}
+    samples = harness.interleave(samplers, rounds)
+    wall, cpu = (
+        harness.summarise([{name: [s[i] for s in taken] for name, taken in samples.items()}]) for i in (0, 1)
+    )
+    return [{"program": name, "wall time": wall[name], "processor time": cpu[name]} for name in programs]
 
 
 def installed() -> Table:

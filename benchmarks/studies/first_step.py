@@ -14,7 +14,7 @@ import tempfile
 import time
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import footprint, harness
 from benchmarks.harness import SMOKE, WHOLE, Scale, Table
 
 NETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,7 +29,7 @@ NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT-base": ("encoder", {}),
     "ViT-B/16": ("vit", {}),
 }
-IMPORTS = {"jax, optax": "import jax, optax", "funcnet, jax, optax": "import funcnet, jax, optax"}
+IMPORTS = {code: code for code in ("import jax, optax", "import funcnet, jax, optax")}
 
 
 def run(scale: Scale) -> list[Table]:
@@ -47,13 +47,6 @@ def run(scale: Scale) -> list[Table]:
         {"funcnet train digits": name, **_medians(taken)}
         for name, taken in (("nothing kept yet", first), ("programs kept by the run before", second))
     ]
-    taken: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    for _ in range(4 * rounds):
-        for name, code in IMPORTS.items():
-            taken[name].append(_seconds_of([sys.executable, "-c", code]))
-    base, ours = taken.values()
-    ratio = statistics.median(b / a for a, b in zip(base, ours, strict=True))
-    imports = [{"import": name, "seconds": f"{statistics.median(all_):.2f}"} for name, all_ in taken.items()]
     return [
         Table("Init", drawn, f"Seconds, medians of {rounds}; nothing is compiled before. Target: 1.2."),
         Table(
@@ -61,18 +54,12 @@ def run(scale: Scale) -> list[Table]:
             digits,
             "Seconds. Targets: the first step 2.5, and with programs that were kept, 1 from init to its end.",
         ),
-        Table("Imports", imports, f"Median of the ratios {ratio:.3f}. Target: 1.02."),
+        Table("Imports", footprint.timed(IMPORTS, 4 * rounds), "Ratios are to the first. Target: 1.02."),
     ]
 
 
 def _medians(answers: list[dict[str, float]]) -> dict[str, str]:
     return {name: f"{statistics.median(answer[name] for answer in answers):.2f}" for name in answers[0]}
-
-
-def _seconds_of(command: list[str]) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True)
-    return time.perf_counter() - start
 
 
 def _ask(*question: str, **environment: str) -> dict[str, float]:
